@@ -1,0 +1,69 @@
+# Everything runs in a virtual environment of its own, made here from nothing but python3 (3.11 or newer).
+#   make demo     the whole story on a small trained model, no network needed once installed
+#   make test     the test suite          make lint    ruff, mypy and the import contract
+#   make parity   every published model   make help    the rest
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Test processes; each uses one thread.
+JOBS   ?= 2
+# Passed on to pytest, for example: make test ARGS='tests/test_recipes.py -x'
+ARGS   ?=
+
+BIN  := $(VENV)/bin
+BASE := $(VENV)/.installed
+DEV  := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install install-dev demo test lint format parity zoo-check evidence wheel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+# Made again only when pyproject.toml changes: the package is installed editable, so its code is always the current one.
+$(BASE): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "blurify needs Python 3.11 or newer, " + sys.executable + " is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	@echo 'Installing blurify into $(VENV): torch is large, so this takes some minutes the first time.'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(DEV): $(BASE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(BASE) ## the package alone, editable, in .venv
+install-dev: $(DEV) ## the package with what tests and lint need
+
+demo: $(BASE) ## convert a small trained model and show what it gains
+	$(BIN)/blurify demo
+
+test: $(DEV) ## the test suite
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint: $(DEV) ## ruff, mypy, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV) ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+parity: $(DEV) ## all published models against antialiased-cnns
+	$(BIN)/python benchmarks/parity.py
+
+zoo-check: $(DEV) ## convert and verify every architecture of timm and torchvision
+	$(BIN)/python benchmarks/zoo_check.py
+
+evidence: $(DEV) ## measure again what the documentation says
+	$(BIN)/python benchmarks/evidence.py
+
+wheel: $(DEV) ## build the wheel into dist/
+	$(BIN)/python -m hatchling build --target wheel
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,79 @@
+"""blurify: give it any PyTorch model and it gives the same model back, anti-aliased.
+
+    import blurify
+    model = blurify.convert(model)
+
+`inspect` lists the aliasing layers, `convert` blurs them and proves that nothing else changed, `save` and `load` keep
+the result with its plan, `BlurPool1d/2d/3d` are ordinary layers for use by hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from blurify.errors import BlurifyError, VerificationError
+
+if TYPE_CHECKING:
+    from blurify.checkpoints import load, save
+    from blurify.conversion import convert, inspect, proof_of
+    from blurify.layers import (
+        AvgBlurPool1d,
+        AvgBlurPool2d,
+        AvgBlurPool3d,
+        BlurPool1d,
+        BlurPool2d,
+        BlurPool3d,
+        MaxBlurPool1d,
+        MaxBlurPool2d,
+        MaxBlurPool3d,
+    )
+    from blurify.plan import Plan, Site
+    from blurify.recipes import Recipe
+    from blurify.surgery import plan_of
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AvgBlurPool1d",
+    "AvgBlurPool2d",
+    "AvgBlurPool3d",
+    "BlurPool1d",
+    "BlurPool2d",
+    "BlurPool3d",
+    "BlurifyError",
+    "MaxBlurPool1d",
+    "MaxBlurPool2d",
+    "MaxBlurPool3d",
+    "Plan",
+    "Recipe",
+    "Site",
+    "VerificationError",
+    "convert",
+    "inspect",
+    "load",
+    "plan_of",
+    "proof_of",
+    "save",
+]
+
+_HOMES = {
+    **{f"{pool}BlurPool{n}d": "layers" for pool in ("", "Max", "Avg") for n in (1, 2, 3)},
+    **dict.fromkeys(("convert", "inspect", "proof_of"), "conversion"),
+    **dict.fromkeys(("load", "save"), "checkpoints"),
+    **dict.fromkeys(("Plan", "Site"), "plan"),
+    "Recipe": "recipes",
+    "plan_of": "surgery",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: `blurify --help` needs no torch."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'blurify' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"blurify.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

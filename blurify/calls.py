@@ -1,0 +1,105 @@
+"""Stand-ins for strided torch calls inside a forward: each takes the function and its arguments, and runs it
+anti-aliased. `rewriting` routes a forward's own `F.max_pool2d(x, 3, 2)` through one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from blurify.layers import avg_blur_pool, max_blur_pool
+from blurify.sites import CONV_PARAMETERS, POOL_PARAMETERS, per_dim
+
+
+class _Call(nn.Module):
+    """Reads a call's arguments by name, however they were given."""
+
+    names: tuple[str, ...]
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(self.names, args, strict=False)) | kwargs
+
+
+class DenseConv(_Call):
+    """A functional convolution at another stride (the blur comes later in the graph)."""
+
+    names = CONV_PARAMETERS
+
+    def __init__(self, stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Run the convolution on its own arguments, but with this stride."""
+        given = self.bind(args, kwargs)
+        if not isinstance(given.get("stride", 1), int) or given.get("stride", 1) != 1:
+            given["stride"] = self.stride
+        return function(given.pop("input"), given.pop("weight"), **given)
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}"
+
+
+class BlurredConv(DenseConv):
+    """A functional convolution whose input is blurred first."""
+
+    def __init__(self, blurpool: nn.Module, stride: tuple[int, ...]) -> None:
+        super().__init__(stride)
+        self.blurpool = blurpool
+
+    def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Blur, then run the convolution with this stride."""
+        given = self.bind(args, kwargs)
+        return super().forward(function, self.blurpool(given.pop("input")), **given)
+
+
+class BlurredMaxPool(_Call):
+    """A functional max pool: dense, then blurred and subsampled, with the output size of the original."""
+
+    def __init__(self, blurpool: nn.Module, dense_kernel_size: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.blurpool = blurpool
+        self.dense_kernel_size = dense_kernel_size
+
+    names = POOL_PARAMETERS["max"]
+
+    def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Pool `input` (N, C, *spatial) as the call asks for."""
+        given = self.bind(args, kwargs)
+        rank = len(self.blurpool.stride)  # type: ignore[arg-type]
+        kernel = per_dim(given["kernel_size"], rank)
+        stride = per_dim(given.get("stride") or kernel, rank)
+        if stride != self.blurpool.stride:
+            return function(*args, **kwargs)
+        return max_blur_pool(
+            given["input"],
+            kernel,
+            stride,
+            per_dim(given.get("padding", 0), rank),
+            per_dim(given.get("dilation", 1), rank),
+            given.get("ceil_mode", False),
+            self.blurpool,
+            self.dense_kernel_size,
+        )
+
+
+class BlurredAvgPool(_Call):
+    """A functional average pool: replaced by the low-pass filter, with the output size of the original."""
+
+    names = POOL_PARAMETERS["avg"]
+
+    def __init__(self, blurpool: nn.Module) -> None:
+        super().__init__()
+        self.blurpool = blurpool
+
+    def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Filter `input` (N, C, *spatial) down to the size that the call asks for."""
+        given = self.bind(args, kwargs)
+        rank = len(self.blurpool.stride)  # type: ignore[arg-type]
+        kernel = per_dim(given["kernel_size"], rank)
+        stride = per_dim(given.get("stride") or kernel, rank)
+        if stride != self.blurpool.stride or len(self.blurpool.taps) == 1:  # type: ignore[arg-type]
+            return function(*args, **kwargs)
+        padding = per_dim(given.get("padding", 0), rank)
+        return avg_blur_pool(given["input"], kernel, stride, padding, given.get("ceil_mode", False), self.blurpool)

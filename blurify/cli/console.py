@@ -1,0 +1,165 @@
+"""What every command prints with: rich on a terminal, plain aligned text in a pipe, errors in one line on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from blurify.errors import BlurifyError, VerificationError
+
+TRACEBACK = "BLURIFY_TRACEBACK"
+_INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it
+
+
+def on_terminal() -> bool:
+    """Whether stdout is a terminal: rich output there, plain text elsewhere."""
+    return sys.stdout.isatty()
+
+
+def say(line: str = "", style: str = "") -> None:
+    """Print one line; the style counts on a terminal only."""
+    if on_terminal():
+        Console(highlight=False).print(Text(line, style=style))
+    else:
+        print(line)
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON, the same on a terminal and in a pipe."""
+    print(json.dumps(data, indent=2))
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    title: str = "",
+    styles: Sequence[str] = (),
+) -> None:
+    """Print a table: rich on a terminal; else one line a row, cells two spaces apart, nothing wrapped or cut.
+
+    Args:
+        columns: the headings.
+        rows: the cells, as text.
+        right: headings of the columns that are flush right.
+        title: a heading, on a terminal only.
+        styles: one rich style a row.
+    """
+    if on_terminal():
+        table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, expand=False)
+        for column in columns:
+            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        for index, row in enumerate(rows):
+            table.add_row(*(Text(cell) for cell in row), style=styles[index] if styles else None)
+        Console(highlight=False).print(table)
+        return
+    cells = [list(columns), *([cell or "-" for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
+    for row in cells:
+        aligned = (
+            cell.rjust(width) if heading in right else cell.ljust(width)
+            for cell, width, heading in zip(row, widths, columns, strict=True)
+        )
+        print("  ".join(aligned).rstrip())
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner on stderr while something runs; nothing where stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with Console(stderr=True).status(Text(what)):
+        yield
+
+
+@dataclass
+class Outcome:
+    """The exit code of a command, as it stands."""
+
+    code: int = 0
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[Outcome]:
+    """Turn every exception of the body into an exit code, and one line on stderr that says what to do.
+
+    BLURIFY_TRACEBACK=1 shows the traceback as well. Warnings and log lines of the libraries underneath are kept quiet
+    for the same reason: what reaches stderr is ours.
+    """
+    outcome = Outcome()
+    _quieten_libraries()
+    try:
+        yield outcome
+    except KeyboardInterrupt:
+        outcome.code = _INTERRUPTED
+    except BrokenPipeError:
+        _let_go_of_stdout()
+        outcome.code = _PIPE_CLOSED
+    except SystemExit as error:  # typer and rich turn some of the above into this
+        outcome.code = error.code if isinstance(error.code, int) else 1
+        _let_go_of_stdout()
+    except Exception as error:
+        outcome.code, message = _explain(error)
+        if os.environ.get(TRACEBACK, "") not in ("", "0"):
+            traceback.print_exc()
+        print_error(message)
+    return
+
+
+def print_error(message: str) -> None:
+    """Print `error: ...` in one line on stderr."""
+    line = " ".join(message.split())
+    if sys.stderr.isatty():
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text("error: ", style="bold red") + Text(line))
+    else:
+        print(f"error: {line}", file=sys.stderr)
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """The exit code of an exception and the line for it."""
+    if isinstance(error, VerificationError):
+        return 1, str(error)
+    if isinstance(error, BlurifyError):
+        return 2, str(error)
+    format_message = getattr(error, "format_message", None)  # typer's own usage errors, whichever click it carries
+    if format_message is not None:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        return getattr(error, "exit_code", 2), f"{format_message().rstrip('.')}{hint}"
+    return 1, f"{type(error).__name__}: {error} (set {TRACEBACK}=1 for the traceback)"
+
+
+def _quieten_libraries() -> None:
+    if os.environ.get(TRACEBACK, "") not in ("", "0"):
+        return
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.NullHandler())
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _let_go_of_stdout() -> None:
+    """Keep the interpreter from complaining at exit that nobody reads stdout."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

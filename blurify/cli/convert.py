@@ -1,0 +1,100 @@
+"""`blurify convert`: convert a model, verify it, write it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from blurify.cli import console, options, report
+
+
+def convert(
+    model: options.Model,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="OUT", help="File to write: .safetensors, or .pt (torch's format)."),
+    ],
+    recipe: options.Recipe = None,
+    filter_size: options.FilterSize = None,
+    input_shape: options.InputShape = None,
+    arch: options.Arch = None,
+    random: options.Random = False,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the conversion before writing.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
+    write_unchanged: Annotated[
+        bool, typer.Option("--write-unchanged", help="Write OUT even where there is nothing to convert.")
+    ] = False,
+    allow: options.Allow = None,
+    trust: options.Trust = False,
+    json: options.Json = False,
+) -> None:
+    """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing."""
+    options.check_filter_size(filter_size)
+    with console.working("loading torch"):
+        from blurify import checkpoints
+
+    checkpoints.check_target(output, force=force)  # before the work, so that none is wasted
+    with console.working("reading the model"):
+        inputs = options.example_inputs(input_shape)
+        from blurify.recipes import load_recipe
+
+        wanted = load_recipe(recipe)
+        if filter_size is not None:
+            wanted = wanted.with_filter(filter_size=filter_size)
+        loaded = options.open_model(model, arch=arch, pretrained=not random, allow=allow, trust=trust)
+    import blurify
+
+    plan, proof = blurify.plan_of(loaded.model), None
+    already = plan is not None
+    converted = loaded.model
+    if plan is None:
+        with console.working("converting" + (" and verifying" if verify else "")):
+            converted = blurify.convert(loaded.model, wanted, example_inputs=inputs, inplace=not verify, verify=verify)
+        plan = blurify.plan_of(converted)
+        proof = blurify.proof_of(converted)
+        if plan is None:  # a model without a single site may come back as it was
+            plan = blurify.inspect(converted, example_inputs=inputs, recipe=wanted)
+    changed = bool(plan.converted) and not already
+    written = changed or write_unchanged
+    if written:
+        with console.working(f"writing {output}"):
+            checkpoints.save(converted, output, source=loaded.source, force=force)
+    size = output.stat().st_size if written else 0
+
+    if json:
+        console.print_json(
+            {
+                "plan": plan.to_dict(),
+                "totals": report.totals(plan),
+                "already_converted": already,
+                "proof": _proof_data(proof),
+                "file": {"path": str(output), "bytes": size} if written else None,
+            }
+        )
+        return
+    if loaded.note:
+        console.say(loaded.note)
+    console.say(report.headline(plan), style="bold")
+    if already:
+        console.say(f"already converted ({len(plan.converted)} of {len(plan.sites)} sites blurred): nothing to do")
+    else:
+        report.print_site_lines(plan)
+        console.say(report.totals_line(plan))
+        if proof is not None:
+            for line in proof.lines():
+                console.say(line, style="green")
+        elif changed:
+            console.say("not verified (--no-verify)", style="yellow")
+    if written:
+        console.say(f"wrote {output} ({report.file_size(size)})", style="bold")
+    else:
+        console.say(f"nothing to convert, {output} was not written (--write-unchanged writes it all the same)")
+
+
+def _proof_data(proof: Any) -> dict[str, Any] | None:
+    if proof is None:
+        return None
+    return {**dataclasses.asdict(proof), "lines": proof.lines()}

@@ -1,0 +1,11 @@
+"""The errors a user can meet. Each message is one line that says what to do."""
+
+from __future__ import annotations
+
+
+class BlurifyError(Exception):
+    """Bad usage or bad input: the message is one line that says what is wrong and what to do (CLI exit code 2)."""
+
+
+class VerificationError(BlurifyError):
+    """The converted model did not pass its proof; nothing was changed or written (CLI exit code 1)."""

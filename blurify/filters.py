@@ -1,0 +1,102 @@
+"""Low-pass filters as plain numbers: the binomial taps, and how a filter for factor 2 becomes one for factor s."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from blurify.errors import BlurifyError
+
+MAX_FILTER_SIZE = 7
+
+
+def binomial_taps(size: int) -> tuple[float, ...]:
+    """The binomial filter `C(size - 1, k) / 2**(size - 1)`: (1,), (1, 1)/2, (1, 2, 1)/4, (1, 3, 3, 1)/8, ...
+
+    Args:
+        size: number of taps, 1 (the identity) to 7.
+
+    Raises:
+        BlurifyError: for any other size.
+
+    Source: Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019, section 4.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_FILTER_SIZE:
+        raise BlurifyError(f"filter size {size!r}: give a whole number from 1 to {MAX_FILTER_SIZE}, or your own taps")
+    return tuple(math.comb(size - 1, k) / 2 ** (size - 1) for k in range(size))
+
+
+def resolve_taps(filter_size: int | None, taps: Sequence[float] | None) -> tuple[float, ...]:
+    """The user's own `taps`, normalised to sum 1, or else the binomial filter of `filter_size` taps.
+
+    Raises:
+        BlurifyError: where neither is given, or the taps are not finite numbers with a positive sum.
+    """
+    if taps is None:
+        if filter_size is None:
+            raise BlurifyError("no filter: give a filter size from 1 to 7, or your own taps")
+        return binomial_taps(filter_size)
+    try:
+        values = [float(tap) for tap in taps]
+    except (TypeError, ValueError):
+        values = []
+    total = math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+    if not total > 1e-6 * sum(map(abs, values)):  # also false for nan and for no taps at all
+        raise BlurifyError(f"taps {taps!r}: give a list of finite numbers with a positive sum, for example 1, 2, 1")
+    return tuple(value / total for value in values)
+
+
+def compose_taps(taps: Sequence[float], factor: int) -> tuple[float, ...]:
+    """The filter that guards a subsampling by `factor`, that is, cuts off at pi/factor.
+
+    Subsampling by a composite factor is subsampling by its primes in turn, so the filter is the cascade of one filter
+    a prime, each upsampled by the primes before it: `taps` for 2, and for an odd prime p the box of p samples
+    convolved with itself len(taps) - 1 times (what the binomial is for p = 2). It has
+    (len(taps) - 1) * (factor - 1) + 1 taps, sums to 1 and, if binomial, is zero at the multiples of 2 pi / factor.
+
+    Args:
+        taps: the filter for factor 2, summing to 1; one tap (the identity) stays the identity.
+        factor: the subsampling to guard against; 1 needs no filter and gives (1.0,).
+
+    Raises:
+        BlurifyError: where factor is not a whole number of at least 1.
+    """
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise BlurifyError(f"factor {factor!r}: give a whole number of at least 1")
+    if len(taps) == 1:
+        return (1.0,)
+    composed, done = [1.0], 1
+    for prime in _prime_factors(factor):
+        stage = list(taps)
+        if prime != 2:
+            stage = [1.0]
+            for _ in range(len(taps) - 1):
+                stage = _convolve(stage, [1 / prime] * prime)
+        composed = _convolve(composed, _upsample(stage, done))
+        done *= prime
+    return tuple(composed)
+
+
+def _prime_factors(number: int) -> list[int]:
+    primes, prime = [], 2
+    while number > 1:
+        if number % prime:
+            prime += 1
+        else:
+            primes.append(prime)
+            number //= prime
+    return primes
+
+
+def _upsample(taps: list[float], factor: int) -> list[float]:
+    result = [0.0] * ((len(taps) - 1) * factor + 1)
+    result[::factor] = taps
+    return result
+
+
+def _convolve(left: list[float], right: list[float]) -> list[float]:
+    result = [0.0] * (len(left) + len(right) - 1)
+    for i, a in enumerate(left):
+        for j, b in enumerate(right):
+            result[i + j] += a * b
+    return result

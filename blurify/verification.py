@@ -1,0 +1,195 @@
+"""Prove that a conversion changed nothing but the blur: section 5 of the design."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blurify.errors import VerificationError
+from blurify.plan import Plan
+from blurify.planning import make_plan
+from blurify.surgery import apply_plan, identity
+from blurify.tracing import Inputs, map_tensors, tensors_in
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+"""Largest relative error of the identity check. float64 is the arbiter where float32 is too noisy."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was checked after a conversion.
+
+    Attributes:
+        identity_error: largest relative error of the outputs when the same plan is carried out with the one-tap filter.
+        dtype: the precision in which that was computed ('float32', or 'float64' where float32 was too noisy).
+        outputs: how many output tensors were compared.
+        sites_converted: the sites that the plan converts.
+        sites_left: those of them that tracing the converted model still finds (0).
+        tensors_equal: the tensors of the state_dict, all with the same name and the same bits.
+        seconds: how long the proof took.
+    """
+
+    identity_error: float
+    dtype: str
+    outputs: int
+    sites_converted: int
+    sites_left: int
+    tensors_equal: int
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """The proof in words, one line a check."""
+        return [
+            f"identity: with the one-tap filter the model computes the original function "
+            f"(relative error {self.identity_error:.1e} in {self.dtype}, {self.outputs} outputs)",
+            f"audit: tracing the result finds {self.sites_left} of the {self.sites_converted} converted sites still aliasing",
+            f"weights: all {self.tensors_equal} tensors of the state_dict keep their names and bits",
+        ]
+
+
+def verify(original: nn.Module, converted: nn.Module, plan: Plan, inputs: Inputs) -> Proof:
+    """Prove a conversion; neither model is changed.
+
+    Args:
+        original: the model before the conversion.
+        converted: the model after it, with the same weights.
+        plan: what was done.
+        inputs: (args, kwargs); tensors of zeros are filled with noise.
+
+    Raises:
+        VerificationError: a check failed; the message names it and what to do.
+    """
+    begin = time.perf_counter()
+    equal = check_weights(original, converted)
+    left = sites_left(converted, plan, inputs)
+    if left:
+        raise VerificationError(
+            f"{len(left)} of the sites that the plan converts still alias, first {left[0]}: "
+            "please report this model; skip the site in a recipe ([skip] names) to go on"
+        )
+    error, dtype, outputs = identity_error(original, plan, inputs)
+    if not error <= TOLERANCE[dtype]:
+        raise VerificationError(
+            f"with the one-tap filter the outputs differ from the original's by {error:.1e} ({dtype}): "
+            "please report this model; --no-verify (verify=False) converts it all the same"
+        )
+    return Proof(error, dtype, outputs, len(plan.converted), 0, equal, time.perf_counter() - begin)
+
+
+def check_weights(original: nn.Module, converted: nn.Module) -> int:
+    """Count the tensors of the state_dict, after checking that each has the name and the bits that it had."""
+    before, after = original.state_dict(), converted.state_dict()
+    if list(before) != list(after):
+        odd = sorted(set(before) ^ set(after)) or ["their order"]
+        raise VerificationError(f"the state_dict has other keys than the original's: {odd[0]}")
+    for name, tensor in before.items():
+        if isinstance(tensor, Tensor) and not _same_bits(tensor, after[name]):
+            raise VerificationError(f"the tensor {name} is not the original's")
+    return sum(isinstance(tensor, Tensor) for tensor in before.values())
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a is b or a.is_meta or a.data_ptr() == b.data_ptr() or torch.equal(a, b):
+        return True
+    return a.is_floating_point() and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def sites_left(converted: nn.Module, plan: Plan, inputs: Inputs) -> list[str]:
+    """The names of sites that the plan converted and that a trace of the converted model still finds."""
+    again = {site.name: site for site in make_plan(converted, plan.recipe, inputs).sites}
+    left = []
+    for site in plan.converted:
+        now = again.get(site.name)
+        if now is not None and now.rule != "already-filtered" and now.stride == site.stride:
+            left.append(site.name)
+    return left
+
+
+def identity_error(original: nn.Module, plan: Plan, inputs: Inputs) -> tuple[float, str, int]:
+    """How far the conversion with the one-tap filter is from the original: (relative error, dtype, outputs compared)."""
+    converted = sharing_copy(original)
+    apply_plan(converted, identity(plan))
+    noise = _with_noise(inputs, _like(original))
+    error, outputs = _compare(original, converted, noise)
+    if error <= TOLERANCE["float32"] or _like(original).dtype == torch.float64:
+        return error, "float32" if _like(original).dtype != torch.float64 else "float64", outputs
+    # Half precision, or sums so long that the order of additions shows: compute again in float64.
+    double = copy.deepcopy(original).double()
+    converted = sharing_copy(double)
+    apply_plan(converted, identity(plan))
+    error, outputs = _compare(double, converted, map_tensors(noise, _to_double))
+    return error, "float64", outputs
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model's modules around the very same parameters and buffers (it takes no memory for them)."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def _compare(original: nn.Module, converted: nn.Module, inputs: Inputs) -> tuple[float, int]:
+    expected, actual = _outputs(original, inputs), _outputs(converted, inputs)
+    if [t.shape for t in expected] != [t.shape for t in actual]:
+        return float("inf"), len(expected)
+    return max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0), len(expected)
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    args, kwargs = map_tensors(inputs, Tensor.clone)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            return tensors_in(model(*args, **kwargs))
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _relative(expected: Tensor, actual: Tensor) -> float:
+    if not expected.numel():
+        return 0.0
+    a, b = expected.detach().double(), actual.detach().double()
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()):
+        return float("inf")
+    a, b = a[finite], b[finite]
+    if not a.numel():
+        return 0.0
+    scale = a.abs().max().item()
+    return (a - b).abs().max().item() / (scale or 1.0)
+
+
+def _like(model: nn.Module) -> Tensor:
+    """A floating-point tensor of the model, for its device and dtype."""
+    tensors: Sequence[Tensor] = [*model.parameters(), *model.buffers()]
+    return next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
+
+
+def _with_noise(inputs: Inputs, like: Tensor) -> Inputs:
+    """The inputs on the model's device; where they hold nothing (meta tensors, all zeros), noise."""
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype, device=like.device) if tensor.is_meta else tensor.to(like.device)
+        if tensor.is_meta or not tensor.any():
+            tensor = torch.randn(tensor.shape, generator=generator)
+        return tensor.to(like.device, like.dtype)
+
+    return map_tensors(inputs, fill)
+
+
+def _to_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
