@@ -11,6 +11,7 @@ A file appears under its name complete or not at all.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import secrets
@@ -18,14 +19,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from blurify import models
+from blurify import models, surgery
 from blurify.errors import BlurifyError
-from blurify.models import HEADER, HEADER_FORMAT, ModelSource
+from blurify.models import HEADER, Checkpoint, LoadedModel, ModelSource
+from blurify.plan import Plan
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from blurify.plan import Plan
+HEADER_FORMAT = 1
 
 
 def save(model: nn.Module, path: str | Path, *, source: ModelSource | None = None, force: bool = False) -> Path:
@@ -44,8 +46,6 @@ def save(model: nn.Module, path: str | Path, *, source: ModelSource | None = Non
         BlurifyError: the model carries no plan, the target exists or can't be written, or the model can't be pickled.
             Nothing is left behind then.
     """
-    from blurify import surgery
-
     path = Path(path).expanduser()
     plan = surgery.plan_of(model)
     if plan is None:
@@ -79,14 +79,76 @@ def load(
     Raises:
         BlurifyError: the file is no converted model, or the model can't be built.
     """
-    from blurify import surgery
-
     checkpoint = models.read_checkpoint(path, allow=allow, trust=trust)
     if checkpoint.module is not None and surgery.plan_of(checkpoint.module) is not None:
         return checkpoint.module.eval()
     if checkpoint.module is not None or checkpoint.header is None:
         raise BlurifyError(f"{path} carries no plan: it is not a model that blurify converted (convert it first)")
-    return models.rebuild(checkpoint, model=model, arch=arch)[0].eval()
+    return _rebuild(checkpoint, model=model, arch=arch)[0].eval()
+
+
+def open_model(
+    spec: str, *, arch: str | None = None, pretrained: bool = True, allow: Sequence[str] = (), trust: bool = False
+) -> LoadedModel:
+    """`models.load_model` that also opens the files which `save` wrote: whatever a user may name as MODEL."""
+
+    def rebuild(checkpoint: Checkpoint, arch: str | None) -> LoadedModel:
+        model, source = _rebuild(checkpoint, arch=arch)
+        return LoadedModel(model.eval(), source, checkpoint.note)
+
+    return models.load_model(spec, arch=arch, pretrained=pretrained, allow=allow, trust=trust, rebuild=rebuild)
+
+
+def _rebuild(
+    checkpoint: Checkpoint, *, model: nn.Module | None = None, arch: str | None = None
+) -> tuple[nn.Module, ModelSource]:
+    """The converted model of a file in which blurify wrote tensors and a plan.
+
+    Args:
+        checkpoint: with a header.
+        model: the unconverted model; it is left as it is.
+        arch: what builds the unconverted model, instead of what the file says.
+
+    Raises:
+        BlurifyError: the file doesn't say how to build the model, or the parts don't fit.
+    """
+    header, path = checkpoint.header or {}, checkpoint.path
+    if header.get("format") != HEADER_FORMAT or not isinstance(header.get("plan"), dict):
+        raise BlurifyError(
+            f"{path} was written by another version of blurify (format {header.get('format')!r}): convert the model "
+            f"again"
+        )
+    plan = Plan.from_dict(header["plan"])
+    recorded = header.get("source")
+    source = ModelSource.from_dict(recorded) if isinstance(recorded, dict) else ModelSource(path.name, "module")
+    if model is not None:
+        model = copy.deepcopy(model)
+    elif arch is not None:
+        model, resolved = models.build(arch, pretrained=False)
+        source = ModelSource(path.name, "weights", resolved)
+    elif source.arch is not None:
+        if source.arch.startswith("python:"):
+            raise BlurifyError(
+                f"{path} was made from {source.arch}: add --arch {source.arch} to run that code (in Python: "
+                f"arch=..., or"
+                " model=the original model)"
+            )
+        model, _ = models.build(source.arch, pretrained=False, weightless=source.arch.startswith("torchvision/"))
+    else:
+        raise BlurifyError(
+            f"{path} holds tensors and a plan, but not how to build the model: give load(path, model=the original "
+            f"model), or"
+            " --arch timm/NAME, torchvision/NAME or python:module:factory"
+        )
+    where = arch or source.arch or f"the {type(model).__name__} that was given"
+    applied = surgery.plan_of(model)
+    if applied is None:
+        models.check_fit(model, checkpoint.tensors or {}, str(path), where)
+        surgery.apply_plan(model, plan)
+    elif applied != plan:
+        raise BlurifyError(f"the model given for {path} was converted by another plan: give the original model")
+    models.fill(model, checkpoint.tensors or {}, where=str(path), arch=where)
+    return model, source
 
 
 def check_target(path: str | Path, *, force: bool = False) -> None:

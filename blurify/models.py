@@ -15,7 +15,7 @@ import sys
 import typing
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HEADER = "blurify"  # the entry of a file, or of its metadata, that carries the plan
-HEADER_FORMAT = 1
 
 # Where training programs keep the weights, the averaged ones first (as timm's own loader does).
 _WRAPPERS = (
@@ -95,7 +94,13 @@ class Checkpoint:
 
 
 def load_model(
-    spec: str, *, arch: str | None = None, pretrained: bool = True, allow: Sequence[str] = (), trust: bool = False
+    spec: str,
+    *,
+    arch: str | None = None,
+    pretrained: bool = True,
+    allow: Sequence[str] = (),
+    trust: bool = False,
+    rebuild: Callable[[Checkpoint, str | None], LoadedModel] | None = None,
 ) -> LoadedModel:
     """The model that the user means.
 
@@ -107,6 +112,7 @@ def load_model(
         allow: classes (`mypkg.nets.Net`) that a pickled module may consist of besides those of torch, torchvision and
             timm.
         trust: run whatever a pickled file contains.
+        rebuild: what makes the model of a file in which blurify wrote tensors and a plan (see `checkpoints.open_model`).
 
     Raises:
         BlurifyError: there is no such model or file, its weights can't be had, or the file is not safe or not a model.
@@ -121,8 +127,9 @@ def load_model(
     if checkpoint.module is not None:
         return LoadedModel(checkpoint.module.eval(), ModelSource(name, "module"), checkpoint.note)
     if checkpoint.header is not None:
-        model, source = rebuild(checkpoint, arch=arch)
-        return LoadedModel(model.eval(), source, checkpoint.note)
+        if rebuild is None:
+            raise BlurifyError(f"{checkpoint.path} holds a converted model: open it with blurify.load")
+        return rebuild(checkpoint, arch)
     if arch is None:
         raise BlurifyError(
             f"{checkpoint.path} holds only weights ({len(checkpoint.tensors or {})} tensors): say what they belong "
@@ -307,7 +314,7 @@ def _no_download(active: bool) -> Iterator[None]:
 
 @contextmanager
 def _fail_fast(active: bool) -> Iterator[None]:
-    """Without a network, look only into the hub's cache: its client would try for most of a minute, noisily."""
+    """Without a network, look only into the cache: the client of the hub would try for most of a minute, noisily."""
     if not active:
         yield
         return
@@ -584,63 +591,6 @@ def _search(value: Any, depth: int) -> tuple[Any, str]:
     return (hits[0][1], hits[0][0]) if len(hits) == 1 else (None, "")
 
 
-def rebuild(
-    checkpoint: Checkpoint, *, model: nn.Module | None = None, arch: str | None = None
-) -> tuple[nn.Module, ModelSource]:
-    """The converted model of a file in which blurify wrote tensors and a plan.
-
-    Args:
-        checkpoint: with a header.
-        model: the unconverted model; it is left as it is.
-        arch: what builds the unconverted model, instead of what the file says.
-
-    Raises:
-        BlurifyError: the file doesn't say how to build the model, or the parts don't fit.
-    """
-    import copy
-
-    from blurify import surgery
-    from blurify.plan import Plan
-
-    header, path = checkpoint.header or {}, checkpoint.path
-    if header.get("format") != HEADER_FORMAT or not isinstance(header.get("plan"), dict):
-        raise BlurifyError(
-            f"{path} was written by another version of blurify (format {header.get('format')!r}): convert the model "
-            f"again"
-        )
-    plan = Plan.from_dict(header["plan"])
-    recorded = header.get("source")
-    source = ModelSource.from_dict(recorded) if isinstance(recorded, dict) else ModelSource(path.name, "module")
-    if model is not None:
-        model = copy.deepcopy(model)
-    elif arch is not None:
-        model, resolved = build(arch, pretrained=False)
-        source = ModelSource(path.name, "weights", resolved)
-    elif source.arch is not None:
-        if source.arch.startswith("python:"):
-            raise BlurifyError(
-                f"{path} was made from {source.arch}: add --arch {source.arch} to run that code (in Python: "
-                f"arch=..., or"
-                " model=the original model)"
-            )
-        model, _ = build(source.arch, pretrained=False, weightless=source.arch.startswith("torchvision/"))
-    else:
-        raise BlurifyError(
-            f"{path} holds tensors and a plan, but not how to build the model: give load(path, model=the original "
-            f"model), or"
-            " --arch timm/NAME, torchvision/NAME or python:module:factory"
-        )
-    where = arch or source.arch or f"the {type(model).__name__} that was given"
-    applied = surgery.plan_of(model)
-    if applied is None:
-        _check_fit(model, checkpoint.tensors or {}, str(path), where)
-        surgery.apply_plan(model, plan)
-    elif applied != plan:
-        raise BlurifyError(f"the model given for {path} was converted by another plan: give the original model")
-    fill(model, checkpoint.tensors or {}, where=str(path), arch=where)
-    return model, source
-
-
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, arch: str) -> None:
     """Load tensors into a model, bit by bit and in their own dtypes.
 
@@ -655,7 +605,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, arch: s
     import torch
 
     tensors = _match_names(model, tensors)
-    _check_fit(model, tensors, where, arch)
+    check_fit(model, tensors, where, arch)
     own = model.state_dict(keep_vars=True)
     for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor) and own[name].dtype != tensor.dtype:
@@ -686,7 +636,8 @@ def _match_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
     return names
 
 
-def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str, arch: str) -> None:
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str, arch: str) -> None:
+    """Raise BlurifyError, saying which, where names or shapes of tensors are not the model's."""
     own = {name: tuple(value.shape) if hasattr(value, "shape") else () for name, value in model.state_dict().items()}
     theirs = {name: tuple(value.shape) if hasattr(value, "shape") else () for name, value in tensors.items()}
     missing = [name for name in own if name not in theirs]

@@ -116,28 +116,50 @@ def sites_left(converted: nn.Module, plan: Plan, inputs: Inputs) -> list[str]:
 
 def identity_error(original: nn.Module, plan: Plan, inputs: Inputs) -> tuple[float, str, int]:
     """How far the conversion with the one-tap filter is from the original: (relative error, dtype, outputs compared)."""
-    converted = sharing_copy(original)
-    apply_plan(converted, identity(plan))
+    if not plan.edits:
+        return 0.0, "float32", 0
+    unfiltered = identity(plan)
     noise = _with_noise(inputs, _like(original))
-    error, outputs = _compare(original, converted, noise)
-    if error <= TOLERANCE["float32"] or _like(original).dtype == torch.float64:
-        return error, "float32" if _like(original).dtype != torch.float64 else "float64", outputs
-    # Half precision, or sums so long that the order of additions shows: compute again in float64.
-    double = copy.deepcopy(original).double()
-    converted = sharing_copy(double)
-    apply_plan(converted, identity(plan))
-    error, outputs = _compare(double, converted, map_tensors(noise, _to_double))
+    probe = _lively(original)
+    single = _like(original).dtype != torch.float64
+    if single:
+        error, outputs = _compare(probe, unfiltered, noise)
+        if error <= TOLERANCE["float32"]:
+            return error, "float32", outputs
+        # Half precision, or sums so long that the order of additions shows: compute again in float64.
+        probe, noise = copy.deepcopy(probe).double(), map_tensors(noise, _to_double)
+    error, outputs = _compare(probe, unfiltered, noise)
     return error, "float64", outputs
 
 
-def sharing_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model's modules around the very same parameters and buffers (it takes no memory for them)."""
+def _lively(model: nn.Module) -> nn.Module:
+    """A copy of the model, sharing its weights but for those that are (almost) zero, which get noise: a branch that a
+    fresh model multiplies by zero (last norms, layer scales) would else not be checked at all."""
+    generator = torch.Generator().manual_seed(0)
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if parameter.numel() and parameter.is_floating_point() and not parameter.detach().abs().max() > 1e-2:
+            noise = 0.5 + torch.rand(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                noise = (noise - 1) / max(parameter[0].numel(), 1) ** 0.5 if parameter[0].numel() > 1 else noise
+            noise = noise.to(parameter.device, parameter.dtype)
+            memo[id(parameter)] = nn.Parameter(noise, requires_grad=parameter.requires_grad)
+    return sharing_copy(model, memo)
+
+
+def sharing_copy(model: nn.Module, instead: dict[int, Any] | None = None) -> nn.Module:
+    """A copy of the model's modules around the very same parameters and buffers (it takes no memory for them), or
+    around other ones that are given by the id of theirs."""
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, memo | (instead or {}))
 
 
-def _compare(original: nn.Module, converted: nn.Module, inputs: Inputs) -> tuple[float, int]:
-    expected, actual = _outputs(original, inputs), _outputs(converted, inputs)
+def _compare(original: nn.Module, plan: Plan, inputs: Inputs) -> tuple[float, int]:
+    """The largest relative difference that carrying out the plan makes in the outputs, and how many those are."""
+    expected = _outputs(original, inputs)
+    converted = sharing_copy(original)
+    apply_plan(converted, plan)
+    actual = _outputs(converted, inputs)
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf"), len(expected)
     return max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0), len(expected)

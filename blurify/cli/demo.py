@@ -86,7 +86,7 @@ def _print_results(
             for name, result in results.items()
         ],
         right=("by 1 pixel", "by 2 pixels", "accuracy"),
-        styles=["", "", "bold green"],
+        styles=["", "bold green", "green"],
     )
     console.say(
         f"The same {epochs} epochs without the conversion: {control['changed']['1']:.2%} and "
@@ -111,7 +111,8 @@ def _print_picture(images: Tensor, labels: Tensor, answers: dict[str, Tensor]) -
     console.say(f"One held-out {int(labels[index])}, as it was and {where} (picked because its answer changes):")
     if console.on_terminal():
         for left, right in zip(_blocks(first), _blocks(second), strict=True):
-            console.say(f"  {left}    {right}")
+            if not (left + right).isspace():
+                console.say(f"  {left}    {right}")
     for name in (ORIGINAL, CONVERTED, FINETUNED):
         before, after = int(answers[name][y, x, index]), int(answers[name][y + dy, x + dx, index])
         line = f"  {name + ':':<23} {before} -> {after}"
@@ -146,7 +147,7 @@ def _direction(step: int, minus: str, plus: str) -> str:
 
 
 def _blocks(picture: Tensor) -> list[str]:
-    """A picture (H, W) in 0..1 as text of H/2 lines: two pixels a character, by half blocks and shades of it."""
+    """A picture (H, W) in 0..1 as text of H/2 lines: two pixels a character, by half blocks."""
     dark = picture > 0.35
     rows = []
     for upper, lower in zip(dark[0::2].tolist(), dark[1::2].tolist(), strict=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Console
+
 from blurify.cli import console
 from blurify.plan import Plan, Site
 
@@ -69,18 +71,18 @@ def totals_line(plan: Plan) -> str:
     return line
 
 
-def site_line(site: Site) -> str:
-    """What was done at a site, in one line."""
-    what = f"{site.name}  {site.kind} {dimensions(site.kernel_size)}/{dimensions(site.stride)}"
-    if site.action == "skip":
-        return f"skip  {what}  {site.reason}"
-    return f"blur  {what}  {site.placement or site.reason}"
-
-
 def print_site_lines(plan: Plan) -> None:
     """One line a site; on a terminal dim where it was skipped."""
-    for site in plan.sites:
-        console.say(site_line(site), style="dim" if site.action == "skip" else "")
+    whats = [f"{site.kind} {dimensions(site.kernel_size)}/{dimensions(site.stride)}" for site in plan.sites]
+    names = max((len(site.name) for site in plan.sites), default=0)
+    kinds = max(map(len, whats), default=0)
+    for site, what in zip(plan.sites, whats, strict=True):
+        skipped = site.action == "skip"
+        done = site.reason if skipped else site.placement or site.reason
+        console.say(
+            f"{site.action}  {site.name:<{names}}  {what:<{kinds}}  {' '.join(done.split())}",
+            style="dim" if skipped else "",
+        )
 
 
 def _sites(count: int) -> str:
@@ -113,6 +115,7 @@ def _print_plain(sites: tuple[Site, ...]) -> None:
 
 def _print_rich(sites: tuple[Site, ...]) -> None:
     """On a terminal the width is scarce: shapes without the batch, and where the blur goes or why it does not."""
+    wide = Console().width >= 150
     columns = ("site", "kind", "k/s", "in → out", "action", "+ macs", "where the blur goes, or why not")
     rows = [
         (
@@ -122,7 +125,7 @@ def _print_rich(sites: tuple[Site, ...]) -> None:
             f"{dimensions(site.input_shape[1:])} → {dimensions(site.output_shape[1:])}",
             site.action,
             _extra(site),
-            f"{site.placement}: {site.reason}" if site.placement and site.reason else site.placement or site.reason,
+            f"{site.placement}: {site.reason}" if wide and site.placement else site.placement or site.reason,
         )
         for site in sites
     ]

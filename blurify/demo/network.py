@@ -36,9 +36,9 @@ class Block(nn.Module):
 
 
 class DigitNet(nn.Module):
-    """Ten digits from a grey canvas: (N, 1, 32, 32) -> (N, 10) logits."""
+    """Ten digits from a grey canvas: (N, 1, 40, 40) -> (N, 10) logits."""
 
-    def __init__(self, width: int = 12) -> None:
+    def __init__(self, width: int = 6) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2, 2)

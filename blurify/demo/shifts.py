@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CANVAS = 32
-DIGIT = 20
+CANVAS = 40
+DIGIT = 28
 FIRST, WINDOW, REACH = 3, 7, 2  # the window's first row and column on the canvas, its side, the longest shift
 
 
@@ -35,7 +35,7 @@ class Steadiness:
 
 
 def place(images: Tensor, y: int, x: int) -> Tensor:
-    """Digits (N, 8, 8) uint8, enlarged to 20x20, on black canvases with their corner at (y, x): (N, 1, 32, 32)."""
+    """Digits (N, 8, 8) uint8, enlarged to 28x28, on black canvases with their corner at (y, x): (N, 1, 40, 40)."""
     digits = F.interpolate(images[:, None].float() / 16, size=(DIGIT, DIGIT), mode="bilinear", align_corners=False)
     return F.pad(digits, (x, CANVAS - DIGIT - x, y, CANVAS - DIGIT - y))
 
