@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from blurify import models, surgery
+from blurify import models
 from blurify.errors import BlurifyError
 from blurify.models import HEADER, Checkpoint, LoadedModel, ModelSource
 from blurify.plan import Plan
@@ -46,6 +46,8 @@ def save(model: nn.Module, path: str | Path, *, source: ModelSource | None = Non
         BlurifyError: the model carries no plan, the target exists or can't be written, or the model can't be pickled.
             Nothing is left behind then.
     """
+    from blurify import surgery
+
     path = Path(path).expanduser()
     plan = surgery.plan_of(model)
     if plan is None:
@@ -79,6 +81,8 @@ def load(
     Raises:
         BlurifyError: the file is no converted model, or the model can't be built.
     """
+    from blurify import surgery
+
     checkpoint = models.read_checkpoint(path, allow=allow, trust=trust)
     if checkpoint.module is not None and surgery.plan_of(checkpoint.module) is not None:
         return checkpoint.module.eval()
@@ -112,6 +116,8 @@ def _rebuild(
     Raises:
         BlurifyError: the file doesn't say how to build the model, or the parts don't fit.
     """
+    from blurify import surgery
+
     header, path = checkpoint.header or {}, checkpoint.path
     if header.get("format") != HEADER_FORMAT or not isinstance(header.get("plan"), dict):
         raise BlurifyError(

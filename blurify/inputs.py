@@ -53,7 +53,8 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
         raise BlurifyError("this is a scripted model, which can't be changed any more: give the model before torch.jit")
     if type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
         raise BlurifyError("this model is compiled: convert it first, then torch.compile the result")
-    if type(model).__name__ == "GraphModule" and "quantize" in str(getattr(model, "code", "")):
+    static = ("torch.ao.nn.quantized.modules", "torch.ao.nn.intrinsic.quantized.modules")
+    if any(type(module).__module__.startswith(static) for module in model.modules()):
         raise BlurifyError("this model is quantized, its weights are fixed to its strides: convert the float model")
     if example_inputs is not None:
         inputs = given_inputs(example_inputs)
@@ -82,13 +83,14 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
 
 
 def _guesses(model: nn.Module) -> Iterator[Inputs]:
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, Mapping) or hasattr(config, "get"):
         size = config.get("input_size")  # type: ignore[union-attr]
         if size:
-            yield (torch.zeros(1, *size),), {}
+            yield (torch.zeros(1, *size, dtype=dtype),), {}
     for shape in _shapes(model):
-        image = torch.zeros(shape)
+        image = torch.zeros(shape, dtype=dtype)
         wanted = max(_required(model), 1)
         yield (image,) * wanted, {}
         if wanted == 1:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy, Tracer
 
 from blurify.errors import BlurifyError
 from blurify.filters import binomial_taps, compose_taps, resolve_taps
@@ -86,6 +87,9 @@ class _BlurPool(nn.Module):
         Returns:
             The same layout as x, of the size asked for. It may be a view of x where nothing is filtered.
         """
+        if isinstance(x, Proxy):  # a leaf of symbolic tracing, as the layers of torch.nn are
+            path = cast(Tracer, x.tracer).path_of_module(self)
+            return cast(Tensor, x.tracer.create_proxy("call_module", path, (x, output_size), {"extend": extend}))
         if x.dim() == self.ndim + 1:
             return self.forward(x.unsqueeze(0), output_size, extend=extend).squeeze(0)
         if x.dim() != self.ndim + 2:
@@ -258,7 +262,7 @@ def dense_max_pool(
     if all(size == 1 for size in kernel_size) and not any(extra):
         return x
     pool = partial(_max_pool, kernel=tuple(kernel_size), padding=tuple(padding), dilation=tuple(dilation), extra=extra)
-    if not _is_traced() and x.device.type == "cpu" and x.is_floating_point() and x.is_contiguous():
+    if not _is_traced(x) and x.device.type == "cpu" and x.is_floating_point() and x.is_contiguous():
         return _lean(pool, x, run=partial(_shifted_max, **pool.keywords))
     return _lean(pool, x)
 
@@ -317,7 +321,9 @@ def max_blur_pool(
     if dense_kernel_size is not None:
         window = _per_dim(dense_kernel_size, layer.ndim, "dense_kernel_size", least=1)
         # A map smaller than the window is its own window.
-        kernel = tuple(k if n > g * (k - 1) else 1 for k, g, n in zip(window, gap, x.shape[-layer.ndim :], strict=True))
+        extent = tuple(g * (k - 1) + 1 for k, g in zip(window, gap, strict=True))
+        space = extent if isinstance(x, Proxy) else x.shape[-layer.ndim :]
+        kernel = tuple(k if n >= e else 1 for k, n, e in zip(window, space, extent, strict=True))
         pad = (0,) * layer.ndim
     dense = [_pool_extend(k, 1, p, g, False) for k, p, g in zip(kernel, pad, gap, strict=True)]
     missing = [total - done for total, done in zip(size, dense, strict=True)]
@@ -518,19 +524,19 @@ class _Lean(torch.autograd.Function):
 
 def _lean(function: _Function, x: Tensor, *, run: _Function | None = None, linear: bool = False) -> Tensor:
     """`function(x)`, computed by `run` if given, keeping as little as possible for its backward."""
-    if torch.is_grad_enabled() and x.requires_grad and not _is_traced():  # a compiler decides itself what to keep
+    if torch.is_grad_enabled() and not _is_traced(x) and x.requires_grad:  # a compiler decides itself what to keep
         return cast(Tensor, _Lean.apply(x, run or function, function, linear))
     return (run or function)(x)
 
 
-def _is_traced() -> bool:
-    """Whether somebody writes down what runs, for sizes other than these."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+def _is_traced(x: Tensor) -> bool:
+    """Whether somebody writes down what runs, for sizes other than these (a Proxy has none at all)."""
+    return isinstance(x, Proxy) or torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def _is_channels_last(x: Tensor) -> bool:
     """Whether (N, C, *spatial) has its channels innermost; never for a traced tensor, whose layout the tracer keeps."""
-    return not _is_traced() and x.dim() > 3 and x.stride(1) == 1 and not x.is_contiguous()
+    return not _is_traced(x) and x.dim() > 3 and x.stride(1) == 1 and not x.is_contiguous()
 
 
 def _extend(x: Tensor, pads: Sequence[tuple[int, int]], padding: str) -> Tensor:
@@ -595,6 +601,8 @@ def _pool_arguments(
 
 def _check_pool_input(x: Tensor, extend: Sequence[int], kernel: tuple[int, ...]) -> None:
     """Refuse what the original pool refuses: an input in which no window fits."""
+    if isinstance(x, Proxy):
+        return
     if any(n + more < 1 for n, more in zip(x.shape[-len(extend) :], extend, strict=True)):
         raise BlurifyError(f"a pool of kernel size {_short(kernel)} got shape {tuple(x.shape)}: the input is too small")
 

@@ -112,7 +112,7 @@ def load_model(
         allow: classes (`mypkg.nets.Net`) that a pickled module may consist of besides those of torch, torchvision and
             timm.
         trust: run whatever a pickled file contains.
-        rebuild: what makes the model of a file in which blurify wrote tensors and a plan (see `checkpoints.open_model`).
+        rebuild: makes the model of a file in which blurify wrote tensors and a plan (see `checkpoints.open_model`).
 
     Raises:
         BlurifyError: there is no such model or file, its weights can't be had, or the file is not safe or not a model.
@@ -288,9 +288,7 @@ class _NoWeights(dict[str, Any]):
 
 @contextmanager
 def _no_download(active: bool) -> Iterator[None]:
-    """Build a torchvision model as with its weights (which decide about input transforms and norms), but without "
-    "them.
-    """
+    """Build a torchvision model as with its weights, which decide about transforms and norms, but without them."""
     if not active:
         yield
         return

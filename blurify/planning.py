@@ -116,6 +116,7 @@ class _Planner:
         found = find_sites(self.trace)
         skips = {site.name: self._skip(site) for site in found}
         points = self._blur_points([site for site in found if skips[site.name] is None])
+        self._together = self._blurred_alike([site for site in found if skips[site.name] is None], points)
         planned = [
             self._skipped(site, *skip) if skip is not None else self._planned(site, points.get(site.name))
             for site in found
@@ -171,6 +172,18 @@ class _Planner:
             if all(nodes):
                 result[site.name] = nodes
         return result  # type: ignore[return-value]
+
+    def _blurred_alike(
+        self, sites: Sequence[Found], points: dict[str, tuple[Node, ...]]
+    ) -> dict[tuple[str, tuple[int, ...]], set[Node]]:
+        """The nodes that want the same edit, by kind and stride: one expression or activation may serve them all."""
+        together: dict[tuple[str, tuple[int, ...]], set[Node]] = defaultdict(set)
+        self._strides = {op.node: op.stride for site in sites for op in site.ops}
+        for site in sites:
+            together[site.op.kind, site.op.stride].update(op.node for op in site.ops)
+            if site.name in points:
+                together["wrap", self._after_blur(site).stride].update(points[site.name])
+        return together
 
     def _unseen(self, found: Sequence[Found]) -> list[Site]:
         """Strided modules that tracing did not see run: listed, so that nothing is passed over in silence."""
@@ -229,9 +242,9 @@ class _Planner:
     def _conv_after(self, site: Found, points: tuple[Node, ...]) -> _Decision:
         """Rule 2 (and 7, split): dense convolution, nonlinearity, blur and subsample."""
         op = site.op
-        split = self.recipe.stem == "split" and reads_image(op)
-        keep = tuple(s // b for s, b in zip(op.stride, _halves(op.stride), strict=True)) if split else (1,) * op.rank
-        blur = self._blur(_halves(op.stride) if split else op.stride)
+        blur = self._after_blur(site)
+        keep = tuple(s // b for s, b in zip(op.stride, blur.stride, strict=True))
+        split = blur.stride != op.stride
         edits = self._strided(site, keep)
         where, blurring = self._after(points, blur)
         times = math.prod(o // k for o, k in zip(op.stride, keep, strict=True)) - 1
@@ -239,6 +252,10 @@ class _Planner:
         rule = "split" if split else "after-activation"
         reason = "stride split into conv and blur" if split else "dense conv, blur after its nonlinearity"
         return _Decision(rule, reason, where, (*edits, *blurring), macs)
+
+    def _after_blur(self, site: Found) -> Blur:
+        split = self.recipe.stem == "split" and reads_image(site.op)
+        return self._blur(_halves(site.op.stride) if split else site.op.stride)
 
     def _conv_commuted(self, site: Found) -> _Decision:
         """Rule 3: a pointwise convolution commutes with the blur, so blur and subsample first."""
@@ -335,19 +352,18 @@ class _Planner:
 
     def _after(self, points: tuple[Node, ...], blur: Blur) -> tuple[str, tuple[Edit, ...]]:
         """Edits that blur the value of these nodes (the same place in every call)."""
-        nodes = set(points)
+        nodes, alike = set(points), self._together["wrap", blur.stride]
         if not any(node.meta.get("stale") for node in nodes):
             for call in points[0].meta["call"].stack() if points[0].meta["call"] else ():
                 if call.output is not points[0]:
                     break
-                if self._can_attach(call) and {c.output for c in self.calls_of[id(call.module)]} == nodes:
+                if self._can_attach(call) and nodes <= {c.output for c in self.calls_of[id(call.module)]} <= alike:
                     return f"after {call.path}", (BlurOutput(call.path, blur),)
         for call, index in self._consumers(points[0]):
             calls = self.calls_of[id(call.module)]
             if (
                 self._can_attach(call)
-                and all(len(c.inputs) > index and c.inputs[index] in nodes for c in calls)
-                and len(calls) == len(nodes)
+                and nodes <= {c.inputs[index] if len(c.inputs) > index else None for c in calls} <= alike
                 and all(_only_within(c.inputs[index], c) for c in calls)
             ):
                 return f"before {call.path}", (BlurInput(call.path, blur, index),)
@@ -378,27 +394,28 @@ class _Planner:
         kernel: tuple[int, ...] | None = None,
     ) -> tuple[str, tuple[Edit, ...]]:
         """Edits that change the expression which makes these nodes, in the forward of the module that it stands in."""
+        stride_of = blur.stride if op == "wrap" and blur is not None else self._strides[nodes[0]]
         framed = self._with_frames()
-        problem = "it does not run in any module"
         targets = {framed[node] for node in nodes}
+        alike = {framed[node] for node in self._together[op.removesuffix("-dense").removesuffix("-blurred"), stride_of]}
         first = framed[nodes[0]]
-        for level, (call, frames) in enumerate(first.meta.get("frames", ())):
+        problem = "it does not run in any module"
+        for level, (_, frames) in enumerate(first.meta.get("frames", ())):
             if level and (op != "wrap" or _inner(first, level - 1).output is not first):
                 break
-            if call.path is None or isinstance(call.module, _CONTAINERS) or call.module.__class__.__module__.startswith("torch.jit"):
-                problem = "it stands in a container's forward" if isinstance(call.module, _CONTAINERS) else "it is not in the model"
-                continue
-            if not self._is_alone(targets, level, call, frames, op):
+            if not self._is_alone(targets, alike, level, frames, op):
                 problem = "the same expression runs several times with different needs"
                 continue
             try:
-                path = path_of(type(call.module), frames)
+                module, path = path_of(self._framed.model, frames)  # type: ignore[union-attr]
             except CannotRewriteError as error:
                 problem = str(error)
                 continue
-            return f"in {call.path or type(call.module).__name__}.{path[-1][0]}", (
-                self._rewrite_edit(call.path, path, op, blur, stride, kernel),
-            )
+            if isinstance(self.model.get_submodule(module), _CONTAINERS):
+                problem = "it stands in a container's forward"
+                continue
+            where = f"in {module or type(self.model).__name__}.{path[-1][0]}"
+            return where, (self._rewrite_edit(module, path, op, blur, stride, kernel),)
         raise _NoWay(problem)
 
     def _rewrite_edit(
@@ -425,25 +442,18 @@ class _Planner:
             paths = frozenset(call.path for call in self.trace.calls if call.path is not None)
             self._framed = trace(self.model, self.trace.inputs, frames_in=paths, real=self.trace.real)
             self._pairs = dict(zip(self.trace.graph.nodes, self._framed.graph.nodes, strict=True))
-            self._framed_calls: dict[int, list[Call]] = defaultdict(list)
-            for call in self._framed.calls:
-                self._framed_calls[id(call.module)].append(call)
         return self._pairs
 
-    def _is_alone(self, targets: set[Node], level: int, call: Call, frames: list[Any], op: str) -> bool:
-        """Whether the expression, in every call of its module, makes just these nodes."""
+    def _is_alone(self, targets: set[Node], alike: set[Node], level: int, frames: list[Any], op: str) -> bool:
+        """Whether the expression, wherever it runs, makes these nodes and only such as want the same."""
         made: set[Node | None] = set()
         for node in self._framed.graph.nodes:  # type: ignore[union-attr]
             segments = node.meta.get("frames", ())
-            if len(segments) <= level:
-                continue
-            owner, own = segments[level]
-            if owner.module is call.module and own == frames:
+            if len(segments) > level and segments[level][1] == frames:
                 made.add(_inner(node, level - 1).output if level else node)
-        if op == "wrap":
-            return made == targets
-        # The stand-ins pass calls through that do not subsample.
-        return targets <= made and all(node in targets or not _subsamples(node) for node in made if node is not None)
+        if op != "wrap":  # the stand-ins pass calls through that do not subsample
+            made = {node for node in made if node is not None and _subsamples(node)}
+        return targets <= made <= alike
 
 
 def _inner(node: Node, level: int) -> Call:

@@ -36,25 +36,29 @@ class CannotRewriteError(BlurifyError):
 # --- from the Python calls of a trace to a path that lasts
 
 
-def path_of(cls: type[nn.Module], frames: Sequence[Frame]) -> Path:
-    """Describe an expression by the functions from the forward down to it, so that it is found again in another process.
+def path_of(model: nn.Module, frames: Sequence[Frame]) -> tuple[str, Path]:
+    """Describe an expression by the functions down to it, so that it is found again in another process.
 
     Args:
-        cls: the class of the module whose forward ran.
+        model: the model that the frames' module paths are of.
         frames: the Python calls on the way, outermost first.
+
+    Returns:
+        the path of the module whose class has to change, and the functions from its method to the expression.
 
     Raises:
         CannotRewriteError: there is no source, or a function on the way can't be found again.
     """
-    frames = [frame for frame in frames if frame[0].co_name not in _COMPREHENSIONS] or list(frames)
+    frames = [frame for frame in frames if frame[0].co_name not in _COMPREHENSIONS]
     # A method that is looked up on the instance is simply overridden: what called it need not change.
-    start = max(
-        (i for i, (code, _, is_method) in enumerate(frames) if is_method and _method(cls, code.co_name, code)),
-        default=None,
-    )
-    if start is None:
+    for start in reversed(range(len(frames))):
+        code, _, module = frames[start]
+        cls = type(model.get_submodule(module)) if module is not None else type(None)
+        function = _method(cls, code.co_name, code) if module is not None else None
+        if module is not None and function is not None:
+            break
+    else:
         raise CannotRewriteError("its forward is wrapped or set on the instance")
-    function = _method(cls, frames[start][0].co_name, frames[start][0])
     steps: list[tuple[str, str, int]] = []
     for index in range(start, len(frames)):
         code, position, _ = frames[index]
@@ -67,7 +71,7 @@ def path_of(cls: type[nn.Module], frames: Sequence[Frame]) -> Path:
         steps.append((code.co_name, text, equal.index(expression)))
         if index + 1 < len(frames):
             function = _callee(cls, function, expression)
-    return tuple(steps)
+    return module, tuple(steps)
 
 
 def _method(cls: type, name: str, code: CodeType | None = None) -> FunctionType | None:

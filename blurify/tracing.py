@@ -25,9 +25,9 @@ from torch.overrides import TorchFunctionMode
 
 from blurify.errors import BlurifyError
 
-Frame = tuple[CodeType, tuple[int, int, int, int], bool]
-"""One Python call on the way to an op: its code, (line, end line, column, end column), and whether it is a method of
-the module that ran."""
+Frame = tuple[CodeType, tuple[int, int, int, int], str | None]
+"""One Python call on the way to an op: its code, (line, end line, column, end column), and the path of the module
+whose method it is, if it is one."""
 
 _TORCH_INSIDES = (
     "torch/nn/functional.py",
@@ -161,7 +161,7 @@ class _Recorder(TorchFunctionMode):
         if self.current is not None:
             self.current.nodes.append(node)
             if self._frames_in and any(call.path in self._frames_in for call in self.current.stack()):
-                node.meta["frames"] = _frames(self.current)
+                node.meta["frames"] = _frames(self.current, self._paths)
         return node
 
     def _keep(self, tensor: Tensor, node: Node) -> None:
@@ -247,12 +247,11 @@ def unseen(inputs: list[Any]) -> Any:
     return inputs
 
 
-def _frames(call: Call) -> list[tuple[Call, list[Frame]]]:
+def _frames(call: Call, paths: Mapping[int, str]) -> list[tuple[Call, list[Frame]]]:
     """The Python calls on the way to the torch call, by the module call that they belong to, innermost module first;
     within a module from its forward downwards."""
     calls = call.stack()
-    owner = next(calls)
-    segments: list[tuple[Call, list[Frame]]] = [(owner, [])]
+    segments: list[tuple[Call, list[Frame]]] = [(next(calls), [])]
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -261,11 +260,11 @@ def _frames(call: Call) -> list[tuple[Call, list[Frame]]]:
             if outer is None:
                 break
             segments.append((outer, []))
-            owner = outer
         elif code.co_filename != __file__ and not code.co_filename.replace("\\", "/").endswith(_TORCH_INSIDES):
-            is_method = code.co_argcount > 0 and frame.f_locals.get(code.co_varnames[0]) is owner.module
+            first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            module = paths.get(id(first)) if isinstance(first, nn.Module) else None
             position = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None))
-            segments[-1][1].insert(0, (code, tuple(value or 0 for value in position), is_method))  # type: ignore[arg-type]
+            segments[-1][1].insert(0, (code, tuple(value or 0 for value in position), module))  # type: ignore[arg-type]
         frame = frame.f_back  # type: ignore[assignment]
     return segments
 

@@ -120,24 +120,6 @@ class Refused:
         return f"<{self.name}, not loaded>"
 
 
-def contains_refused(value: object) -> bool:
-    """Whether a structure of dicts, lists and tuples holds a placeholder."""
-    seen: set[int] = set()
-    todo = [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, Refused):
-            return True
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, dict):
-            todo += [*item.keys(), *item.values()]
-        elif isinstance(item, list | tuple | set | frozenset):
-            todo += item
-    return False
-
-
 class Gate:
     """Decides what a file may name; remembers what it refused.
 

@@ -119,9 +119,9 @@ def identity_error(original: nn.Module, plan: Plan, inputs: Inputs) -> tuple[flo
     if not plan.edits:
         return 0.0, "float32", 0
     unfiltered = identity(plan)
-    noise = _with_noise(inputs, _like(original))
     probe = _lively(original)
-    single = _like(original).dtype != torch.float64
+    noise = _with_noise(inputs, _like(probe))
+    single = _like(probe).dtype != torch.float64
     if single:
         error, outputs = _compare(probe, unfiltered, noise)
         if error <= TOLERANCE["float32"]:
@@ -134,16 +134,23 @@ def identity_error(original: nn.Module, plan: Plan, inputs: Inputs) -> tuple[flo
 
 def _lively(model: nn.Module) -> nn.Module:
     """A copy of the model, sharing its weights but for those that are (almost) zero, which get noise: a branch that a
-    fresh model multiplies by zero (last norms, layer scales) would else not be checked at all."""
+    fresh model multiplies by zero (last norms, layer scales) would else not be checked at all. A model on the meta
+    device gets weights made up on the CPU."""
     generator = torch.Generator().manual_seed(0)
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        if parameter.numel() and parameter.is_floating_point() and not parameter.detach().abs().max() > 1e-2:
+        if not parameter.numel() or not parameter.is_floating_point():
+            continue
+        if parameter.is_meta or not parameter.detach().abs().max() > 1e-2:
             noise = 0.5 + torch.rand(parameter.shape, generator=generator)
             if parameter.ndim > 1:
                 noise = (noise - 1) / max(parameter[0].numel(), 1) ** 0.5 if parameter[0].numel() > 1 else noise
-            noise = noise.to(parameter.device, parameter.dtype)
+            noise = noise.to("cpu" if parameter.is_meta else parameter.device, parameter.dtype)
             memo[id(parameter)] = nn.Parameter(noise, requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        if buffer.is_meta:
+            fill = torch.ones if buffer.is_floating_point() else torch.zeros
+            memo[id(buffer)] = fill(buffer.shape, dtype=buffer.dtype)
     return sharing_copy(model, memo)
 
 
@@ -160,9 +167,38 @@ def _compare(original: nn.Module, plan: Plan, inputs: Inputs) -> tuple[float, in
     converted = sharing_copy(original)
     apply_plan(converted, plan)
     actual = _outputs(converted, inputs)
+    if not any(tensor.numel() for tensor in expected):
+        # Nothing to compare, as where a detector finds nothing in noise: compare what its modules compute.
+        return _compare_features(original, converted, inputs)
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf"), len(expected)
     return max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0), len(expected)
+
+
+def _compare_features(original: nn.Module, converted: nn.Module, inputs: Inputs) -> tuple[float, int]:
+    """The largest relative difference between what modules of the same name return at the same size."""
+    expected: dict[str, list[Tensor]] = {}
+    errors: list[float] = []
+
+    def keep(name: str, out: Any) -> None:
+        expected.setdefault(name, tensors_in(out))
+
+    def compare(name: str, out: Any) -> None:
+        for a, b in zip(expected.pop(name, ()), tensors_in(out), strict=False):
+            if a.shape == b.shape and a.is_floating_point() and a.numel():
+                errors.append(_relative(a, b))
+
+    for model, visit in ((original, keep), (converted, compare)):
+        handles = [
+            module.register_forward_hook(lambda module, args, out, name=name, visit=visit: visit(name, out))
+            for name, module in model.named_modules()
+        ]
+        try:
+            _outputs(model, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return (max(errors), len(errors)) if errors else (float("inf"), 0)
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
