@@ -53,7 +53,7 @@ format: $(DEV) ## let ruff fix and format
 	$(BIN)/ruff format .
 
 parity: $(DEV) ## all published models against antialiased-cnns
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/parity.py --out benchmarks/parity.json
 
 zoo-check: $(DEV) ## convert and verify every architecture of timm and torchvision
 	$(BIN)/python benchmarks/zoo_check.py

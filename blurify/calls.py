@@ -64,7 +64,7 @@ class BlurredMaxPool(_Call):
 
     names = POOL_PARAMETERS["max"]
 
-    def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Pool `input` (N, C, *spatial) as the call asks for."""
         given = self.bind(args, kwargs)
         rank = len(self.blurpool.stride)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ class BlurredMaxPool(_Call):
         stride = per_dim(given.get("stride") or kernel, rank)
         if stride != self.blurpool.stride:
             return function(*args, **kwargs)
-        return max_blur_pool(
+        pooled = max_blur_pool(
             given["input"],
             kernel,
             stride,
@@ -82,6 +82,9 @@ class BlurredMaxPool(_Call):
             self.blurpool,
             self.dense_kernel_size,
         )
+        # A plan takes a pool that returns indices only where nobody reads them.
+        indexed = given.get("return_indices") or getattr(function, "__name__", "").endswith("_with_indices")
+        return (pooled, None) if indexed else pooled
 
 
 class BlurredAvgPool(_Call):

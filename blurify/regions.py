@@ -160,6 +160,8 @@ def _join(node: Node, dense: Mapping[Node, _Dense], order: Mapping[Node, int]) -
         if not heap:
             return current
         if not current.users:
+            if function_name(current) == "_getitem":  # an unused part of a split
+                continue
             return None
         for user in current.users:
             if order[user] not in waiting:

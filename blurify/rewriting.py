@@ -49,7 +49,7 @@ def path_of(model: nn.Module, frames: Sequence[Frame]) -> tuple[str, Path]:
     Raises:
         CannotRewriteError: there is no source, or a function on the way can't be found again.
     """
-    frames = [frame for frame in frames if frame[0].co_name not in _COMPREHENSIONS]
+    frames = _without_comprehensions(frames)
     # A method that is looked up on the instance is simply overridden: what called it need not change.
     for start in reversed(range(len(frames))):
         code, _, module = frames[start]
@@ -72,6 +72,17 @@ def path_of(model: nn.Module, frames: Sequence[Frame]) -> tuple[str, Path]:
         if index + 1 < len(frames):
             function = _callee(cls, function, expression)
     return module, tuple(steps)
+
+
+def _without_comprehensions(frames: Sequence[Frame]) -> list[Frame]:
+    """A comprehension may be a Python call of its own, but its expressions stand in the function around it."""
+    merged: list[Frame] = []
+    for index, frame in enumerate(frames):
+        if index and frame[0].co_name in _COMPREHENSIONS and frame[0] in frames[index - 1][0].co_consts:
+            merged[-1] = (merged[-1][0], frame[1], merged[-1][2])
+        else:
+            merged.append(frame)
+    return merged
 
 
 def _method(cls: type, name: str, code: CodeType | None = None) -> FunctionType | None:

@@ -120,7 +120,11 @@ def _named(groups: dict[tuple[Any, ...], list[Op]]) -> list[Found]:
     for (_, function, _), ops in groups.items():
         call = ops[0].call
         name = (call.path if call else "") or ""
-        if call is None or call.has_calls or not name or any(call.module.children()) or ops[0].kind == "slice":
+        # A convolution with parametrized weights has children, and still is that one site.
+        composite = call is None or not isinstance(call.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and (
+            call.has_calls or any(call.module.children())
+        )
+        if composite or not name or ops[0].kind == "slice":
             name = f"{name}:{'slice' if ops[0].kind == 'slice' else function}"
         taken[name] += 1
         found.append(Found(f"{name}#{taken[name]}" if taken[name] > 1 else name, tuple(ops)))

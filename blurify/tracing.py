@@ -269,13 +269,15 @@ def _frames(call: Call, paths: Mapping[int, str]) -> list[tuple[Call, list[Frame
     return segments
 
 
-_original_call = nn.Module.__call__
+_original_call = _saved_call = nn.Module.__call__
 _active: list[_Recorder] = []
+_lock = threading.Lock()
 
 
 def _run_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    recorder = _active[-1] if _active else None
-    if recorder is None or recorder.thread != threading.get_ident():
+    thread = threading.get_ident()
+    recorder = next((recorder for recorder in reversed(_active) if recorder.thread == thread), None)
+    if recorder is None:
         return _original_call(module, *args, **kwargs)
     call = recorder.enter(module, args, kwargs)
     try:
@@ -292,16 +294,21 @@ _RUN_MODULE_CODE = _run_module.__code__
 @contextmanager
 def _recording(recorder: _Recorder) -> Iterator[None]:
     """Let the recorder see module calls too, as torch.fx's own tracer does: by way of `nn.Module.__call__`."""
-    _active.append(recorder)
-    saved = nn.Module.__call__
-    nn.Module.__call__ = _run_module  # type: ignore[method-assign, assignment]
+    global _saved_call
+    with _lock:  # several threads may trace at once: the first patches, the last restores
+        if not _active:
+            _saved_call = nn.Module.__call__
+            nn.Module.__call__ = _run_module  # type: ignore[method-assign, assignment]
+        _active.append(recorder)
     try:
         with torch.no_grad(), warnings.catch_warnings(), recorder:
             warnings.simplefilter("ignore")
             yield
     finally:
-        nn.Module.__call__ = saved  # type: ignore[method-assign]
-        _active.remove(recorder)
+        with _lock:
+            _active.remove(recorder)
+            if not _active:
+                nn.Module.__call__ = _saved_call  # type: ignore[method-assign]
 
 
 def trace(
@@ -332,7 +339,7 @@ def trace(
 def _trace(model: nn.Module, inputs: Inputs, frames_in: frozenset[str], *, meta: bool) -> Trace:
     model.eval()
     device = torch.device("meta") if meta else _device(model)
-    args, kwargs = map_tensors(inputs, lambda tensor: tensor.detach().to(device))
+    args, kwargs = map_tensors(inputs, lambda tensor: tensor.detach().to(device, copy=True))
     recorder = _Recorder(model, frames_in, meta)
     for index, tensor in enumerate(tensors_in((args, kwargs))):
         recorder.placeholder(f"input_{index}", tensor)

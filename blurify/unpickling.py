@@ -51,11 +51,14 @@ _LIBRARIES = (
     "torchvision.transforms",
     "timm.layers",
     "timm.models",
+    "blurify.calls",
+    "blurify.demo",
     "blurify.layers",
     "blurify.plan",
     "blurify.recipes",
     "blurify.rewriting",
     "blurify.surgery",
+    "blurify.verification",
 )
 # Below those, but no part of a network that is to be read: hooks that call what they hold, process groups.
 _NOT_FROM = ("torch.nn.parallel.distributed", "torch.nn.utils.parametrize", "torch.nn.utils._expanded_weights")

@@ -136,7 +136,10 @@ def pools(draw: Any, kind: str) -> tuple[int, dict[str, Any], Sizes]:
         dilation = options["dilation"] = draw(tuples(rank, 1, 3 if rank < 3 else 2))
     else:
         options["count_include_pad"] = draw(st.booleans())
-    return rank, options, draw(sizes_from(least_size(kernel, padding, dilation)))
+    least = least_size(kernel, padding, dilation)
+    if kind == "avg" and rank == 3:  # PyTorch asks for more there
+        least = tuple(map(max, least, kernel))  # type: ignore[arg-type]
+    return rank, options, draw(sizes_from(least))
 
 
 # --- networks: a dense pointwise convolution first (the site is no stem), then the site
@@ -184,6 +187,17 @@ def test_conv_module(case: Any, name: str, recipe: str) -> None:
     patchify = max(extent) > 1 and all(e <= s for e, s in zip(extent, options["stride"], strict=True))
     if name != "nothing" and recipe != "light" and not patchify:
         assert plan.sites[0].rule == "after-activation"
+
+
+PADS_FIRST = pytest.mark.xfail(reason="'commuted' blurs and subsamples before the padding", strict=True)
+
+
+@pytest.mark.parametrize("mode", ["zeros", *(pytest.param(m, marks=PADS_FIRST) for m in ("reflect", "circular"))])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_pointwise_conv_that_pads(mode: str, stride: int) -> None:
+    """It does not commute with the blur: its first sample is padding."""
+    conv = nn.Conv2d(CHANNELS, CHANNELS, 1, stride, 1, padding_mode=mode)
+    check(network(2, conv), [(6, 7), (5, 5), (8, 4)], rules={"blurred-input", "commuted"})
 
 
 @given(case=convs(), recipe=st.sampled_from(["full", {"conv": {"stem": "split"}}]))
@@ -381,7 +395,7 @@ class Shortcut(nn.Module):
 @settings(max_examples=30)
 def test_shortcut(data: Any) -> None:
     rank = data.draw(st.sampled_from((1, 2, 3)))
-    stride = data.draw(strides(rank, 4))
+    stride = data.draw(strides(rank, 2))
     plan = check(Shortcut(rank, stride), data.draw(sizes_from((1,) * rank)), rules=RULES["full"], sites=2)
     assert [site.rule for site in plan.sites] == ["after-activation", "commuted"]
 
@@ -513,7 +527,6 @@ def test_conv_and_relu_is_dense_conv_relu_slow_blur(data: Any, filter_size: int)
     with torch.no_grad():
         dense = (F.conv1d, F.conv2d)[rank - 1](first(x), conv.weight, conv.bias, 1, kernel // 2)
         expected = slow_blur(dense.relu(), stride, filter_size)
-        # An even kernel's dense output is longer than what the strided one used by less than a stride, if at all.
         torch.testing.assert_close(converted(x), expected, rtol=1e-12, atol=1e-12)
 
 

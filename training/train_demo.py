@@ -58,7 +58,8 @@ NOTE = (
     "seed 0: for an original that shifts do change, and whose accuracy survives the conversion without fine-tuning. "
     "Under the others the conversion alone cost 2 to 35 points of accuracy and often changed more answers than before; "
     "fine-tuned, it changed fewer than the control in all but one (where both were below 0.1%), at an accuracy between "
-    "2 points below and 6 points above. Read the figures as an illustration, not as a benchmark."
+    "2 points below and 6 points above. Other seeds of the very settings behave like that too (other_seeds). "
+    "Read the figures as an illustration, not as a benchmark."
 )
 
 

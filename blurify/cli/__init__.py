@@ -13,6 +13,7 @@ from blurify.cli import console
 from blurify.cli.convert import convert
 from blurify.cli.demo import demo
 from blurify.cli.inspect import inspect
+from blurify.cli.zoo import zoo
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,6 +53,7 @@ def build_app() -> typer.Typer:
     app.command(epilog="Example: blurify inspect torchvision/vgg16 --recipe light --json")(inspect)
     app.command(epilog="Example: blurify convert model.pt -o model_aa.pt --arch timm/resnet18")(convert)
     app.command(epilog="Example: blurify demo --json")(demo)
+    app.command(epilog="Example: blurify zoo 'timm/resnet*' -o converted -j 2 --random")(zoo)
     return app
 
 

@@ -70,6 +70,6 @@ def check_filter_size(size: int | None) -> None:
 
 def open_model(spec: str, *, arch: str | None, pretrained: bool, allow: list[str] | None, trust: bool) -> LoadedModel:
     """Load the MODEL argument."""
-    from blurify.models import load_model
+    from blurify import checkpoints
 
-    return load_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust)
+    return checkpoints.open_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust)

@@ -1,0 +1,168 @@
+"""The audit of the whole zoo: `make zoo-check`, or `python benchmarks/zoo_check.py [PATTERN...]`.
+
+Every architecture of timm and torchvision is inspected, and timed against building it and running one bare forward of
+it on the meta device; whatever has a site to convert is then converted on random weights and proven (identity check, same
+keys and bits, no site left). Where a forward of the native input takes more than a budget, the proof takes the smallest
+input for which the plan is the same, site by site.
+
+Both steps go through `blurify.zoo`, so a run that was stopped goes on where it was; --fresh starts over. Writes
+benchmarks/zoo.json (versions, command, totals, times, exceptions) and benchmarks/zoo.csv (one row a model).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from blurify import zoo
+from blurify.errors import BlurifyError
+from blurify.zoo.journal import Record, to_csv, totals
+
+HERE = Path(__file__).parent
+WORK = HERE.parent / ".cache" / "zoo-check"
+PATTERNS = ["timm/*", "torchvision/*"]
+PROOF_GMACS = 1.0
+RATIO = 1.5  # inspecting, against building and one bare forward
+PACKAGES = ("blurify", "torch", "torchvision", "timm")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("patterns", nargs="*", default=PATTERNS, help="as for blurify zoo (default: everything)")
+    parser.add_argument("-j", "--jobs", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds a model (default 900)")
+    parser.add_argument("--memory", type=float, default=None, help="GiB a worker (default: a share of the machine)")
+    parser.add_argument(
+        "--proof-gmacs", type=float, default=PROOF_GMACS, help="a forward beyond this is proven smaller"
+    )
+    parser.add_argument("--inspect-only", action="store_true", help="only the first step")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
+    parser.add_argument("--work", type=Path, default=WORK, help="where the journals are (default .cache/zoo-check)")
+    parser.add_argument("--out", type=Path, default=HERE, help="where zoo.json and zoo.csv go (default benchmarks/)")
+    options = parser.parse_args()
+    if options.fresh:
+        shutil.rmtree(options.work, ignore_errors=True)
+
+    names = zoo.select(options.patterns, pretrained=False)
+    print(f"{len(names)} architectures", flush=True)
+    shared: dict[str, Any] = {"jobs": options.jobs, "timeout": options.timeout, "memory": options.memory}
+    inspected, inspect_wall = step(
+        "inspect", names, options.work, zoo.Settings(inspect_only=True, pretrained=False, measure=True, **shared)
+    )
+    records = {record["model"]: record for record in inspected}
+    wall = {"inspect": inspect_wall}
+    if not options.inspect_only:
+        wanted = [record["model"] for record in inspected if record["status"] != "failed" and record["converted"]]
+        settings = zoo.Settings(pretrained=False, write=False, proof_macs=int(options.proof_gmacs * 1e9), **shared)
+        converted, wall["convert"] = step("convert", wanted, options.work, settings)
+        for record in converted:
+            # One row a model: the times of the inspection are those of the first step, which measures them.
+            seconds = {**records[record["model"]]["seconds"]}
+            seconds |= {f"convert-{stage}": value for stage, value in record["seconds"].items()}
+            records[record["model"]] = {**records[record["model"]], **record, "seconds": seconds}
+    rows = [records[name] for name in names]
+
+    report = {
+        "command": " ".join(["python", "benchmarks/zoo_check.py", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
+        "machine": {"system": platform.system(), "machine": platform.machine(), "jobs": options.jobs},
+        "totals": {
+            library: totals(r for r in rows if r["model"].startswith(library)) for library in zoo_libraries(rows)
+        },
+        "inspection": timing(inspected) | {"wall_seconds_of_this_run": round(inspect_wall, 1)},
+        "proofs": proofs(rows),
+        "failed": {row["model"]: row["error"] for row in rows if row["status"] == "failed"},
+        "not_converted_inside": left_inside(rows),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "zoo.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.out / "zoo.csv").write_text(to_csv(rows))
+    print(json.dumps(report, indent=1))
+    print("wall seconds of this run: " + ", ".join(f"{what} {seconds:.0f}" for what, seconds in wall.items()))
+    return 1 if report["failed"] or report["inspection"].get("ratio", 0) > RATIO else 0
+
+
+def step(what: str, names: list[str], work: Path, settings: zoo.Settings) -> tuple[list[Record], float]:
+    """Run one step over all names, a line for each that is done; what an earlier run did is not done again."""
+
+    def say(progress: zoo.Progress) -> None:
+        if progress.finished is not None:
+            record = progress.finished
+            line = record.get("error") or f"{record['converted']} of {record['sites']} sites"
+            print(
+                f"{what} [{progress.done}/{progress.total}] {record['model']}: {record['status']}: {line}", flush=True
+            )
+
+    begin = time.monotonic()
+    summary = zoo.run(names, work / what, settings, watch=say)
+    return list(summary.records), time.monotonic() - begin
+
+
+def timing(rows: list[Record]) -> dict[str, Any]:
+    """Seconds of building, of one bare meta forward and of inspecting, summed over the models; and their ratio."""
+    timed = [row["seconds"] for row in rows if {"build", "bare-forward", "inspect"} <= row["seconds"].keys()]
+    if not timed:
+        return {}
+    sums = {stage: sum(seconds[stage] for seconds in timed) for stage in ("build", "bare-forward", "inspect", "total")}
+    ratios = sorted((s["build"] + s["inspect"]) / (s["build"] + s["bare-forward"]) for s in timed)
+    return {
+        "models": len(timed),
+        "seconds": {stage: round(value, 1) for stage, value in sums.items()},
+        # What an inspection takes without the bare forward that is only run here.
+        "seconds_of_inspection_alone": round(sums["total"] - sums["bare-forward"], 1),
+        "ratio": round((sums["build"] + sums["inspect"]) / (sums["build"] + sums["bare-forward"]), 3),
+        "ratio_allowed": RATIO,
+        "ratio_median": round(statistics.median(ratios), 3),
+        "ratio_largest": round(ratios[-1], 3),
+    }
+
+
+def proofs(rows: list[Record]) -> dict[str, Any]:
+    """How the identity check came out, by precision."""
+    proven = [row for row in rows if row.get("identity_error") is not None]
+    result: dict[str, Any] = {"models": len(proven)}
+    for dtype in ("float32", "float64"):
+        errors = {row["model"]: row["identity_error"] for row in proven if row["identity_dtype"] == dtype}
+        if errors:
+            worst = max(errors, key=lambda name: errors[name])
+            result[dtype] = {"models": len(errors), "largest_error": errors[worst], "of": worst}
+    result["on_a_smaller_input"] = sum(row["proof_input_shapes"] != row["input_shapes"] for row in proven)
+    result["sites_left"] = sum(row["sites_left"] for row in proven)
+    return result
+
+
+def left_inside(rows: list[Record]) -> dict[str, dict[str, int]]:
+    """Models with sites that are skipped for another reason than what the design leaves alone."""
+    fine = {"stem", "patchify-stem", "already-filtered", "global-pool"}
+    found = {row["model"]: {k: v for k, v in row.get("skipped_by_rule", {}).items() if k not in fine} for row in rows}
+    return {model: rules for model, rules in found.items() if rules}
+
+
+def zoo_libraries(rows: list[Record]) -> list[str]:
+    return sorted({row["model"].partition("/")[0] for row in rows})
+
+
+def installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        import blurify
+
+        return f"{blurify.__version__} (a checkout)" if name == "blurify" else "not installed"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BlurifyError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,262 @@
+"""A converted model goes where its original goes: torch.compile, torch.export, ONNX and torch.jit.trace, with batch and
+image size left open."""
+
+import warnings
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.export import Dim
+
+import blurify
+from blurify.plan import BlurInput, Rewrite
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def image(batch, height, width, seed=0):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+class Functional(nn.Module):
+    """Calls in its forward that only a rewrite reaches: a max pool, an average pool, an activation in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv1(x)), 3, stride=2, ceil_mode=True)
+        x = F.relu(self.conv2(x))
+        gate = self.conv3(x)
+        x = F.avg_pool2d(x, 2, ceil_mode=True) + gate * torch.sigmoid(gate)
+        return self.fc(x.mean((2, 3)))
+
+
+def _timm(name, **kwargs):
+    return lambda: timm.create_model(name, num_classes=7, **kwargs)
+
+
+def _torchvision(name, **kwargs):
+    return lambda: torchvision.models.get_model(name, num_classes=7, **kwargs)
+
+
+MODELS = {
+    "timm-resnet18": (_timm("resnet18", zero_init_last=False), None),
+    "torchvision-resnet18": (_torchvision("resnet18"), "published/resnet"),
+    "mobilenetv2": (_timm("mobilenetv2_050"), None),
+    "densenet": (lambda: torchvision.models.DenseNet(8, (2, 2, 2), 16, num_classes=7), None),
+    "functional": (Functional, None),
+    "inception": (_timm("inception_v3"), None),
+    "tf-same": (_timm("tf_efficientnet_b0"), None),
+    "cheap": (_timm("test_resnet", zero_init_last=False), "light"),
+    "patchify": (_timm("test_convnext"), "full"),
+}
+INPUTS = {"inception": ((1, 112, 144), (3, 139, 95))}
+BY_DEFAULT = ((2, 64, 96), (3, 97, 71))
+
+
+@pytest.fixture(scope="module")
+def converted():
+    made = {}
+
+    def make(name):
+        if name not in made:
+            factory, recipe = MODELS[name]
+            torch.manual_seed(0)
+            original = factory().eval()
+            batch, *size = INPUTS.get(name, BY_DEFAULT)[0]
+            example = torch.zeros(batch, 3, *size)
+            made[name] = original, blurify.convert(original, recipe, example_inputs=example, verify=False)
+        return made[name]
+
+    return make
+
+
+def inputs(name):
+    """What to export with, and what to run: another batch, another height and width, odd ones."""
+    return [image(*shape) for shape in INPUTS.get(name, BY_DEFAULT)]
+
+
+def close(actual, expected, tolerance=1e-4):
+    assert actual.shape == expected.shape
+    error = (torch.as_tensor(actual) - expected).abs().max() / expected.abs().max()
+    assert error < tolerance, f"relative error {error:.1e}"
+
+
+def test_the_models_have_every_kind_of_edit(converted):
+    for name in ("functional", "inception", "tf-same"):
+        assert any(isinstance(edit, Rewrite) for edit in blurify.plan_of(converted(name)[1]).edits), name
+    for name in ("cheap", "patchify"):
+        assert any(isinstance(edit, BlurInput) for edit in blurify.plan_of(converted(name)[1]).edits), name
+
+
+def dynamic():
+    return {0: Dim("batch", min=1, max=64), 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+
+
+# --- torch.export
+
+
+@pytest.mark.parametrize(
+    "name", ["timm-resnet18", "torchvision-resnet18", "functional", "densenet", "inception", "cheap", "patchify"]
+)
+def test_export_with_open_batch_and_size(converted, name):
+    _, model = converted(name)
+    x, other = inputs(name)
+    program = torch.export.export(model, (x,), dynamic_shapes=(dynamic(),))
+    with torch.no_grad():
+        for sample in (x, other):
+            close(program.module()(sample), model(sample), 1e-5)
+
+
+def test_export_of_tf_same_padding(converted):
+    """Its padding is computed from the size, so that the original itself is exported for one size."""
+    _, model = converted("tf-same")
+    x, other = inputs("tf-same")[0], image(5, 64, 96)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=64)},))
+    with torch.no_grad():
+        for sample in (x, other):
+            close(program.module()(sample), model(sample), 1e-5)
+
+
+def test_an_exported_program_is_saved_and_loaded(converted, tmp_path):
+    _, model = converted("functional")
+    x, other = inputs("functional")
+    program = torch.export.export(model, (x,), dynamic_shapes=(dynamic(),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    with torch.no_grad():
+        close(torch.export.load(tmp_path / "model.pt2").module()(other), model(other), 1e-5)
+
+
+def test_an_exported_program_keeps_the_names_of_the_weights(converted):
+    original, model = converted("timm-resnet18")
+    program = torch.export.export(model, (inputs("timm-resnet18")[0],))
+    assert set(program.state_dict) == set(original.state_dict())
+
+
+# --- torch.compile
+
+
+@pytest.mark.parametrize("name", ["timm-resnet18", "torchvision-resnet18", "functional", "tf-same", "cheap"])
+def test_compile_in_one_graph(converted, name):
+    _, model = converted(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    x, other = inputs(name)
+    with torch.no_grad():
+        for sample in (x, other):
+            close(compiled(sample), model(sample), 1e-5)
+
+
+def test_compile_in_one_graph_with_open_sizes(converted):
+    _, model = converted("functional")
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
+    with torch.no_grad():
+        for shape in ((2, 64, 96), (3, 97, 71), (4, 80, 40), (5, 49, 50)):
+            close(compiled(image(*shape)), model(image(*shape)), 1e-5)
+    assert len(graphs) == 1, "one graph serves every size"
+
+
+def test_compiled_training(converted):
+    """Gradients through the graphs that a compiler makes (forward and backward) are those of the eager model."""
+    _, model = converted("functional")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = inputs("functional")[0]
+    gradients = []
+    for run in (model, compiled):
+        model.zero_grad()
+        run(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    model.zero_grad()
+    for eager, other in zip(*gradients, strict=True):
+        assert torch.allclose(eager, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_compiled_in_place_before_is_converted_too():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model = Functional().eval()
+    expected = blurify.convert(model)
+    model.compile(backend="eager", fullgraph=True)
+    x = inputs("functional")[0]
+    with torch.no_grad():
+        model(x)
+        close(blurify.convert(model)(x), expected(x), 1e-5)
+        blurify.convert(model, inplace=True)
+        close(model(x), expected(x), 1e-5)
+
+
+@pytest.mark.slow
+def test_compile_with_inductor(converted):
+    _, model = converted("functional")
+    torch._dynamo.reset()
+    x = inputs("functional")[0]
+    with torch.no_grad():
+        expected = model(x)
+        try:
+            actual = torch.compile(model, fullgraph=True)(x)
+        except Exception as error:
+            if "compiler" in str(error).lower() and "c++" in str(error).lower():
+                pytest.skip(f"no C++ compiler: {error}")
+            raise
+    close(actual, expected, 1e-4)
+
+
+# --- ONNX
+
+
+@pytest.mark.parametrize("name", ["timm-resnet18", "torchvision-resnet18", "mobilenetv2", "densenet", "functional", "cheap"])
+def test_onnx_with_open_batch_and_size(converted, name, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    _, model = converted(name)
+    x, other = inputs(name)
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(
+        model, (x,), path, dynamo=True, verbose=False, dynamic_shapes=({0: "batch", 2: "height", 3: "width"},)
+    )
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (argument,) = session.get_inputs()
+    assert [isinstance(size, str) for size in argument.shape] == [True, False, True, True], "sizes must stay open"
+    for sample in (x, other, image(1, 128, 64)):
+        with torch.no_grad():
+            expected = model(sample)
+        (actual,) = session.run(None, {argument.name: sample.numpy()})
+        close(torch.from_numpy(actual), expected)
+
+
+# --- torch.jit.trace
+
+
+@pytest.mark.parametrize("name", ["timm-resnet18", "functional", "tf-same"])
+def test_jit_trace(converted, name, tmp_path):
+    _, model = converted(name)
+    x, _ = inputs(name)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, x)
+        traced.save(str(tmp_path / "model.ts"))
+        loaded = torch.jit.load(str(tmp_path / "model.ts"))
+        sample = image(5, *x.shape[2:], seed=1)
+        close(loaded(sample), model(sample), 1e-5)
+        if name != "tf-same":
+            larger = image(2, 131, 99)
+            close(loaded(larger), model(larger), 1e-5)
