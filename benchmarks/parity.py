@@ -27,7 +27,7 @@ MODELS = {
     "alexnet": "alexnet",
     **{f"vgg{depth}{norm}": "vgg" for depth in (11, 13, 16, 19) for norm in ("", "_bn")},
     **{f"resnet{depth}": "resnet" for depth in (18, 34, 50, 101, 152)},
-    **{name: "resnet" for name in ("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2")},
+    **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"), "resnet"),
     **{f"densenet{depth}": "densenet" for depth in (121, 161, 169, 201)},
     "mobilenet_v2": "mobilenet",
 }
@@ -103,7 +103,11 @@ def main() -> int:
     exact = all(row["error"] <= TOLERANCE < row["unconverted"] for row in rows)
     print(f"{len(rows)} cases, {len({row['model'] for row in rows})} models: worst relative error {worst:.1e}")
     if options.out:
-        versions = {"python": sys.version.split()[0], "torch": torch.__version__, "torchvision": torchvision.__version__}
+        versions = {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        }
         data = {"command": "python benchmarks/parity.py", "versions": versions, "worst": worst, "cases": rows}
         options.out.write_text(json.dumps(data, indent=1) + "\n")
     return 0 if exact else 1

@@ -1,9 +1,9 @@
 """The audit of the whole zoo: `make zoo-check`, or `python benchmarks/zoo_check.py [PATTERN...]`.
 
 Every architecture of timm and torchvision is inspected, and timed against building it and running one bare forward of
-it on the meta device; whatever has a site to convert is then converted on random weights and proven (identity check, same
-keys and bits, no site left). Where a forward of the native input takes more than a budget, the proof takes the smallest
-input for which the plan is the same, site by site.
+it on the meta device; whatever has a site to convert is then converted on random weights and proven (identity check,
+same keys and bits, no site left). Where a forward of the native input takes more than a budget, the proof takes the
+smallest input for which the plan is the same, site by site.
 
 Both steps go through `blurify.zoo`, so a run that was stopped goes on where it was; --fresh starts over. Writes
 benchmarks/zoo.json (versions, command, totals, times, exceptions) and benchmarks/zoo.csv (one row a model).

@@ -1,5 +1,7 @@
-"""Stand-ins for strided torch calls inside a forward: each takes the function and its arguments, and runs it
-anti-aliased. `rewriting` routes a forward's own `F.max_pool2d(x, 3, 2)` through one of them."""
+"""Stand-ins for strided torch calls inside a forward: each takes the function and its arguments.
+
+It runs the call anti-aliased; `rewriting` routes a forward's own `F.max_pool2d(x, 3, 2)` through one of them.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,7 @@ class DenseConv(_Call):
         return function(given.pop("input"), given.pop("weight"), **given)
 
     def extra_repr(self) -> str:
+        """What `print(model)` shows."""
         return f"stride={self.stride}"
 
 

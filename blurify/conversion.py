@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from blurify.plan import Plan
 from blurify.planning import make_plan
 from blurify.recipes import Recipe, load_recipe
 from blurify.surgery import apply_plan, plan_of
-from blurify.tracing import Inputs
+from blurify.tracing import Inputs, copy_model
 from blurify.verification import Proof, sharing_copy, verify
 
 _PROOF = "_blurify_proof"
@@ -54,8 +53,10 @@ def convert(
     inplace: bool = False,
     verify: bool = True,
 ) -> nn.Module:
-    """Give the same model back, anti-aliased: same class, same weights under the same names, every subsampling step
-    behind a low-pass filter (Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019).
+    """Give the same model back, anti-aliased.
+
+    Same class, same weights under the same names, a low-pass filter at every subsampling step (Zhang, "Making
+    Convolutional Networks Shift-Invariant Again", ICML 2019).
 
     Args:
         model: any eager PyTorch module. One that was converted before comes back as it is.
@@ -77,14 +78,14 @@ def convert(
     """
     wanted = load_recipe(recipe).with_filter(filter_size)
     if plan_of(model) is not None:
-        return model if inplace else copy.deepcopy(model)
+        return model if inplace else copy_model(model)
     seen = traced(model, example_inputs)
     inputs: Inputs = seen.inputs if example_inputs is None else _given(example_inputs)
     plan = make_plan(model, wanted, inputs, seen=seen)
     if inplace and not verify:
         apply_plan(model, plan)
         return model
-    result = sharing_copy(model) if inplace else copy.deepcopy(model)
+    result = sharing_copy(model) if inplace else copy_model(model)
     apply_plan(result, plan)
     proof = _verify(model, result, plan, inputs) if verify else None
     if inplace:

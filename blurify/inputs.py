@@ -75,7 +75,9 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
             first = first or error
             tried.append(_described(inputs))
     if not tried:
-        raise BlurifyError("no input can be guessed for this model: give example_inputs (CLI: --input-shape 1,3,224,224)")
+        raise BlurifyError(
+            "no input can be guessed for this model: give example_inputs (CLI: --input-shape 1,3,224,224)"
+        )
     raise BlurifyError(
         f"the model refuses every input tried ({tried[0]}, ...; {_one_line(first)}): "
         "give example_inputs (CLI: --input-shape 1,3,224,224)"

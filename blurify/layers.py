@@ -531,7 +531,9 @@ def _lean(function: _Function, x: Tensor, *, run: _Function | None = None, linea
 
 def _is_traced(x: Tensor) -> bool:
     """Whether somebody writes down what runs, for sizes other than these (a Proxy has none at all)."""
-    return isinstance(x, Proxy) or torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if isinstance(x, Proxy) or torch.jit.is_tracing():
+        return True
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
 def _is_channels_last(x: Tensor) -> bool:

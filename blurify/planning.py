@@ -20,6 +20,7 @@ from blurify.recipes import Recipe
 from blurify.regions import blur_points
 from blurify.rewriting import CannotRewriteError, path_of
 from blurify.sites import (
+    PARAMETERS,
     Found,
     Op,
     find_sites,
@@ -27,6 +28,8 @@ from blurify.sites import (
     is_constant_filter,
     low_passed,
     matrix_macs,
+    per_dim,
+    read_op,
     reads_image,
     scripted_modules,
 )
@@ -39,12 +42,12 @@ REASONS: dict[str, str] = {
     "global-pool": "covers its whole input, so that nothing is left to alias",
     "recipe": "the recipe leaves it alone: {}",
     "returns-indices": "returns indices for unpooling, which a blurred pool does not have: use return_indices=False",
-    "slice": "strided slicing in a forward: replace it by blurify.BlurPool in the model's code if it subsamples features",
+    "slice": "strided slicing: if it subsamples features, use blurify.BlurPool2d there in the model's code",
     "other-pool": "{}: no low-pass rule for this kind of pooling; use a max or average pool",
     "scripted": "scripted code can't be changed: build the model without torch.jit",
     "not-run": "not run in eval mode on these inputs, so that nothing is known about it",
     "varies": "called several times with different strides or shapes of use: give each use its own module",
-    "source": "can't be changed where it stands: {}",
+    "source": "can't be changed where it stands ({}): put a pooling or convolution module there in the model's code",
 }
 """Every reason for which a site is skipped."""
 
@@ -104,7 +107,7 @@ class _Planner:
         self.calls_of: dict[int, list[Call]] = defaultdict(list)
         for call in seen.calls:
             self.calls_of[id(call.module)].append(call)
-        self._framed: Trace | None = None
+        self._framed: dict[Node, Node] | None = None
         self._children: dict[str, set[str]] = defaultdict(set)
         self._rewrites: dict[tuple[Any, ...], Rewrite] = {}
         self._used_paths: dict[tuple[str, Any], tuple[Any, ...]] = {}
@@ -150,8 +153,10 @@ class _Planner:
             return "recipe", f"{_channels(op)} channels, fewer than {recipe.min_channels}"
         if op.kind == "conv" and any(reads_image(other) for other in site.ops):
             stem = recipe.stem
-            if stem == "skip" or (stem == "split" and any(s % 2 and s > 1 for s in op.stride)) or (
-                stem == "split" and max(op.stride) < 4
+            if (
+                stem == "skip"
+                or (stem == "split" and any(s % 2 and s > 1 for s in op.stride))
+                or (stem == "split" and max(op.stride) < 4)
             ):
                 return ("patchify-stem" if _is_patchify(op) else "stem"), ""
         return None
@@ -214,7 +219,9 @@ class _Planner:
         if op.kind == "conv":
             if points is not None:
                 ways.append(lambda: self._conv_after(site, points))
-            if max(op.kernel_size) == 1 and not any(op.padding):  # type: ignore[arg-type]
+            # What pads, pads for the size that it sees: there the blur may not subsample first.
+            padded = any(op.padding) or any(function_name(other.source) == "pad" for other in site.ops)
+            if max(op.kernel_size) == 1 and not padded:
                 ways.append(lambda: self._conv_commuted(site))
             ways.append(lambda: self._conv_blurred(site))
         else:
@@ -232,12 +239,18 @@ class _Planner:
             )  # fmt: skip
         return self._skipped(site, "source", problem)
 
-    def _blur(self, stride: tuple[int, ...], factor: tuple[int, ...] | None = None, shift: tuple[int, ...] = ()) -> Blur:
+    def _blur(
+        self, stride: tuple[int, ...], factor: tuple[int, ...] | None = None, shift: tuple[int, ...] = ()
+    ) -> Blur:
         return Blur(stride, factor or stride, self.taps, self.recipe.padding, shift or (0,) * len(stride))
 
     def _blur_macs(self, blur: Blur, shape: tuple[int, ...]) -> int:
         """Multiply-adds of a blur whose output has this shape (the joint kernel)."""
-        return math.prod(shape) * math.prod(len(compose_taps(self.taps, f)) for f in blur.factor) if len(self.taps) > 1 else 0
+        return (
+            math.prod(shape) * math.prod(len(compose_taps(self.taps, f)) for f in blur.factor)
+            if len(self.taps) > 1
+            else 0
+        )
 
     def _conv_after(self, site: Found, points: tuple[Node, ...]) -> _Decision:
         """Rule 2 (and 7, split): dense convolution, nonlinearity, blur and subsample."""
@@ -359,14 +372,16 @@ class _Planner:
                     break
                 if self._can_attach(call) and nodes <= {c.output for c in self.calls_of[id(call.module)]} <= alike:
                     return f"after {call.path}", (BlurOutput(call.path, blur),)
-        for call, index in self._consumers(points[0]):
+        # A size that the forward reads in between must be the blurred one already.
+        consumers = () if any(node.meta.get("sized") for node in nodes) else self._consumers(points[0])
+        for call, index in consumers:
             calls = self.calls_of[id(call.module)]
             if (
                 self._can_attach(call)
                 and nodes <= {c.inputs[index] if len(c.inputs) > index else None for c in calls} <= alike
                 and all(_only_within(c.inputs[index], c) for c in calls)
             ):
-                return f"before {call.path}", (BlurInput(call.path, blur, index),)
+                return f"before {call.path}", (BlurInput(str(call.path), blur, index),)
         if any(node.meta.get("stale") for node in nodes):
             raise _NoWay("its activation writes in place and the result is used by its old name")
         return self._rewrite(points, "wrap", blur)
@@ -395,7 +410,8 @@ class _Planner:
     ) -> tuple[str, tuple[Edit, ...]]:
         """Edits that change the expression which makes these nodes, in the forward of the module that it stands in."""
         stride_of = blur.stride if op == "wrap" and blur is not None else self._strides[nodes[0]]
-        framed = self._with_frames()
+        # Only blur points need frames that the first trace did not keep.
+        framed = self._with_frames() if op == "wrap" else {node: node for node in self.trace.graph.nodes}
         targets = {framed[node] for node in nodes}
         alike = {framed[node] for node in self._together[op.removesuffix("-dense").removesuffix("-blurred"), stride_of]}
         first = framed[nodes[0]]
@@ -403,11 +419,11 @@ class _Planner:
         for level, (_, frames) in enumerate(first.meta.get("frames", ())):
             if level and (op != "wrap" or _inner(first, level - 1).output is not first):
                 break
-            if not self._is_alone(targets, alike, level, frames, op):
+            if not self._is_alone(framed.values(), targets, alike, level, frames, op):
                 problem = "the same expression runs several times with different needs"
                 continue
             try:
-                module, path = path_of(self._framed.model, frames)  # type: ignore[union-attr]
+                module, path = path_of(self.trace.model, frames)
             except CannotRewriteError as error:
                 problem = str(error)
                 continue
@@ -419,7 +435,13 @@ class _Planner:
         raise _NoWay(problem)
 
     def _rewrite_edit(
-        self, module: str, path: Any, op: Any, blur: Blur | None, stride: tuple[int, ...], kernel: tuple[int, ...] | None
+        self,
+        module: str,
+        path: Any,
+        op: Any,
+        blur: Blur | None,
+        stride: tuple[int, ...],
+        kernel: tuple[int, ...] | None,
     ) -> Rewrite:
         key = (module, path, op, blur, stride, kernel)
         if key not in self._rewrites:
@@ -437,17 +459,25 @@ class _Planner:
         return self._rewrites[key]
 
     def _with_frames(self) -> dict[Node, Node]:
-        """The nodes of the trace, each to the same node of a second trace that has the Python calls on the way."""
+        """The nodes of the trace, each to its twin in a second trace that has the Python calls to the blur points."""
         if self._framed is None:
-            paths = frozenset(call.path for call in self.trace.calls if call.path is not None)
-            self._framed = trace(self.model, self.trace.inputs, frames_in=paths, real=self.trace.real)
-            self._pairs = dict(zip(self.trace.graph.nodes, self._framed.graph.nodes, strict=True))
-        return self._pairs
+            points = [node for (kind, _), nodes in self._together.items() if kind == "wrap" for node in nodes]
+            paths = {call.path for node in points for call in node.meta["call"].stack() if call.output is node}
+            paths |= {node.meta["call"].path for node in points}
+            # An activation is called from the forward of the module around it.
+            paths |= {path.rpartition(".")[0] for path in paths if path}
+            wanted = frozenset(path for path in paths if path is not None)
+            again = trace(self.model, self.trace.inputs, frames_in=wanted, real=self.trace.real)
+            self._framed = dict(zip(self.trace.graph.nodes, again.graph.nodes, strict=True))
+        return self._framed
 
-    def _is_alone(self, targets: set[Node], alike: set[Node], level: int, frames: list[Any], op: str) -> bool:
+    @staticmethod
+    def _is_alone(
+        nodes: Iterable[Node], targets: set[Node], alike: set[Node], level: int, frames: list[Any], op: str
+    ) -> bool:
         """Whether the expression, wherever it runs, makes these nodes and only such as want the same."""
         made: set[Node | None] = set()
-        for node in self._framed.graph.nodes:  # type: ignore[union-attr]
+        for node in nodes:
             segments = node.meta.get("frames", ())
             if len(segments) > level and segments[level][1] == frames:
                 made.add(_inner(node, level - 1).output if level else node)
@@ -461,26 +491,21 @@ def _inner(node: Node, level: int) -> Call:
 
 
 def _subsamples(node: Node) -> bool:
-    from blurify.sites import PARAMETERS, _read
-
     name = function_name(node)
-    op = _read(node, name) if name in PARAMETERS else None
-    return op is not None and max(op.stride) > 1
+    return name in PARAMETERS and max(read_op(node, name).stride) > 1
 
 
 def set_stride(module: nn.Module, stride: tuple[int, ...]) -> None:
     """Set a convolution module's stride, in the form (number or tuple) that it has."""
-    same = len(set(stride)) == 1
-    module.stride = stride[0] if isinstance(module.stride, int) and same else stride
+    as_number = isinstance(module.stride, int) and len(set(stride)) == 1
+    setattr(module, "stride", stride[0] if as_number else stride)  # noqa: B010 (typed as a submodule)
 
 
 def _conv_shape(op: Op, stride: tuple[int, ...]) -> tuple[int, ...]:
     padding = op.padding if isinstance(op.padding, tuple) else (0,) * op.rank
     return tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(
-            op.input_shape[-op.rank :], padding, op.dilation, op.kernel_size, stride, strict=True
-        )
+        for n, p, d, k, s in zip(op.input_shape[-op.rank :], padding, op.dilation, op.kernel_size, stride, strict=True)
     )
 
 
@@ -528,9 +553,5 @@ def _only_within(node: Node | None, call: Call) -> bool:
 
 
 def _listed(name: str, kind: str, rule: str, module: nn.Module | None = None) -> Site:
-    stride = kernel = ()
-    if module is not None:
-        stride, kernel = (
-            v if isinstance(v, tuple) else (v,) for v in (module.stride, module.kernel_size)
-        )  # type: ignore[assignment]
+    kernel, stride = (per_dim(getattr(module, field), 1) if module else () for field in ("kernel_size", "stride"))
     return Site(name, kind, kernel, stride, (), (), "skip", rule, REASONS[rule])

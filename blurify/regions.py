@@ -17,13 +17,13 @@ from blurify.sites import function_name
 
 _LINEAR = frozenset(
     "add sub mul div true_divide neg negative rsub batch_norm dropout dropout1d dropout2d dropout3d alpha_dropout "
-    "feature_alpha_dropout contiguous clone detach to float half bfloat16 double type_as type positive cat concat chunk "
-    "split tensor_split _getitem addcmul lerp identity channel_shuffle".split()
+    "feature_alpha_dropout contiguous clone detach to float half bfloat16 double type_as type positive cat "
+    "concat chunk split tensor_split _getitem addcmul lerp identity channel_shuffle".split()
 )
 _NONLINEAR = frozenset(
-    "relu relu6 elu selu celu gelu silu mish hardtanh hardswish hardsigmoid leaky_relu prelu rrelu sigmoid tanh softplus "
-    "softsign logsigmoid threshold clamp clip clamp_min clamp_max abs exp expm1 log log1p pow square sqrt rsqrt "
-    "reciprocal sin cos erf tanhshrink hardshrink softshrink maximum minimum glu".split()
+    "relu relu6 elu selu celu gelu silu mish hardtanh hardswish hardsigmoid leaky_relu prelu rrelu sigmoid tanh "
+    "softplus softsign logsigmoid threshold clamp clip clamp_min clamp_max abs exp expm1 log log1p pow square sqrt "
+    "rsqrt reciprocal sin cos erf tanhshrink hardshrink softshrink maximum minimum glu".split()
 )
 _CHANNEL_OPS = frozenset("cat concat chunk split tensor_split glu".split())  # pointwise only along the channels
 _PRODUCTS = frozenset("mul div true_divide pow maximum minimum addcmul".split())  # of two signals: not linear
@@ -143,9 +143,14 @@ def _along_channels(node: Node, rank: int) -> bool:
 def _blur_point(conv: Node, dense: Mapping[Node, _Dense], order: Mapping[Node, int]) -> Node | None:
     node: Node | None = conv
     while node is not None and not dense[node].curved:
-        node = _join(node, dense, order)
+        node = None if _is_sized(node) else _join(node, dense, order)
     # Of a split's outputs none is the whole signal.
     return node if node is not None and node.meta["shape"] is not None else None
+
+
+def _is_sized(node: Node) -> bool:
+    """Whether the forward reads the tensor's size: dense, it is another one."""
+    return bool(node.meta.get("sized"))
 
 
 def _join(node: Node, dense: Mapping[Node, _Dense], order: Mapping[Node, int]) -> Node | None:
@@ -159,6 +164,8 @@ def _join(node: Node, dense: Mapping[Node, _Dense], order: Mapping[Node, int]) -
             return None
         if not heap:
             return current
+        if _is_sized(current):
+            return None
         if not current.users:
             if function_name(current) == "_getitem":  # an unused part of a split
                 continue

@@ -143,7 +143,9 @@ def _function_tree(code: CodeType) -> ast.FunctionDef:
     try:
         return _file_functions(code.co_filename, tuple(lines))[code.co_name, code.co_firstlineno]
     except (KeyError, SyntaxError):
-        raise CannotRewriteError(f"the source of {code.co_name} does not match what runs (was the file edited?)") from None
+        raise CannotRewriteError(
+            f"the source of {code.co_name} does not match what runs (was the file edited?)"
+        ) from None
 
 
 def _expressions(tree: ast.FunctionDef) -> Iterator[ast.AST]:
@@ -163,7 +165,7 @@ def _at(tree: ast.FunctionDef, position: tuple[int, int, int, int]) -> ast.AST:
 
 
 class _Tree:
-    """What changes in one function: expressions that go through a child, and calls of helpers that change themselves."""
+    """What changes in one function: expressions that go through a child, and calls of helpers that change too."""
 
     def __init__(self) -> None:
         self.children: dict[tuple[str, int], tuple[str, bool]] = {}  # expression -> (child, wrap its value)
@@ -343,7 +345,7 @@ def rewritten_class(base: type[nn.Module], rewrites: tuple[Rewrite, ...]) -> typ
         writer.write(function, tree, name, None)
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
-        reduced = super(cls, self).__reduce_ex__(2)
+        reduced: Any = base.__reduce_ex__(self, 2)
         return (rewritten_instance, (base, rewrites), *reduced[2:])
 
     namespace: dict[str, Any] = {
@@ -365,7 +367,9 @@ def rewritten_instance(base: type[nn.Module], rewrites: tuple[Rewrite, ...]) -> 
     if not (isinstance(base, type) and issubclass(base, nn.Module)) or not all(
         isinstance(rewrite, Rewrite) and rewrite.child.isidentifier() for rewrite in rewrites
     ):
-        raise BlurifyError("this file's rewritten module is not one that blurify wrote: convert the original model again")
+        raise BlurifyError(
+            "this file's rewritten module is not one that blurify wrote: convert the original model again"
+        )
     cls = rewritten_class(base, tuple(rewrites))
     return cls.__new__(cls)
 

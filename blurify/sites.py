@@ -25,8 +25,12 @@ POOL_PARAMETERS = {
 }
 PARAMETERS: dict[str, tuple[str, ...]] = {
     **{f"conv{n}d": CONV_PARAMETERS for n in (1, 2, 3)},
-    **{f"{pool}_pool{n}d{end}": names for pool, names in POOL_PARAMETERS.items() for n in (1, 2, 3)
-       for end in ("", "_with_indices")},
+    **{
+        f"{pool}_pool{n}d{end}": names
+        for pool, names in POOL_PARAMETERS.items()
+        for n in (1, 2, 3)
+        for end in ("", "_with_indices")
+    },
 }
 """The positional parameters of the torch functions that can subsample."""
 
@@ -52,18 +56,22 @@ class Op:
 
     @property
     def rank(self) -> int:
+        """The number of spatial dimensions."""
         return len(self.stride)
 
     @property
     def call(self) -> Call | None:
+        """The innermost module call that it ran in."""
         return self.node.meta["call"]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
+        """The shape of what it reads."""
         return self.source.meta["shape"]
 
     @property
     def output_shape(self) -> tuple[int, ...]:
+        """The shape of what it returns (of the values, where it returns indices too)."""
         shape = self.node.meta["shape"]
         return shape if shape is not None else next(iter(self.node.users)).meta["shape"]
 
@@ -84,6 +92,7 @@ class Found:
 
     @property
     def op(self) -> Op:
+        """Its first run, which stands for all of them."""
         return self.ops[0]
 
 
@@ -121,10 +130,11 @@ def _named(groups: dict[tuple[Any, ...], list[Op]]) -> list[Found]:
         call = ops[0].call
         name = (call.path if call else "") or ""
         # A convolution with parametrized weights has children, and still is that one site.
-        composite = call is None or not isinstance(call.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and (
-            call.has_calls or any(call.module.children())
+        one = call is not None and (
+            isinstance(call.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+            or not (call.has_calls or any(call.module.children()))
         )
-        if composite or not name or ops[0].kind == "slice":
+        if not one or not name or ops[0].kind == "slice":
             name = f"{name}:{'slice' if ops[0].kind == 'slice' else function}"
         taken[name] += 1
         found.append(Found(f"{name}#{taken[name]}" if taken[name] > 1 else name, tuple(ops)))
@@ -138,8 +148,8 @@ def _strided_ops(trace: Trace) -> Iterator[Op]:
             continue
         name = function_name(node)
         if name in PARAMETERS:
-            op = _read(node, name)
-            if op is not None and any(stride > 1 for stride in op.stride):
+            op = read_op(node, name)
+            if any(stride > 1 for stride in op.stride):
                 yield op
         elif name == "getitem" and node.meta["shape"] is not None:
             steps, starts = _sliced(node)
@@ -148,11 +158,12 @@ def _strided_ops(trace: Trace) -> Iterator[Op]:
     yield from _subsampling_slices(slices)
 
 
-def _read(node: Node, name: str) -> Op | None:
+def read_op(node: Node, name: str) -> Op:
+    """The arguments of a convolution or pooling call, by name and with one entry a spatial dimension."""
     given: dict[str, Any] = dict(zip(PARAMETERS[name], node.args, strict=False)) | dict(node.kwargs)
     rank = int(name.removesuffix("_with_indices")[-2])
     source, weight = given["input"], given.get("weight")
-    if name.startswith("conv"):
+    if weight is not None:
         kind, kernel = "conv", weight.meta["shape"][2:]
         stride = given.get("stride", 1)
     else:
@@ -254,7 +265,7 @@ def in_our_layers(node: Node) -> bool:
 
 def is_constant_filter(op: Op) -> bool:
     """Whether a convolution is a fixed depthwise filter: its kernel is no parameter, each channel filtered alone."""
-    if op.kind != "conv" or op.weight is None or op.groups == 1 and op.input_shape[-op.rank - 1] != 1:
+    if op.kind != "conv" or op.weight is None or (op.groups == 1 and op.input_shape[-op.rank - 1] != 1):
         return False
     if op.groups != op.input_shape[-op.rank - 1]:
         return False
@@ -283,8 +294,8 @@ def low_passed(op: Op, trace: Trace) -> bool:
     if any(call.output is node for call in blurs):
         return True
     if function_name(node) in PARAMETERS and function_name(node).startswith("conv"):
-        source = _read(node, function_name(node))
-        return source is not None and max(source.kernel_size) > 1 and is_constant_filter(source)
+        source = read_op(node, function_name(node))
+        return max(source.kernel_size) > 1 and is_constant_filter(source)
     return False
 
 
@@ -304,8 +315,8 @@ def reads_image(op: Op) -> bool:
 
 
 _LEARNED = frozenset(
-    "linear matmul bmm baddbmm addmm einsum bilinear embedding multi_head_attention_forward scaled_dot_product_attention "
-    "conv_transpose1d conv_transpose2d conv_transpose3d".split()
+    "linear matmul bmm baddbmm addmm einsum bilinear embedding multi_head_attention_forward "
+    "scaled_dot_product_attention conv_transpose1d conv_transpose2d conv_transpose3d".split()
 )
 
 

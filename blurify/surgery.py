@@ -1,4 +1,4 @@
-"""Carry a plan out: edit the model in place, so that it stays the same object of the same class with the same weights."""
+"""Carry a plan out: edit the model in place, so that it stays the same object, of the same class and weights."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def _apply(module: nn.Module, edit: Edit) -> None:
             module.register_forward_hook(blur_output, prepend=True)
         case BlurInput():
             _add(module, "blur_input", build(edit.blur))
-            module.register_forward_pre_hook(functools.partial(blur_input, index=edit.index) if edit.index else blur_input)
+            module.register_forward_pre_hook(
+                functools.partial(blur_input, index=edit.index) if edit.index else blur_input
+            )
         case BlurPooling():
             module.__class__ = _ANTIALIASED[type(module)]
             _add(module, "blurpool", build(edit.blur))
@@ -93,7 +95,9 @@ def _child(edit: Rewrite) -> nn.Module:
 
 def _add(module: nn.Module, name: str, child: nn.Module) -> None:
     if hasattr(module, name):
-        raise BlurifyError(f"{type(module).__name__} has already an attribute {name!r}: rename it, or skip the site in the recipe")
+        raise BlurifyError(
+            f"{type(module).__name__} has already an attribute {name!r}: rename it, or skip the site in the recipe"
+        )
     child.train(module.training)
     module.add_module(name, child)
 

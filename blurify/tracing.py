@@ -1,7 +1,7 @@
 """See the graph: run the forward once and write down each call with its shapes and the modules that it ran in.
 
-Symbolic tracing needs a forward without shape-dependent control flow and loses one architecture in six. Here the forward
-really runs, on meta tensors (shapes without data), under a `TorchFunctionMode` that adds each torch call to a
+Symbolic tracing needs a forward without shape-dependent control flow and loses one architecture in six. Here the
+forward really runs, on meta tensors (shapes without data), under a `TorchFunctionMode` that adds each torch call to a
 `torch.fx.Graph`. Whatever Python does in between is simply done.
 """
 
@@ -75,7 +75,7 @@ class Trace:
 
     Attributes:
         graph: the calls in order; `node.meta` has 'shape' (None for several outputs), 'call' (the innermost module
-            call) and 'frames' (where asked for).
+            call), 'sized' (where the forward reads the tensor's size) and 'frames' (where asked for).
         calls: every module call, in the order in which they began.
         model: the copy that was run.
         inputs: the (args, kwargs) it was run with.
@@ -141,6 +141,8 @@ class _Recorder(TorchFunctionMode):
                 with torch._C.DisableTorchFunction():
                     out = out.view_as(out)
             self._keep(out, node)
+        elif func in _SIZES and id(args[0]) in self._nodes:
+            self._nodes[id(args[0])].meta["sized"] = True
         elif isinstance(out, tuple | list):
             if any(isinstance(item, Tensor) for item in out):
                 node = self._record(func, args, kwargs, None)
@@ -160,7 +162,9 @@ class _Recorder(TorchFunctionMode):
         node.meta["call"] = self.current
         if self.current is not None:
             self.current.nodes.append(node)
-            if self._frames_in and any(call.path in self._frames_in for call in self.current.stack()):
+            if _may_stride(target, self.current.module) or (
+                self._frames_in and any(call.path in self._frames_in for call in self.current.stack())
+            ):
                 node.meta["frames"] = _frames(self.current, self._paths)
         return node
 
@@ -172,8 +176,10 @@ class _Recorder(TorchFunctionMode):
         if isinstance(value, Tensor):
             return self._node(value)
         if isinstance(value, tuple | list):
-            return type(value)([self._to_nodes(item) for item in value]) if type(value) in (tuple, list) else tuple(
-                self._to_nodes(item) for item in value
+            return (
+                type(value)([self._to_nodes(item) for item in value])
+                if type(value) in (tuple, list)
+                else tuple(self._to_nodes(item) for item in value)
             )
         if isinstance(value, dict):
             return {key: self._to_nodes(item) for key, item in value.items()}
@@ -229,6 +235,9 @@ class _Recorder(TorchFunctionMode):
         self.graph.output(tuple(self._node(tensor) for tensor in tensors_in(out)))
 
 
+_SIZES = (torch.Tensor.shape.__get__, torch.Tensor.size)  # type: ignore[attr-defined]
+
+
 def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call that returns its first argument has written to it."""
     name: str = getattr(func, "__name__", "")
@@ -247,9 +256,17 @@ def unseen(inputs: list[Any]) -> Any:
     return inputs
 
 
+def _may_stride(target: Any, module: nn.Module) -> bool:
+    """Whether an op can subsample and does not stand in a plain torch module, so that its source may have to change."""
+    name: str = getattr(target, "__name__", "")
+    return name.startswith(("conv", "max_pool", "avg_pool")) and not type(module).__module__.startswith("torch.nn.")
+
+
 def _frames(call: Call, paths: Mapping[int, str]) -> list[tuple[Call, list[Frame]]]:
-    """The Python calls on the way to the torch call, by the module call that they belong to, innermost module first;
-    within a module from its forward downwards."""
+    """The Python calls on the way to the torch call, by the module call that they belong to.
+
+    The innermost module comes first; within a module they go from its forward downwards.
+    """
     calls = call.stack()
     segments: list[tuple[Call, list[Frame]]] = [(next(calls), [])]
     frame = sys._getframe(1)
@@ -311,9 +328,7 @@ def _recording(recorder: _Recorder) -> Iterator[None]:
                 nn.Module.__call__ = _saved_call  # type: ignore[method-assign]
 
 
-def trace(
-    model: nn.Module, inputs: Inputs, *, frames_in: frozenset[str] = frozenset(), real: bool = False
-) -> Trace:
+def trace(model: nn.Module, inputs: Inputs, *, frames_in: frozenset[str] = frozenset(), real: bool = False) -> Trace:
     """Run `model` once in eval mode and return the graph of what it did; the model itself is not touched.
 
     Meta tensors are tried first (no data, no memory); a forward that reads values is run on real ones.
@@ -333,7 +348,7 @@ def trace(
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             if not needs_values(error):
                 raise
-    return _trace(copy.deepcopy(model), inputs, frames_in, meta=False)
+    return _trace(copy_model(model), inputs, frames_in, meta=False)
 
 
 def _trace(model: nn.Module, inputs: Inputs, frames_in: frozenset[str], *, meta: bool) -> Trace:
@@ -359,15 +374,34 @@ def meta_copy(model: nn.Module) -> nn.Module:
     """A copy of the model whose parameters and buffers have shapes but no data. Takes no memory for the weights."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
-            raise BlurifyError("the model has lazy modules that were never run: run it once on real data, then convert it")
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise BlurifyError(
+                "the model has lazy modules that were never run: run it once on real data, then convert it"
+            )
         memo[id(parameter)] = nn.Parameter(_to_meta(parameter.detach()), requires_grad=False)
     for buffer in model.buffers():
         memo[id(buffer)] = _to_meta(buffer)
+    return copy_model(model, memo)
+
+
+def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy of a model, with what `memo` has by id in place of the original's parts.
+
+    Raises:
+        BlurifyError: something in the model can't be copied.
+    """
+    memo = dict(memo or {})
+    for module in model.modules():
+        for value in vars(module).values():
+            # The product that torch.nn.utils.weight_norm keeps; deepcopy refuses it, and each forward makes it anew.
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach()
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise BlurifyError(f"the model can't be copied ({type(error).__name__}: {error}): make copy.deepcopy(model) work") from error
+        raise BlurifyError(
+            f"the model can't be copied ({type(error).__name__}: {error}): make copy.deepcopy(model) work"
+        ) from error
 
 
 def tensors_in(value: Any) -> list[Tensor]:

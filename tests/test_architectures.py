@@ -19,9 +19,9 @@ from blurify.surgery import apply_plan, identity
 from blurify.tracing import tensors_in
 from blurify.verification import sharing_copy
 
-# Architecture -> an odd size that it takes besides its own, None where it takes no other or only multiples of some number.
+# Architecture -> an odd size that it takes besides its own; None where it takes no other, or only certain multiples.
 TIMM: dict[str, int | None] = {
-    # residual: basic and bottleneck blocks, shared and separate activations, average pools in the shortcut, pre-activation
+    # residual: basic and bottleneck blocks, shared and separate activations, pooled shortcuts, pre-activation
     "resnet18": 97,
     "resnet26d": 97,
     "resnext26ts": 97,
@@ -205,7 +205,7 @@ def test_architecture(build: Callable[[str], tuple[nn.Module, tuple[int, ...]]],
     assert plan is not None and proof is not None
     assert proof.identity_error <= {"float32": 1e-4, "float64": 1e-9}[proof.dtype]
     assert bool(plan.converted) == (name not in NOTHING_TO_CONVERT)
-    assert {site.rule for site in plan.skipped} <= SKIPPED_FOR, [site for site in plan.skipped]
+    assert {site.rule for site in plan.skipped} <= SKIPPED_FOR, list(plan.skipped)
 
     # Same class, same weights, and the original as it was.
     assert type(converted) is type(model)

@@ -447,7 +447,8 @@ for name in ("test_resnet", "tf_efficientnet_b0"):
         torch.manual_seed(1)
         m.train()
         m(x).square().mean().backward()
-    grads = [torch.allclose(a.grad, b.grad, atol=1e-5) for a, b in zip(model.parameters(), twin.parameters(), strict=True)]
+    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    grads = [torch.allclose(a.grad, b.grad, atol=1e-5) for a, b in pairs]
     assert all(grads), name
     print(name, len(grads))
 dist.destroy_process_group()

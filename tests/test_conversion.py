@@ -519,7 +519,7 @@ def test_quantized_models_are_refused():
     quantization.prepare(model, inplace=True)
     model(image())
     quantization.convert(model, inplace=True)
-    with pytest.raises(BlurifyError, match="quantized.*float model"):
+    with pytest.raises(BlurifyError, match=r"quantized.*float model"):
         blurify.convert(model, example_inputs=image())
 
 
@@ -579,7 +579,7 @@ class Picky(Net):
 
 
 def test_where_nothing_can_be_inferred_the_message_says_what_to_give():
-    with pytest.raises(BlurifyError, match="five entries.*example_inputs"):
+    with pytest.raises(BlurifyError, match=r"five entries.*example_inputs"):
         blurify.convert(Picky())
     assert blurred(blurify.convert(Picky(), example_inputs=(image(), torch.ones(5)))) == ["conv2", "pool"]
 
@@ -610,7 +610,7 @@ def test_a_name_that_the_model_uses_itself(net):
 def test_a_plan_for_another_model_is_refused(net):
     plan = blurify.inspect(net)
     other = nn.Sequential(nn.Conv2d(3, 4, 3))
-    with pytest.raises(BlurifyError, match="another model.*no 'act'"):
+    with pytest.raises(BlurifyError, match=r"another model.*no 'act'"):
         apply_plan(other, plan)
     assert blurify.plan_of(other) is None
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -89,15 +93,33 @@ def test_the_record_is_of_these_files(reported: dict) -> None:
 
 
 def test_the_effect_is_there(reported: dict) -> None:
-    """The fine-tuned network is compared with the control, which was trained as long without the conversion."""
+    """The fine-tuned network is compared with the control, which was trained as long without the conversion.
+
+    Nothing is claimed for the conversion alone: weights that never saw blurred features may lose by it.
+    """
     results = reported["results"]
-    original, converted, tuned = results["original"], results["converted"], results["converted, fine-tuned"]
-    control = reported["control"]
+    original, tuned, control = results["original"], results["converted, fine-tuned"], reported["control"]
     for distance in ("1", "2"):
-        assert converted["changed"][distance] < original["changed"][distance] / 2
         assert tuned["changed"][distance] < min(control["changed"][distance], original["changed"][distance])
-    assert converted["accuracy"] > original["accuracy"] - 0.02
     assert tuned["accuracy"] >= control["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "control", "words"),
+    [
+        ((0.02, 0.03, 0.97), (0.04, 0.04, 0.95), ("50% fewer answers", "25% fewer by 2", "2.0 points more accurate")),
+        ((0.05, 0.03, 0.94), (0.04, 0.04, 0.95), ("25% more answers", "25% fewer by 2", "1.0 points less accurate")),
+        ((0.04, 0.0, 0.95), (0.04, 0.0, 0.95), ("0% fewer answers", "0% fewer by 2", "is as accurate")),
+        ((0.01, 0.04, 0.95), (0.0, 0.02, 0.95), ("more answers", "100% more by 2", "is as accurate")),
+    ],
+)
+def test_the_conclusion_follows_the_figures(
+    tuned: tuple[float, float, float], control: tuple[float, float, float], words: tuple[str, ...]
+) -> None:
+    from blurify.cli.demo import _conclusion
+
+    for word in words:
+        assert word in _conclusion(tuned, control)
 
 
 def test_held_out_images_are_not_in_the_training_split() -> None:
@@ -116,17 +138,34 @@ def test_held_out_images_are_not_in_the_training_split() -> None:
     assert not any(tuple(image.flatten().tolist()) in seen for image in held.images)  # nor a copy under another index
 
 
-def training_split(labels: torch.Tensor) -> list[int]:
-    """The samples that the training program trains on, from the program itself."""
-    import importlib.util
-    from pathlib import Path
-
+def training_program() -> ModuleType:
+    """`training/train_demo.py`, which is no part of the package."""
     path = Path(__file__).parent.parent / "training" / "train_demo.py"
     spec = importlib.util.spec_from_file_location("train_demo", path)
     assert spec and spec.loader
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
-    return program.split(labels)[0].tolist()
+    return program
+
+
+def training_split(labels: torch.Tensor) -> list[int]:
+    """The samples that the training program trains on, from the program itself."""
+    return training_program().split(labels)[0].tolist()
+
+
+def test_the_shipped_network_was_not_selected() -> None:
+    """The settings were picked with seed 0 and the held-out images: another seed is shipped, and the mean leaves 0 out.
+
+    The held-out images do not depend on that seed.
+    """
+    program, record = training_program(), demo.training_record()
+    assert record["settings"] == json.loads(json.dumps(program.SETTINGS)) and record["note"] == program.NOTE
+    assert record["settings"]["seed"] == 1
+    assert record["other_seeds"] and not {"0", "1"} & set(record["other_seeds"])
+    labels = torch.arange(200) % 10
+    before = program.split(labels)[1]
+    program.SETTINGS["seed"] += 1
+    assert torch.equal(program.split(labels)[1], before)
 
 
 def test_each_kind_of_site_shows(reported: dict) -> None:
@@ -147,4 +186,7 @@ def test_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.err == "" and "\x1b" not in captured.out
     assert "accuracy" in captured.out and "by 1 pixel" in captured.out
+    assert re.search(
+        r"network changes \d+% fewer answers than the control by 1 pixel and \d+% fewer by 2", captured.out
+    )
     assert len(captured.out.splitlines()) < 60

@@ -1,6 +1,7 @@
 """A converted model goes where its original goes: torch.compile, torch.export, ONNX and torch.jit.trace, with batch and
 image size left open."""
 
+import shutil
 import warnings
 
 import pytest
@@ -50,16 +51,17 @@ def _torchvision(name, **kwargs):
 MODELS = {
     "timm-resnet18": (_timm("resnet18", zero_init_last=False), None),
     "torchvision-resnet18": (_torchvision("resnet18"), "published/resnet"),
-    "mobilenetv2": (_timm("mobilenetv2_050"), None),
+    "mobilenetv2": (
+        lambda: torchvision.models.MobileNetV2(7, 0.5, [[1, 16, 1, 1], [6, 24, 1, 2], [6, 32, 1, 2]]),
+        None,
+    ),
     "densenet": (lambda: torchvision.models.DenseNet(8, (2, 2, 2), 16, num_classes=7), None),
     "functional": (Functional, None),
-    "inception": (_timm("inception_v3"), None),
     "tf-same": (_timm("tf_efficientnet_b0"), None),
     "cheap": (_timm("test_resnet", zero_init_last=False), "light"),
     "patchify": (_timm("test_convnext"), "full"),
 }
-INPUTS = {"inception": ((1, 112, 144), (3, 139, 95))}
-BY_DEFAULT = ((2, 64, 96), (3, 97, 71))
+SHAPES = ((2, 64, 96), (3, 97, 71))
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +73,15 @@ def converted():
             factory, recipe = MODELS[name]
             torch.manual_seed(0)
             original = factory().eval()
-            batch, *size = INPUTS.get(name, BY_DEFAULT)[0]
-            example = torch.zeros(batch, 3, *size)
-            made[name] = original, blurify.convert(original, recipe, example_inputs=example, verify=False)
+            made[name] = original, blurify.convert(original, recipe, example_inputs=inputs()[0], verify=False)
         return made[name]
 
     return make
 
 
-def inputs(name):
+def inputs():
     """What to export with, and what to run: another batch, another height and width, odd ones."""
-    return [image(*shape) for shape in INPUTS.get(name, BY_DEFAULT)]
+    return [image(*shape) for shape in SHAPES]
 
 
 def close(actual, expected, tolerance=1e-4):
@@ -91,7 +91,7 @@ def close(actual, expected, tolerance=1e-4):
 
 
 def test_the_models_have_every_kind_of_edit(converted):
-    for name in ("functional", "inception", "tf-same"):
+    for name in ("functional", "tf-same"):
         assert any(isinstance(edit, Rewrite) for edit in blurify.plan_of(converted(name)[1]).edits), name
     for name in ("cheap", "patchify"):
         assert any(isinstance(edit, BlurInput) for edit in blurify.plan_of(converted(name)[1]).edits), name
@@ -105,11 +105,11 @@ def dynamic():
 
 
 @pytest.mark.parametrize(
-    "name", ["timm-resnet18", "torchvision-resnet18", "functional", "densenet", "inception", "cheap", "patchify"]
+    "name", ["timm-resnet18", "torchvision-resnet18", "functional", "densenet", "cheap", "patchify"]
 )
 def test_export_with_open_batch_and_size(converted, name):
     _, model = converted(name)
-    x, other = inputs(name)
+    x, other = inputs()
     program = torch.export.export(model, (x,), dynamic_shapes=(dynamic(),))
     with torch.no_grad():
         for sample in (x, other):
@@ -119,7 +119,7 @@ def test_export_with_open_batch_and_size(converted, name):
 def test_export_of_tf_same_padding(converted):
     """Its padding is computed from the size, so that the original itself is exported for one size."""
     _, model = converted("tf-same")
-    x, other = inputs("tf-same")[0], image(5, 64, 96)
+    x, other = inputs()[0], image(5, 64, 96)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=64)},))
     with torch.no_grad():
         for sample in (x, other):
@@ -128,7 +128,7 @@ def test_export_of_tf_same_padding(converted):
 
 def test_an_exported_program_is_saved_and_loaded(converted, tmp_path):
     _, model = converted("functional")
-    x, other = inputs("functional")
+    x, other = inputs()
     program = torch.export.export(model, (x,), dynamic_shapes=(dynamic(),))
     torch.export.save(program, tmp_path / "model.pt2")
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_an_exported_program_is_saved_and_loaded(converted, tmp_path):
 
 def test_an_exported_program_keeps_the_names_of_the_weights(converted):
     original, model = converted("timm-resnet18")
-    program = torch.export.export(model, (inputs("timm-resnet18")[0],))
+    program = torch.export.export(model, (inputs()[0],))
     assert set(program.state_dict) == set(original.state_dict())
 
 
@@ -149,7 +149,7 @@ def test_compile_in_one_graph(converted, name):
     _, model = converted(name)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
-    x, other = inputs(name)
+    x, other = inputs()
     with torch.no_grad():
         for sample in (x, other):
             close(compiled(sample), model(sample), 1e-5)
@@ -176,7 +176,7 @@ def test_compiled_training(converted):
     _, model = converted("functional")
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    x = inputs("functional")[0]
+    x = inputs()[0]
     gradients = []
     for run in (model, compiled):
         model.zero_grad()
@@ -193,7 +193,7 @@ def test_a_model_compiled_in_place_before_is_converted_too():
     model = Functional().eval()
     expected = blurify.convert(model)
     model.compile(backend="eager", fullgraph=True)
-    x = inputs("functional")[0]
+    x = inputs()[0]
     with torch.no_grad():
         model(x)
         close(blurify.convert(model)(x), expected(x), 1e-5)
@@ -202,31 +202,30 @@ def test_a_model_compiled_in_place_before_is_converted_too():
 
 
 @pytest.mark.slow
-def test_compile_with_inductor(converted):
-    _, model = converted("functional")
+def test_compile_with_inductor():
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("no C++ compiler")
     torch._dynamo.reset()
-    x = inputs("functional")[0]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    model = blurify.convert(net)
+    x = image(1, 32, 33)
     with torch.no_grad():
-        expected = model(x)
-        try:
-            actual = torch.compile(model, fullgraph=True)(x)
-        except Exception as error:
-            if "compiler" in str(error).lower() and "c++" in str(error).lower():
-                pytest.skip(f"no C++ compiler: {error}")
-            raise
-    close(actual, expected, 1e-4)
+        close(torch.compile(model, fullgraph=True)(x), model(x))
 
 
 # --- ONNX
 
 
-@pytest.mark.parametrize("name", ["timm-resnet18", "torchvision-resnet18", "mobilenetv2", "densenet", "functional", "cheap"])
+@pytest.mark.parametrize(
+    "name", ["timm-resnet18", "torchvision-resnet18", "mobilenetv2", "densenet", "functional", "cheap"]
+)
 def test_onnx_with_open_batch_and_size(converted, name, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     _, model = converted(name)
-    x, other = inputs(name)
+    x, other = inputs()
     path = str(tmp_path / "model.onnx")
     torch.onnx.export(
         model, (x,), path, dynamo=True, verbose=False, dynamic_shapes=({0: "batch", 2: "height", 3: "width"},)
@@ -249,7 +248,7 @@ def test_onnx_with_open_batch_and_size(converted, name, tmp_path):
 @pytest.mark.parametrize("name", ["timm-resnet18", "functional", "tf-same"])
 def test_jit_trace(converted, name, tmp_path):
     _, model = converted(name)
-    x, _ = inputs(name)
+    x, _ = inputs()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(model, x)

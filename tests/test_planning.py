@@ -276,6 +276,24 @@ def test_two_strided_convs_into_one_activation_of_two_strides() -> None:
     assert blurify.convert(net, example_inputs=x)(x).shape == net(x).shape
 
 
+def test_size_that_is_read_between_the_activation_and_its_consumer() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.conv, self.act = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU()
+            self.last = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.act(self.first(x))
+            y = self.act(self.conv(x))
+            size = y.shape[-2:]
+            return self.last(y) + F.interpolate(x, size=size)
+
+    net, x = Net(), torch.randn(1, 3, 13, 14)
+    assert only(net).placement != "before last"
+    assert blurify.convert(net, example_inputs=x)(x).shape == net(x).shape
+
+
 # --- what it costs
 
 

@@ -362,3 +362,34 @@ def test_view_of_channels_is_not_known_to_be_pointwise() -> None:
         return self.c(y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w).relu())
 
     proven(Net(forward), 16)
+
+
+class ReadsSize(nn.Module):
+    """Reads the size of what the strided convolution returns before the nonlinearity, for use elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.act = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU()
+        self.last = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.a(x)
+        size = y.shape[-2:]
+        return self.last(self.act(y) + F.interpolate(x, size=size))
+
+
+class ReadsSizeBehind(ReadsSize):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.act(self.a(x))
+        return self.last(y + F.interpolate(x, size=y.shape[-2:]))
+
+
+def test_size_that_is_read_behind_the_point() -> None:
+    assert described(ReadsSizeBehind()) == {"a": "relu"}
+
+
+def test_size_that_is_read_before_the_point() -> None:
+    """Dense, it is another size: such a convolution has to keep its stride."""
+    assert described(ReadsSize()) == {"a": None}

@@ -202,7 +202,7 @@ def test_what_a_model_does_is_its_own_result(tmp_path: Path) -> None:
         "absent": "no 'absent'",
     }
     specs = [f"{HERE}:{name}" for name in (*causes, "tiny")]
-    summary = zoo.run(specs, tmp_path, Settings(pretrained=False, timeout=15, memory=2))
+    summary = zoo.run(specs, tmp_path, Settings(pretrained=False, jobs=2, timeout=12, memory=2))
     by_name = {record["model"].rpartition(":")[2]: record for record in summary.models}
     assert by_name.pop("tiny")["status"] == "converted"
     for name, said in causes.items():
@@ -381,7 +381,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     expected = result(tmp_path / "undisturbed")
     assert len(expected["models"]) == len(expected["files"]) == len(specs)
 
-    rng, directory, kills, finished = random.Random(0), tmp_path / "disturbed", {"parent": 0, "worker": 0}, 0
+    rng, directory, kills = random.Random(0), tmp_path / "disturbed", {"parent": 0, "worker": 0}
     while sum(kills.values()) < 20:
         running = start(directory, specs)
         begin = time.monotonic()
@@ -403,7 +403,6 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         if running.returncode == 0:
             assert result(directory) == expected
             shutil.rmtree(directory)
-            finished += 1
     assert start(directory, specs).wait() == 0
     assert result(directory) == expected
     assert not list(directory.rglob("*.tmp"))

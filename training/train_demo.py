@@ -1,7 +1,7 @@
 """Train the network of `blurify demo` on scikit-learn's digits, and write it beside the code that shows it.
 
     python training/train_demo.py               # a minute or two on one core
-    python training/train_demo.py --seeds 5     # the same, and four more seeds for the record
+    python training/train_demo.py --seeds 4     # the same, and three more seeds for the record
 
 One seed, one thread: the same versions on the same machine give the same files. 120 of the 1,797 samples (12 a digit)
 are set aside before anything is trained. Three trainings follow:
@@ -38,7 +38,8 @@ from blurify.demo.network import DigitNet
 from blurify.demo.shifts import CANVAS, DIGIT, FIRST, WINDOW, answers, place, steadiness
 
 SETTINGS: dict[str, Any] = {
-    "seed": 0,
+    "split_seed": 0,  # apart from the next, so that another training keeps the held-out images
+    "seed": 1,
     "width": 6,
     "held_out_per_digit": 12,
     "epochs": 20,
@@ -58,8 +59,9 @@ NOTE = (
     "seed 0: for an original that shifts do change, and whose accuracy survives the conversion without fine-tuning. "
     "Under the others the conversion alone cost 2 to 35 points of accuracy and often changed more answers than before; "
     "fine-tuned, it changed fewer than the control in all but one (where both were below 0.1%), at an accuracy between "
-    "2 points below and 6 points above. Other seeds of the very settings behave like that too (other_seeds). "
-    "Read the figures as an illustration, not as a benchmark."
+    "2 points below and 6 points above. Seed 0 is therefore neither shipped nor among other_seeds. The network shipped "
+    "is seed 1, taken because it comes next: it was not selected by its result, although that had been recorded "
+    "before, when seed 0 was shipped. Read the figures as an illustration, not as a benchmark."
 )
 
 
@@ -135,8 +137,8 @@ def train_all(seed: int, images: Tensor, labels: Tensor) -> dict[str, nn.Module]
 
 
 def split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices (training, held out), chosen by sample with a seed, as many held out of every digit."""
-    generator = torch.Generator().manual_seed(SETTINGS["seed"])
+    """Indices (training, held out), chosen by sample with a seed of its own, as many held out of every digit."""
+    generator = torch.Generator().manual_seed(SETTINGS["split_seed"])
     order = torch.randperm(len(labels), generator=generator)
     count = SETTINGS["held_out_per_digit"]
     held = torch.cat([order[labels[order] == digit][:count] for digit in range(10)])

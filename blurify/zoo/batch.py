@@ -201,7 +201,7 @@ class _Worker:
         tasks, self.tasks = os.pipe()
         self.results, results = os.pipe()
         self.noise = tempfile.TemporaryFile()  # noqa: SIM115 (what it prints, for as long as it lives)
-        threads = max(1, _cores() // settings.jobs)
+        threads = _threads(settings.jobs)
         told = {
             "parent": os.getpid(), "tasks": tasks, "results": results, "threads": threads, "memory": settings.bytes,
             "preload": list(preload),
@@ -374,10 +374,14 @@ def machine_memory() -> int:
     return total
 
 
-def _cores() -> int:
-    with contextlib.suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _threads(jobs: int) -> int:
+    """The threads of one worker: its share of the cores, or fewer where OMP_NUM_THREADS says so."""
+    cores = os.cpu_count() or 1
+    with contextlib.suppress(AttributeError):  # not everywhere
+        cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(ValueError):
+        cores = min(cores, int(os.environ.get("OMP_NUM_THREADS", cores)))
+    return max(1, cores // jobs)
 
 
 def _fingerprint(data: Any) -> str:

@@ -1,0 +1,159 @@
+"""Write docs/zoo.md from benchmarks/zoo.json and benchmarks/zoo.csv: `python benchmarks/zoo_page.py [--check]`.
+
+With --check nothing is written, and the exit code is 1 where the page is not what the data say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from blurify.planning import REASONS
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "zoo.md"
+Row = dict[str, str]
+
+HEAD = """\
+# The whole zoo
+
+Every architecture of timm {timm} and torchvision {torchvision} was inspected, and every one with a site to convert was
+converted on random weights with the default recipe and proven: with the one-tap filter it computes the original
+function, all tensors of its `state_dict` keep their names and bits, and tracing the result finds no converted site
+left.
+
+This page is made from [zoo.json](../benchmarks/zoo.json) and [zoo.csv](../benchmarks/zoo.csv) (one row a model) by
+`benchmarks/zoo_page.py`; `make zoo-check` makes those (`{command}`; Python {python}, torch {torch}).
+"""
+
+
+def page(data: dict[str, Any], rows: Sequence[Row]) -> str:
+    """The page as Markdown."""
+    parts = [HEAD.format(command=data["command"], **data["versions"])]
+    parts.append("## In numbers\n\n" + _libraries(data))
+    parts.append("## The proof\n\n" + _proof(data))
+    parts.append("## Why sites are left alone\n\n" + _reasons(data))
+    parts.append("## Exceptions\n\n" + _exceptions(data))
+    parts.append("## By family\n\n" + _families(rows))
+    parts.append("## What inspecting costs\n\n" + _times(data))
+    return "\n".join(parts)
+
+
+def _libraries(data: dict[str, Any]) -> str:
+    rows = []
+    for library, total in data["totals"].items():
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in total["kinds"].items())
+        rows.append((
+            library, *(f"{total[key]:,}" for key in ("models", "converted", "inspected", "failed", "sites")),
+            f"{total['sites_converted']:,}", kinds,
+        ))  # fmt: skip
+    return table(
+        ("library", "models", "converted and proven", "nothing to convert", "failed", "sites", "blurred", "kinds"), rows
+    )
+
+
+def _proof(data: dict[str, Any]) -> str:
+    proofs = data["proofs"]
+    rows = [
+        (dtype, f"{proofs[dtype]['models']:,}", f"{proofs[dtype]['largest_error']:.1e}", f"`{proofs[dtype]['of']}`")
+        for dtype in ("float32", "float64")
+        if dtype in proofs
+    ]
+    note = (
+        f"\nLargest relative error of any output. float64 decides where float32 is too noisy (limits: 1e-4, 1e-9). "
+        f"{proofs['on_a_smaller_input']:,} of {proofs['models']:,} were proven on the smallest input for which the "
+        f"plan is the same, site by site, because their own takes too long. Converted sites that a second look "
+        f"still finds: {proofs['sites_left']}.\n"
+    )
+    return table(("precision", "models", "largest error", "of"), rows) + note
+
+
+def _reasons(data: dict[str, Any]) -> str:
+    counts: Counter[str] = Counter()
+    for total in data["totals"].values():
+        counts.update(total["skipped_by_rule"])
+    rows = [(f"`{rule}`", f"{count:,}", REASONS.get(rule, "").format("...")) for rule, count in counts.most_common()]
+    return table(("rule", "sites", "in words"), rows)
+
+
+def _exceptions(data: dict[str, Any]) -> str:
+    lines = []
+    if data["failed"]:
+        lines += ["Failed:\n", *(f"- `{model}`: {error}" for model, error in data["failed"].items()), ""]
+    if data["not_converted_inside"]:
+        lines.append("Models with sites inside the network that stay as they are:\n")
+        lines += [
+            f"- `{model}`: " + ", ".join(f"{count} {rule}" for rule, count in rules.items())
+            for model, rules in data["not_converted_inside"].items()
+        ]
+    return "\n".join(lines or ["None: every site inside a network is converted."]) + "\n"
+
+
+def _families(rows: Sequence[Row]) -> str:
+    families: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        module = row["class"].rpartition(".")[0].removeprefix("torchvision.models.").removeprefix("timm.models.")
+        families[f"{row['model'].partition('/')[0]} {module or '(failed)'}"].append(row)
+    lines = []
+    for family, members in sorted(families.items()):
+        extra = [
+            int(row["extra_macs"]) / int(row["macs"])
+            for row in members
+            if row["status"] == "converted" and int(row["macs"] or 0)
+        ]
+        lines.append((
+            family, str(len(members)), str(sum(row["status"] == "converted" for row in members)),
+            str(_total(members, "sites")), str(_total(members, "converted")),
+            f"{statistics.median(extra):+.0%}" if extra else "",
+        ))  # fmt: skip
+    return table(("family", "models", "converted", "sites", "blurred", "extra multiply-adds (median)"), lines)
+
+
+def _times(data: dict[str, Any]) -> str:
+    times = data["inspection"]
+    if not times:
+        return "Not measured.\n"
+    seconds = times["seconds"]
+    return (
+        f"Summed over {times['models']:,} models, {data['machine']['jobs']} processes side by side: building "
+        f"{seconds['build']:.0f} s, one bare forward on the meta device {seconds['bare-forward']:.0f} s, inspecting "
+        f"{seconds['inspect']:.0f} s. Building and inspecting takes {times['ratio']:.2f} times as long as building and "
+        f"one bare forward (median of the models {times['ratio_median']:.2f}; allowed {times['ratio_allowed']}).\n"
+    )
+
+
+def _total(rows: Iterable[Row], column: str) -> int:
+    return sum(int(row[column] or 0) for row in rows)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="only compare the page with the data")
+    parser.add_argument("--data", type=Path, default=HERE, help="where zoo.json and zoo.csv are (default benchmarks/)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="what to write (default docs/zoo.md)")
+    options = parser.parse_args()
+    with open(options.data / "zoo.csv", newline="", encoding="utf-8") as file:
+        text = page(json.loads((options.data / "zoo.json").read_text()), list(csv.DictReader(file)))
+    if options.check:
+        same = options.page.is_file() and options.page.read_text(encoding="utf-8") == text
+        print(f"{options.page} is {'what the data say' if same else 'out of date: run python benchmarks/zoo_page.py'}")
+        return 0 if same else 1
+    options.page.parent.mkdir(parents=True, exist_ok=True)
+    options.page.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
