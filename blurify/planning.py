@@ -57,6 +57,7 @@ _POOL_CLASSES: dict[type[nn.Module], str] = {
 }  # fmt: skip
 _CONV_CLASSES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_AFTER = ("after-activation", "split")
 _CHILD = {"wrap": "blur", "maxpool": "blur_max_pool", "avgpool": "blur_avg_pool"}
 
 
@@ -108,9 +109,6 @@ class _Planner:
         for call in seen.calls:
             self.calls_of[id(call.module)].append(call)
         self._framed: dict[Node, Node] | None = None
-        self._children: dict[str, set[str]] = defaultdict(set)
-        self._rewrites: dict[tuple[Any, ...], Rewrite] = {}
-        self._used_paths: dict[tuple[str, Any], tuple[Any, ...]] = {}
 
     # --- which sites
 
@@ -118,14 +116,28 @@ class _Planner:
         """The plan's sites, in running order."""
         found = find_sites(self.trace)
         skips = {site.name: self._skip(site) for site in found}
-        points = self._blur_points([site for site in found if skips[site.name] is None])
-        self._together = self._blurred_alike([site for site in found if skips[site.name] is None], points)
-        planned = [
-            self._skipped(site, *skip) if skip is not None else self._planned(site, points.get(site.name))
-            for site in found
-            for skip in [skips[site.name]]
-        ]
-        return [*planned, *self._unseen(found)]
+        refused: set[str] = set()
+        while True:
+            wanted = [site for site in found if skips[site.name] is None]
+            points = self._blur_points([site for site in wanted if site.name not in refused])
+            self._begin(wanted, points)
+            planned = []
+            for site in found:
+                skip = skips[site.name]
+                planned.append(self._skipped(site, *skip) if skip else self._planned(site, points.get(site.name)))
+            # Branches that are added share a blur point only if all of them can be made dense.
+            lost = {site.name for site in planned if site.name in points and site.rule not in _AFTER}
+            if not lost:
+                return [*planned, *self._unseen(found)]
+            refused |= lost
+
+    def _begin(self, sites: Sequence[Found], points: dict[str, tuple[Node, ...]]) -> None:
+        """Start planning edits anew, with these blur points."""
+        self._children: dict[str, set[str]] = defaultdict(set)
+        self._rewrites: dict[tuple[Any, ...], Rewrite] = {}
+        self._used_paths: dict[tuple[str, Any], tuple[Any, ...]] = {}
+        self._strides = {op.node: op.stride for site in sites for op in site.ops}
+        self._together = self._blurred_alike(sites, points)
 
     def _skip(self, site: Found) -> tuple[str, str] | None:
         """The (rule, detail) for which a site is left alone, if there is one."""
@@ -183,7 +195,6 @@ class _Planner:
     ) -> dict[tuple[str, tuple[int, ...]], set[Node]]:
         """The nodes that want the same edit, by kind and stride: one expression or activation may serve them all."""
         together: dict[tuple[str, tuple[int, ...]], set[Node]] = defaultdict(set)
-        self._strides = {op.node: op.stride for site in sites for op in site.ops}
         for site in sites:
             together[site.op.kind, site.op.stride].update(op.node for op in site.ops)
             if site.name in points:

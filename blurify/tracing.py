@@ -12,6 +12,7 @@ import itertools
 import sys
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from types import CodeType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
@@ -122,7 +124,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._meta:
             try:
-                out = func(*args, **kwargs)
+                out = _shape_of(func, args, kwargs)
             except RuntimeError as error:
                 if "meta" not in str(error):
                     raise
@@ -236,6 +238,33 @@ class _Recorder(TorchFunctionMode):
 
 
 _SIZES = (torch.Tensor.shape.__get__, torch.Tensor.size)  # type: ignore[attr-defined]
+
+
+_KEEP_SHAPE = frozenset(
+    {
+        *(F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.gelu, F.silu, F.relu, F.relu6, F.leaky_relu),
+        *(F.hardswish, F.hardsigmoid, F.softmax, F.dropout, torch.batch_norm, torch.layer_norm),
+        *(torch.relu, torch.sigmoid, Tensor.relu, Tensor.sigmoid, Tensor.softmax),
+    }
+)
+
+
+def _shape_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a torch call returns on meta tensors.
+
+    The meta kernels of norms, activations and LSTMs are decompositions in Python, which take most of a meta forward
+    (half of a ResNet's, nearly all of an LSTM's), only to find the shape that is known beforehand.
+    """
+    first = args[0] if args else None
+    if isinstance(first, Tensor) and first.is_meta:
+        if func in _KEEP_SHAPE and not _writes(func, args, kwargs) and kwargs.get("dtype") is None:
+            return torch.empty_like(first)
+        if func is torch._VF.lstm and isinstance(args[1], tuple):  # type: ignore[attr-defined]  # not a packed sequence
+            hidden, cell = args[1]
+            directions = 2 if args[7] else 1
+            out = first.new_empty((*first.shape[:-1], directions * hidden.shape[-1]))
+            return out, torch.empty_like(hidden), torch.empty_like(cell)
+    return func(*args, **kwargs)
 
 
 def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -393,6 +422,9 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
     memo = dict(memo or {})
     for module in model.modules():
         for value in vars(module).values():
+            # A dozen empty dicts of hooks a module are most of what a deep copy copies; the memo is quicker.
+            if type(value) in (dict, OrderedDict, set, list) and not value:
+                memo[id(value)] = type(value)()
             # The product that torch.nn.utils.weight_norm keeps; deepcopy refuses it, and each forward makes it anew.
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach()
