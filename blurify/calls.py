@@ -90,6 +90,29 @@ class BlurredMaxPool(_Call):
         return (pooled, None) if indexed else pooled
 
 
+class BlurredSlice(nn.Module):
+    """A strided slice `x[:, :, ::2, ::2]`: blurred and subsampled in its spatial dimensions, sliced in the others."""
+
+    def __init__(self, blurpool: nn.Module, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.blurpool = blurpool
+        self.dims = dims
+
+    def forward(self, x: Tensor, index: Any) -> Tensor:
+        """`x[index]` of (N, C, *spatial) or (N, *spatial, C), as `dims` say, with the steps taken by the blur."""
+        if self.blurpool.is_identity:
+            return x[index]
+        last = self.dims[0] == 1
+        blurred = self.blurpool(x.movedim(-1, 1) if last else x)
+        items = index if isinstance(index, tuple) else (index,)
+        rest = tuple(slice(None) if isinstance(item, slice) and item.step not in (None, 1) else item for item in items)
+        return (blurred.movedim(1, -1) if last else blurred)[rest]
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"dims={self.dims}"
+
+
 class BlurredAvgPool(_Call):
     """A functional average pool: replaced by the low-pass filter, with the output size of the original."""
 

@@ -78,19 +78,22 @@ class Rewrite:
         module: the module whose forward is rewritten.
         path: the functions from the forward to the expression, outermost first. Each step is
             (qualified name, source text of the expression, which of the equal expressions).
-        op: 'wrap' (blur the expression's value), 'maxpool', 'avgpool', 'conv-dense', 'conv-blurred'.
+        op: 'wrap' (blur the expression's value), 'maxpool', 'avgpool', 'slice', 'conv-dense', 'conv-blurred'.
         child: the name of the child module that does it.
         blur: the filter; None where the op only becomes dense.
         stride: the stride that the op itself keeps.
+        kernel_size: replaces the kernel of a max pool.
+        dims: the spatial dimensions of what a slice is of.
     """
 
     module: str
     path: tuple[tuple[str, str, int], ...]
-    op: Literal["wrap", "maxpool", "avgpool", "conv-dense", "conv-blurred"]
+    op: Literal["wrap", "maxpool", "avgpool", "slice", "conv-dense", "conv-blurred"]
     child: str
     blur: Blur | None = None
     stride: tuple[int, ...] = ()
     kernel_size: tuple[int, ...] | None = None
+    dims: tuple[int, ...] = ()
 
 
 Edit: TypeAlias = SetStride | BlurOutput | BlurInput | BlurPooling | Rewrite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
 from collections import defaultdict
@@ -32,6 +33,7 @@ from blurify.sites import (
     read_op,
     reads_image,
     scripted_modules,
+    sliced,
 )
 from blurify.tracing import Call, Trace, tensors_in, trace
 
@@ -42,7 +44,7 @@ REASONS: dict[str, str] = {
     "global-pool": "covers its whole input, so that nothing is left to alias",
     "recipe": "the recipe leaves it alone: {}",
     "returns-indices": "returns indices for unpooling, which a blurred pool does not have: use return_indices=False",
-    "slice": "strided slicing: if it subsamples features, use blurify.BlurPool2d there in the model's code",
+    "slice": "a strided slice that is no plain subsampling (its phases or dimensions): use blurify.BlurPool2d there",
     "other-pool": "{}: no low-pass rule for this kind of pooling; use a max or average pool",
     "scripted": "scripted code can't be changed: build the model without torch.jit",
     "not-run": "not run in eval mode on these inputs, so that nothing is known about it",
@@ -58,7 +60,7 @@ _POOL_CLASSES: dict[type[nn.Module], str] = {
 _CONV_CLASSES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _AFTER = ("after-activation", "split")
-_CHILD = {"wrap": "blur", "maxpool": "blur_max_pool", "avgpool": "blur_avg_pool"}
+_CHILD = {"wrap": "blur", "maxpool": "blur_max_pool", "avgpool": "blur_avg_pool", "slice": "blur_slice"}
 
 
 def make_plan(model: nn.Module, recipe: Recipe, example_inputs: Any = None, *, seen: Trace | None = None) -> Plan:
@@ -134,8 +136,8 @@ class _Planner:
     def _begin(self, sites: Sequence[Found], points: dict[str, tuple[Node, ...]]) -> None:
         """Start planning edits anew, with these blur points."""
         self._children: dict[str, set[str]] = defaultdict(set)
-        self._rewrites: dict[tuple[Any, ...], Rewrite] = {}
-        self._used_paths: dict[tuple[str, Any], tuple[Any, ...]] = {}
+        self._rewrites: dict[Rewrite, Rewrite] = {}
+        self._used_paths: dict[tuple[str, Any], Rewrite] = {}
         self._strides = {op.node: op.stride for site in sites for op in site.ops}
         self._together = self._blurred_alike(sites, points)
 
@@ -148,9 +150,9 @@ class _Planner:
             return "varies", ""
         if is_constant_filter(op) or any(low_passed(other, self.trace) for other in site.ops):
             return "already-filtered", ""
-        if op.kind == "slice":
+        if op.kind == "slice" and not op.dims:
             return "slice", ""
-        if op.kind not in ("conv", "maxpool", "avgpool"):
+        if op.kind not in ("conv", "maxpool", "avgpool", "slice"):
             return "other-pool", op.kind
         if op.returns_indices and not all(_indices_unused(other) for other in site.ops):
             return "returns-indices", ""
@@ -235,6 +237,8 @@ class _Planner:
             if max(op.kernel_size) == 1 and not padded:
                 ways.append(lambda: self._conv_commuted(site))
             ways.append(lambda: self._conv_blurred(site))
+        elif op.kind == "slice":
+            ways.append(lambda: self._slice(site))
         else:
             ways.append(lambda: self._pool(site))
         problem = ""
@@ -320,6 +324,14 @@ class _Planner:
         else:
             where, edits = self._rewrite([o.node for o in site.ops], op.kind, blur, kernel=kernel)  # type: ignore[assignment]
         return _Decision(op.kind, reason, where, edits, self._blur_macs(blur, op.output_shape))
+
+    def _slice(self, site: Found) -> _Decision:
+        """A strided slice is a subsampling and nothing else: the blur takes its place."""
+        op = site.op
+        blur = self._blur(op.stride)
+        where, edits = self._rewrite([o.node for o in site.ops], "slice", blur, dims=op.dims)
+        reason = "strided slice replaced by the filter"
+        return _Decision("slice-blurred", reason, where, edits, self._blur_macs(blur, op.output_shape))
 
     # --- edits
 
@@ -418,6 +430,7 @@ class _Planner:
         *,
         stride: tuple[int, ...] = (),
         kernel: tuple[int, ...] | None = None,
+        dims: tuple[int, ...] = (),
     ) -> tuple[str, tuple[Edit, ...]]:
         """Edits that change the expression which makes these nodes, in the forward of the module that it stands in."""
         stride_of = blur.stride if op == "wrap" and blur is not None else self._strides[nodes[0]]
@@ -442,32 +455,24 @@ class _Planner:
                 problem = "it stands in a container's forward"
                 continue
             where = f"in {module or type(self.model).__name__}.{path[-1][0]}"
-            return where, (self._rewrite_edit(module, path, op, blur, stride, kernel),)
+            return where, (self._rewrite_edit(Rewrite(module, path, op, "", blur, stride, kernel, dims)),)
         raise _NoWay(problem)
 
-    def _rewrite_edit(
-        self,
-        module: str,
-        path: Any,
-        op: Any,
-        blur: Blur | None,
-        stride: tuple[int, ...],
-        kernel: tuple[int, ...] | None,
-    ) -> Rewrite:
-        key = (module, path, op, blur, stride, kernel)
-        if key not in self._rewrites:
-            other = self._used_paths.setdefault((module, path), key)
-            if other != key:
+    def _rewrite_edit(self, wanted: Rewrite) -> Rewrite:
+        """The edit with a name for its child; the same edit for every site that wants the same of one expression."""
+        if wanted not in self._rewrites:
+            other = self._used_paths.setdefault((wanted.module, wanted.path), wanted)
+            if other != wanted:
                 raise _NoWay("the same expression makes several sites with different needs")
-            base = _CHILD.get(op, op.replace("-", "_"))
-            owner = self.model.get_submodule(module)
+            base = _CHILD.get(wanted.op, wanted.op.replace("-", "_"))
+            owner = self.model.get_submodule(wanted.module)
             name, number = base, 1
-            while name in self._children[module] or hasattr(owner, name):
+            while name in self._children[wanted.module] or hasattr(owner, name):
                 number += 1
                 name = f"{base}_{number}"
-            self._children[module].add(name)
-            self._rewrites[key] = Rewrite(module, path, op, name, blur, stride, kernel)
-        return self._rewrites[key]
+            self._children[wanted.module].add(name)
+            self._rewrites[wanted] = dataclasses.replace(wanted, child=name)
+        return self._rewrites[wanted]
 
     def _with_frames(self) -> dict[Node, Node]:
         """The nodes of the trace, each to its twin in a second trace that has the Python calls to the blur points."""
@@ -503,6 +508,8 @@ def _inner(node: Node, level: int) -> Call:
 
 def _subsamples(node: Node) -> bool:
     name = function_name(node)
+    if name == "getitem":
+        return bool(sliced(node)[0])
     return name in PARAMETERS and max(read_op(node, name).stride) > 1
 
 

@@ -23,7 +23,7 @@ DEFAULT = "zhang2019"
 PADDINGS = ("reflect", "replicate", "zeros", "circular")
 PLACEMENTS = ("after-activation", "cheap")
 STEMS = ("skip", "convert", "split")
-KINDS = ("conv", "maxpool", "avgpool")
+KINDS = ("conv", "maxpool", "avgpool", "slice")
 _LARGEST_TAP = 1e6  # also keeps nan, inf and integers beyond float out
 
 
@@ -42,7 +42,7 @@ class Recipe:
         stem: what happens to the convolution that reads the image: 'skip' it, 'convert' it like any other, or
             'split' an even stride into a strided convolution and a blur of stride 2.
         maxpool_kernel_size: replaces the kernel of the max pools, which then have no padding; None keeps theirs.
-        skip_kinds: kinds of site to leave alone: 'conv', 'maxpool', 'avgpool'.
+        skip_kinds: kinds of site to leave alone: 'conv', 'maxpool', 'avgpool', 'slice'.
         skip_names: globs on the site's name, such as 'layer4.*', to leave alone.
         min_channels: sites with fewer channels are left alone; 0 takes all.
 

@@ -252,7 +252,7 @@ def _attribute(self_name: str, name: str) -> ast.Attribute:
 
 
 def _through(self_name: str, child: str, wrap: bool) -> Callable[[Any], Any]:
-    """`f(x)` -> `self.child(f(x))` (wrap), or `f(x)` -> `self.child(f, x)`."""
+    """`f(x)` -> `self.child(f(x))` (wrap), or `f(x)` -> `self.child(f, x)`, `x[i]` -> `self.child(x, i)`."""
 
     def replace(node: Any) -> Any:
         if isinstance(node, ast.AugAssign):
@@ -262,11 +262,23 @@ def _through(self_name: str, child: str, wrap: bool) -> Callable[[Any], Any]:
             return [node, ast.copy_location(again, node)]
         if wrap:
             new = ast.Call(_attribute(self_name, child), [node], [])
+        elif isinstance(node, ast.Subscript):
+            new = ast.Call(_attribute(self_name, child), [node.value, _index(node.slice)], [])
         else:
             new = ast.Call(_attribute(self_name, child), [node.func, *node.args], node.keywords)
         return ast.copy_location(new, node)
 
     return replace
+
+
+def _index(node: ast.expr) -> ast.expr:
+    """What stands between brackets, as an expression of its own: `::2` -> `slice(None, None, 2)`."""
+    if isinstance(node, ast.Tuple):
+        return ast.Tuple([_index(item) for item in node.elts], ast.Load())
+    if isinstance(node, ast.Slice):
+        parts = [part or ast.Constant(None) for part in (node.lower, node.upper, node.step)]
+        return ast.Call(ast.Name("slice", ast.Load()), parts, [])
+    return node
 
 
 def _instead(self_name: str, clone: str) -> Callable[[Any], Any]:

@@ -53,6 +53,7 @@ class Op:
     returns_indices: bool
     source: Node
     weight: Node | None
+    dims: tuple[int, ...] = ()  # of a slice that a blur can replace: the spatial dimensions of what it slices
 
     @property
     def rank(self) -> int:
@@ -152,7 +153,7 @@ def _strided_ops(trace: Trace) -> Iterator[Op]:
             if any(stride > 1 for stride in op.stride):
                 yield op
         elif name == "getitem" and node.meta["shape"] is not None:
-            steps, starts = _sliced(node)
+            steps, starts = sliced(node)
             if steps:
                 slices[node.args[0], steps].append((node, starts))  # type: ignore[index]
     yield from _subsampling_slices(slices)
@@ -200,8 +201,8 @@ def _ratio(source: Node, node: Node, rank: int) -> tuple[int, ...]:
     return tuple(-(-i // o) for i, o in zip(source.meta["shape"][-rank:], shape[-rank:], strict=True))
 
 
-def _sliced(node: Node) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
-    """The (dimension, step) pairs of a strided slice, and where each begins."""
+def sliced(node: Node) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """The (dimension, step) pairs of a strided slice, and where each begins (-1: it also ends before the end)."""
     source, index = node.args[0], node.args[1]
     items = index if isinstance(index, tuple) else (index,)
     if not isinstance(source, Node) or source.meta["shape"] is None:
@@ -218,7 +219,7 @@ def _sliced(node: Node) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
             continue
         if isinstance(item, slice) and isinstance(item.step, int) and item.step > 1:
             steps.append((dim, item.step))
-            starts.append((item.start or 0) % item.step)
+            starts.append((item.start or 0) % item.step if item.stop is None else -1)
         dim += 1
     return tuple(steps), tuple(starts)
 
@@ -228,17 +229,22 @@ def _subsampling_slices(slices: dict[Any, list[tuple[Node, tuple[int, ...]]]]) -
     for (source, steps), taken in slices.items():
         phases = set(itertools.product(*(range(step) for _, step in steps)))
         shape = source.meta["shape"]
-        if {starts for _, starts in taken} == phases or len(shape) < 3 or not _from_features(source):
+        if {starts for _, starts in taken} >= phases or len(shape) < 3 or not _from_features(source):
+            continue
+        if all(dim < 2 for dim, _ in steps):  # may as well be channels or tokens
             continue
         rank = len(shape) - 2
-        stride = [1] * rank
-        for dim, step in steps:
-            if dim >= 2:
-                stride[dim - 2] = step
-        if max(stride) == 1:
-            continue
+        first = 1 if steps[0][0] == 1 and steps[-1][0] < len(shape) - 1 else 2  # channels last, or after the batch
+        dims = tuple(range(first, first + rank))
+        given = dict(steps)
+        stride = tuple(given.get(dim, 1) for dim in dims)
+        # A blur takes the place of slices that begin at the first sample, where no other phase is used.
+        alone = {starts for _, starts in taken} == {(0,) * len(steps)} and set(given) <= set(dims) and len(shape) > 3
         for node, _ in taken:
-            yield Op(node, "slice", (1,) * rank, tuple(stride), (0,) * rank, (1,) * rank, 1, False, False, source, None)
+            yield Op(
+                *(node, "slice", (1,) * rank, stride, (0,) * rank, (1,) * rank, 1, False, False, source, None),
+                dims=dims if alone else (),
+            )
 
 
 def _from_features(node: Node) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from blurify import layers
-from blurify.calls import BlurredAvgPool, BlurredConv, BlurredMaxPool, DenseConv
+from blurify.calls import BlurredAvgPool, BlurredConv, BlurredMaxPool, BlurredSlice, DenseConv
 from blurify.errors import BlurifyError
 from blurify.plan import Blur, BlurInput, BlurOutput, BlurPooling, Edit, Plan, Rewrite, SetStride
 from blurify.planning import set_stride
@@ -90,6 +90,8 @@ def _child(edit: Rewrite) -> nn.Module:
         return BlurredConv(blur, edit.stride)
     if edit.op == "maxpool":
         return BlurredMaxPool(blur, edit.kernel_size)
+    if edit.op == "slice":
+        return BlurredSlice(blur, edit.dims)
     return BlurredAvgPool(blur) if edit.op == "avgpool" else blur
 
 

@@ -164,7 +164,7 @@ class _Recorder(TorchFunctionMode):
         node.meta["call"] = self.current
         if self.current is not None:
             self.current.nodes.append(node)
-            if _may_stride(target, self.current.module) or (
+            if _may_stride(target, args, self.current.module) or (
                 self._frames_in and any(call.path in self._frames_in for call in self.current.stack())
             ):
                 node.meta["frames"] = _frames(self.current, self._paths)
@@ -285,9 +285,12 @@ def unseen(inputs: list[Any]) -> Any:
     return inputs
 
 
-def _may_stride(target: Any, module: nn.Module) -> bool:
+def _may_stride(target: Any, args: Any, module: nn.Module) -> bool:
     """Whether an op can subsample and does not stand in a plain torch module, so that its source may have to change."""
     name: str = getattr(target, "__name__", "")
+    if name == "__getitem__":
+        items = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(item, slice) and item.step is not None for item in items)
     return name.startswith(("conv", "max_pool", "avg_pool")) and not type(module).__module__.startswith("torch.nn.")
 
 

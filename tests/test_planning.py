@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import blurify
 from blurify.plan import Blur, BlurInput, BlurOutput, BlurPooling, Plan, Rewrite, SetStride, Site
-from blurify.planning import REASONS
+from blurify.planning import REASONS, make_plan
 from blurify.recipes import load_recipe
 
 TAPS = (0.125, 0.375, 0.375, 0.125)
@@ -360,3 +360,32 @@ def test_multiply_adds_of_a_whole_model() -> None:
     assert 2 * plan.macs == flops(net, x)
     converted = blurify.convert(net, example_inputs=x, verify=False)
     assert 2 * plan.extra_macs == flops(converted, x) - flops(net, x)
+
+
+class SliceFirst(nn.Module):
+    """Subsamples features by slicing, with the channels after the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, ::2, ::3] * 1.0
+
+
+class SliceLast(nn.Module):
+    """The same with the channels last, and the first two of them only."""
+
+    step = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)[:, :: self.step, :: self.step, :2].permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(("net", "stride", "kept"), [(SliceFirst(), (2, 3), 4), (SliceLast(), (2, 2), 2)])
+def test_strided_slice_is_replaced_by_the_filter(net: nn.Module, stride: tuple[int, int], kept: int) -> None:
+    for size in ((16, 18), (15, 17), (1, 2)):
+        x = torch.randn(2, 4, *size, dtype=torch.float64)
+        example = torch.zeros(1, 4, 16, 18)
+        converted = blurify.convert(net, example_inputs=example)
+        (site,) = blurify.plan_of(converted).sites
+        assert (site.kind, site.rule, site.stride) == ("slice", "slice-blurred", stride)
+        assert torch.allclose(converted(x), blurify.BlurPool2d(stride)(x)[:, :kept], atol=1e-12)
+        assert torch.equal(blurify.convert(net, filter_size=1, example_inputs=example)(x), net(x))
+    assert make_plan(converted, load_recipe(None), example).converted == ()

@@ -70,7 +70,7 @@ def test_the_default_is_zhang2019_and_the_same_as_the_dataclass():
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [
-        ("pool-only", "skip_kinds", ("conv",)),
+        ("pool-only", "skip_kinds", ("conv", "slice")),
         ("light", "conv", "cheap"),
         ("full", "stem", "convert"),
         ("published/alexnet", "stem", "split"),
