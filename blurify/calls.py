@@ -131,4 +131,7 @@ class BlurredAvgPool(_Call):
         if stride != self.blurpool.stride or len(self.blurpool.taps) == 1:  # type: ignore[arg-type]
             return function(*args, **kwargs)
         padding = per_dim(given.get("padding", 0), rank)
-        return avg_blur_pool(given["input"], kernel, stride, padding, given.get("ceil_mode", False), self.blurpool)
+        ceil_mode, divisor = given.get("ceil_mode", False), given.get("divisor_override")
+        return avg_blur_pool(
+            given["input"], kernel, stride, padding, ceil_mode, self.blurpool, divisor_override=divisor
+        )

@@ -133,11 +133,12 @@ def _rebuild(
         model, resolved = models.build(arch, pretrained=False)
         source = ModelSource(path.name, "weights", resolved)
     elif source.arch is not None:
-        if source.arch.startswith("python:"):
+        if not source.arch.startswith("torchvision/") and ":" in source.arch:
+            # Code of the user's; or hf-hub:NAME, local-dir:PATH, which fetch or read what they name.
+            what = "run that code" if source.arch.startswith("python:") else "fetch it from there"
             raise BlurifyError(
-                f"{path} was made from {source.arch}: add --arch {source.arch} to run that code (in Python: "
-                f"arch=..., or"
-                " model=the original model)"
+                f"{path} was made from {source.arch}: add --arch {source.arch} to {what} (in Python: arch=..., or "
+                "model=the original model)"
             )
         model, _ = models.build(source.arch, pretrained=False, weightless=source.arch.startswith("torchvision/"))
     else:
@@ -150,7 +151,14 @@ def _rebuild(
     applied = surgery.plan_of(model)
     if applied is None:
         models.check_fit(model, checkpoint.tensors or {}, str(path), where)
-        surgery.apply_plan(model, plan)
+        try:
+            surgery.apply_plan(model, plan)
+        except BlurifyError:
+            raise
+        except Exception as error:  # a plan that somebody else wrote
+            raise BlurifyError(
+                f"{path} carries a plan that can't be carried out ({_oneline(error)}): convert the original model again"
+            ) from error
     elif applied != plan:
         raise BlurifyError(f"the model given for {path} was converted by another plan: give the original model")
     models.fill(model, checkpoint.tensors or {}, where=str(path), arch=where)
@@ -162,6 +170,8 @@ def check_target(path: str | Path, *, force: bool = False) -> None:
     path = Path(path).expanduser()
     if path.is_dir():
         raise BlurifyError(f"{path} is a directory: name a file in it")
+    if path.exists() and not path.is_file():
+        raise BlurifyError(f"{path} is no ordinary file: choose another name")
     if path.exists() and not force:
         raise BlurifyError(f"{path} exists: add --force to replace it, or choose another name")
     if not path.parent.is_dir():

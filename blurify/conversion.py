@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from blurify.inputs import traced
+from blurify.inputs import given_inputs, traced
 from blurify.plan import Plan
 from blurify.planning import make_plan
 from blurify.recipes import Recipe, load_recipe
@@ -80,7 +80,7 @@ def convert(
     if plan_of(model) is not None:
         return model if inplace else copy_model(model)
     seen = traced(model, example_inputs)
-    inputs: Inputs = seen.inputs if example_inputs is None else _given(example_inputs)
+    inputs: Inputs = seen.inputs if example_inputs is None else given_inputs(example_inputs)
     plan = make_plan(model, wanted, inputs, seen=seen)
     if inplace and not verify:
         apply_plan(model, plan)
@@ -100,12 +100,6 @@ def proof_of(model: nn.Module) -> Proof | None:
     """The proof that a verified conversion leaves on the model, else None."""
     proof = getattr(model, _PROOF, None)
     return proof if isinstance(proof, Proof) else None
-
-
-def _given(example_inputs: Any) -> Inputs:
-    from blurify.inputs import given_inputs
-
-    return given_inputs(example_inputs)
 
 
 _verify = verify

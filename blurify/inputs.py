@@ -63,7 +63,10 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
         except BlurifyError:
             raise
         except Exception as error:
-            raise BlurifyError(f"the model refuses {_described(inputs)}: {_one_line(error)}") from error
+            hint = ""
+            if isinstance(error, TypeError) and isinstance(example_inputs, Mapping):
+                hint = " (a dict gives keywords; for a forward that takes a dict, give a tuple with that dict)"
+            raise BlurifyError(f"the model refuses {_described(inputs)}: {_one_line(error)}{hint}") from error
     first: Exception | None = None
     tried = []
     for inputs in _guesses(model):
@@ -143,7 +146,9 @@ def _described(inputs: Inputs) -> str:
             return "an input of shape " + "x".join(map(str, value.shape))
         if isinstance(value, list | tuple):
             return "[" + ", ".join(map(one, value)) + "]"
-        return repr(value)
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{key!r}: {one(item)}" for key, item in value.items()) + "}"
+        return repr(value) if isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
 
     args, kwargs = inputs
     return ", ".join([*map(one, args), *(f"{key}={one(value)}" for key, value in kwargs.items())])

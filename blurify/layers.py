@@ -97,6 +97,8 @@ class _BlurPool(nn.Module):
                 f"{type(self).__name__} got a tensor of shape {tuple(x.shape)}: give (N, C, *spatial) or (C, *spatial)"
                 f" with {self.ndim} spatial dimension{'s' * (self.ndim > 1)}"
             )
+        if self._groups and not (x.is_floating_point() or x.is_complex()):
+            raise BlurifyError(f"{type(self).__name__} got a tensor of {x.dtype}: give floating point")
         if output_size is not None:
             sizes = zip(output_size, self.stride, x.shape[2:], strict=True)
             extend = [stride * (size - 1) + 1 - n for size, stride, n in sizes]
@@ -349,7 +351,8 @@ def avg_blur_pool(
         x: (N, C, *spatial) or (C, *spatial).
         kernel_size, stride, padding, ceil_mode: as of `F.avg_pool2d`; they decide the output size.
         blurpool: a BlurPool of the same stride; the identity leaves the average pool exactly as it is.
-        count_include_pad, divisor_override: of the original; used with the identity only.
+        count_include_pad: of the original; used with the identity only.
+        divisor_override: of the original; keeps the scale of a sum pool.
 
     Returns:
         The size of the original average pool at every input size.
@@ -361,7 +364,8 @@ def avg_blur_pool(
         return _AVG_POOL[layer.ndim](x, kernel, step, pad, ceil_mode, count_include_pad, **override)
     size = [_pool_extend(*dim, ceil_mode) for dim in zip(kernel, step, pad, gap, strict=True)]
     _check_pool_input(x, size, kernel)
-    return cast(Tensor, layer(x, extend=size))
+    out = cast(Tensor, layer(x, extend=size))
+    return out * (math.prod(kernel) / divisor_override) if divisor_override else out
 
 
 class _MaxBlurPool:
@@ -461,7 +465,7 @@ class MaxBlurPool3d(_MaxBlurPool, nn.MaxPool3d):
 class AvgBlurPool2d(_AvgBlurPool, nn.AvgPool2d):
     """nn.AvgPool2d with its child `blurpool` as the filter instead of the plain average.
 
-    Takes what nn.AvgPool2d takes (but `divisor_override`, which has no meaning here) and gives the same output size;
+    Takes what nn.AvgPool2d takes (but `divisor_override`) and gives the same output size;
     the rest is keyword-only: `filter_size`, `taps`, `padding_mode` and `shift` of the BlurPool2d. A filter of one tap
     leaves the average pool as it is.
 

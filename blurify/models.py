@@ -461,6 +461,8 @@ def _check_file(path: Path) -> bytes:
         else:
             hint = "" if path.parent.is_dir() else f": the directory {path.parent} doesn't exist either"
         raise BlurifyError(f"there is no file {path}{hint}")
+    if not path.is_file():  # a pipe would wait for ever
+        raise BlurifyError(f"{path} is no ordinary file: save it to one first")
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -523,7 +525,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             header = json.loads(metadata[HEADER])
             shared = header.get("shared", {})
             tensors |= {name: tensors[kept] for name, kept in shared.items()}
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
             raise BlurifyError(f"{path} carries a plan that can't be read ({_oneline(error)})") from error
     if not tensors:
         raise BlurifyError(f"{path} holds no tensors")

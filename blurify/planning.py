@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from blurify.filters import compose_taps
 from blurify.inputs import traced
@@ -44,6 +44,7 @@ REASONS: dict[str, str] = {
     "global-pool": "covers its whole input, so that nothing is left to alias",
     "recipe": "the recipe leaves it alone: {}",
     "returns-indices": "returns indices for unpooling, which a blurred pool does not have: use return_indices=False",
+    "whole-numbers": "reads whole numbers or a mask, which can't be blurred: make them floating point to convert it",
     "slice": "a strided slice that is no plain subsampling (its phases or dimensions): use blurify.BlurPool2d there",
     "other-pool": "{}: no low-pass rule for this kind of pooling; use a max or average pool",
     "scripted": "scripted code can't be changed: build the model without torch.jit",
@@ -111,6 +112,7 @@ class _Planner:
         for call in seen.calls:
             self.calls_of[id(call.module)].append(call)
         self._framed: dict[Node, Node] | None = None
+        self._unreached: dict[str, str] = {}  # why a site is not blurred after its nonlinearity
 
     # --- which sites
 
@@ -154,6 +156,8 @@ class _Planner:
             return "slice", ""
         if op.kind not in ("conv", "maxpool", "avgpool", "slice"):
             return "other-pool", op.kind
+        if not op.of_floats:
+            return "whole-numbers", ""
         if op.returns_indices and not all(_indices_unused(other) for other in site.ops):
             return "returns-indices", ""
         if op.kind == "avgpool" and all(_covers_input(other) for other in site.ops):
@@ -212,8 +216,7 @@ class _Planner:
             kind = "conv" if isinstance(module, _CONV_CLASSES) else _POOL_CLASSES.get(type(module))
             if kind is None or name in ran or name in names or isinstance(module, torch.jit.ScriptModule):
                 continue
-            stride = module.stride if isinstance(module.stride, tuple) else (module.stride,)
-            if any(s > 1 for s in stride):
+            if max(per_dim(module.stride, 1)) > 1:
                 sites.append(_listed(name, kind, "not-run", module))
         return sites
 
@@ -247,10 +250,15 @@ class _Planner:
                 decision = way()
             except (_NoWay, CannotRewriteError) as error:
                 problem = problem or str(error)
+                if points is not None:
+                    self._unreached[site.name] = problem
                 continue
+            reason = decision.reason
+            if site.name in self._unreached:
+                reason = f"blur before it: after its nonlinearity it can't be done ({self._unreached[site.name]})"
             return Site(
                 site.name, op.kind, op.kernel_size, op.stride, op.input_shape, op.output_shape, "blur",
-                decision.rule, decision.reason, decision.placement, decision.extra_macs, decision.edits,
+                decision.rule, reason, decision.placement, decision.extra_macs, decision.edits,
             )  # fmt: skip
         return self._skipped(site, "source", problem)
 
@@ -298,8 +306,10 @@ class _Planner:
         op = site.op
         blur = self._blur((1,) * op.rank, op.stride)
         where, edits = self._before(site, blur, op.stride)
-        reason = "patchify conv: blur before it" if _is_patchify(op) else "no nonlinearity follows: blur before it"
-        if self.recipe.conv == "cheap" and not _is_patchify(op):
+        reason = "no nonlinearity before what mixes positions: blur before it"
+        if _is_patchify(op):
+            reason = "patchify conv: blur before it"
+        elif self.recipe.conv == "cheap":
             reason = "cheap form: blur before it"
         return _Decision("blurred-input", reason, where, edits, self._blur_macs(blur, op.input_shape))
 
@@ -338,7 +348,9 @@ class _Planner:
     def _strided(self, site: Found, stride: tuple[int, ...]) -> tuple[Edit, ...]:
         """Edits that give a convolution another stride and leave its padding as the original stride made it."""
         call = site.op.call
-        if call is not None and call.path is not None and not call.has_calls and self._obeys_stride(site, stride):
+        # A convolution with parametrized weights (spectral_norm) has calls in it, and still is one convolution.
+        alone = call is not None and (not call.has_calls or isinstance(call.module, _CONV_CLASSES))
+        if call is not None and alone and call.path is not None and self._obeys_stride(site, stride):
             return (SetStride(call.path, stride),)
         return self._rewrite([op.node for op in site.ops], "conv-dense", None, stride=stride)[1]
 
@@ -410,7 +422,7 @@ class _Planner:
         return self._rewrite(points, "wrap", blur)
 
     def _can_attach(self, call: Call) -> bool:
-        return bool(call.path) and not isinstance(call.module, (*_CONTAINERS, torch.jit.ScriptModule))
+        return bool(call.path) and not isinstance(call.module, (*_CONTAINERS, GraphModule, torch.jit.ScriptModule))
 
     def _consumers(self, node: Node) -> Iterable[tuple[Call, int]]:
         """Module calls that take this node as a positional argument, inner ones first."""
@@ -450,6 +462,9 @@ class _Planner:
                 module, path = path_of(self.trace.model, frames)
             except CannotRewriteError as error:
                 problem = str(error)
+                continue
+            if isinstance(self.model.get_submodule(module), GraphModule):
+                problem = "torch.fx writes its forward anew with every copy: convert the model before it is traced"
                 continue
             if isinstance(self.model.get_submodule(module), _CONTAINERS):
                 problem = "it stands in a container's forward"

@@ -77,6 +77,11 @@ class Op:
         return shape if shape is not None else next(iter(self.node.users)).meta["shape"]
 
     @property
+    def of_floats(self) -> bool:
+        """Whether it reads a signal, and not whole numbers or a mask."""
+        return self.source.meta["dtype"].is_floating_point or self.source.meta["dtype"].is_complex
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of the op as it is (0 for a pool)."""
         if self.kind != "conv" or self.weight is None:
@@ -202,7 +207,7 @@ def _ratio(source: Node, node: Node, rank: int) -> tuple[int, ...]:
 
 
 def sliced(node: Node) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
-    """The (dimension, step) pairs of a strided slice, and where each begins (-1: it also ends before the end)."""
+    """The (dimension, step) pairs of a strided slice, and the phase of each (-1: it is also cropped)."""
     source, index = node.args[0], node.args[1]
     items = index if isinstance(index, tuple) else (index,)
     if not isinstance(source, Node) or source.meta["shape"] is None:
@@ -219,7 +224,8 @@ def sliced(node: Node) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
             continue
         if isinstance(item, slice) and isinstance(item.step, int) and item.step > 1:
             steps.append((dim, item.step))
-            starts.append((item.start or 0) % item.step if item.stop is None else -1)
+            start = item.start or 0
+            starts.append(start if item.stop is None and 0 <= start < item.step else -1)
         dim += 1
     return tuple(steps), tuple(starts)
 
@@ -238,8 +244,9 @@ def _subsampling_slices(slices: dict[Any, list[tuple[Node, tuple[int, ...]]]]) -
         dims = tuple(range(first, first + rank))
         given = dict(steps)
         stride = tuple(given.get(dim, 1) for dim in dims)
-        # A blur takes the place of slices that begin at the first sample, where no other phase is used.
-        alone = {starts for _, starts in taken} == {(0,) * len(steps)} and set(given) <= set(dims) and len(shape) > 3
+        # A blur takes the place of slices that begin at the first sample of every spatial dimension, where no other
+        # phase is used. With fewer dimensions (or in 3-d tensors) these may as well be tokens or heads.
+        alone = {starts for _, starts in taken} == {(0,) * len(steps)} and set(given) == set(dims) and len(shape) > 3
         for node, _ in taken:
             yield Op(
                 *(node, "slice", (1,) * rank, stride, (0,) * rank, (1,) * rank, 1, False, False, source, None),
@@ -335,13 +342,15 @@ def matrix_macs(trace: Trace) -> int:
             continue
         if name.startswith("conv"):
             weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
-            size = node.args[0].meta["shape"] if "transpose" in name else shape
+            source = node.args[0] if node.args else node.kwargs["input"]
+            size = source.meta["shape"] if "transpose" in name else shape
             total += math.prod(size) * math.prod(weight.meta["shape"][1:])
         elif name in ("linear", "matmul", "bmm"):
             first = node.args[0] if node.args else node.kwargs["input"]
             total += math.prod(shape) * (first.meta["shape"] or (1,))[-1]
         elif name == "scaled_dot_product_attention":
-            query, key = node.args[0].meta["shape"], node.args[1].meta["shape"]
+            given = dict(zip(("query", "key"), node.args, strict=False)) | node.kwargs
+            query, key = given["query"].meta["shape"], given["key"].meta["shape"]
             total += 2 * math.prod(query) * key[-2]
     return total
 

@@ -76,8 +76,8 @@ class Trace:
     """What one forward did.
 
     Attributes:
-        graph: the calls in order; `node.meta` has 'shape' (None for several outputs), 'call' (the innermost module
-            call), 'sized' (where the forward reads the tensor's size) and 'frames' (where asked for).
+        graph: the calls in order; `node.meta` has 'shape' (None for several outputs), 'dtype', 'call' (the innermost
+            module call), 'sized' (where the forward reads the tensor's size) and 'frames' (where asked for).
         calls: every module call, in the order in which they began.
         model: the copy that was run.
         inputs: the (args, kwargs) it was run with.
@@ -171,6 +171,7 @@ class _Recorder(TorchFunctionMode):
         return node
 
     def _keep(self, tensor: Tensor, node: Node) -> None:
+        node.meta["dtype"] = tensor.dtype
         self._nodes[id(tensor)] = node
         self._alive.append(tensor)
 
@@ -257,7 +258,8 @@ def _shape_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     """
     first = args[0] if args else None
     if isinstance(first, Tensor) and first.is_meta:
-        if func in _KEEP_SHAPE and not _writes(func, args, kwargs) and kwargs.get("dtype") is None:
+        known = func in _KEEP_SHAPE and not _writes(func, args, kwargs) and kwargs.get("dtype") is None
+        if known and _fits(first, (*args[1:], *kwargs.values())):
             return torch.empty_like(first)
         if func is torch._VF.lstm and isinstance(args[1], tuple):  # type: ignore[attr-defined]  # not a packed sequence
             hidden, cell = args[1]
@@ -265,6 +267,14 @@ def _shape_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             out = first.new_empty((*first.shape[:-1], directions * hidden.shape[-1]))
             return out, torch.empty_like(hidden), torch.empty_like(cell)
     return func(*args, **kwargs)
+
+
+def _fits(x: Tensor, others: tuple[Any, ...]) -> bool:
+    """Whether a norm takes an input of this shape: an entry a channel, or its own shape at the end."""
+    shape = next((value for value in others if isinstance(value, tuple | list)), None)
+    if shape is not None:
+        return x.shape[-len(shape) :] == torch.Size(shape)
+    return all(value.numel() == x.shape[1] for value in others if isinstance(value, Tensor))
 
 
 def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -458,7 +468,11 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: map_tensors(item, function) for key, item in value.items()}
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        return {name: map_tensors(getattr(value, name), function) for name in value.__dataclass_fields__}
+        changed = copy.copy(value)
+        for name in value.__dataclass_fields__:  # also of a frozen one
+            if hasattr(value, name):
+                object.__setattr__(changed, name, map_tensors(getattr(value, name), function))
+        return changed
     return value
 
 

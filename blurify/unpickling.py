@@ -20,8 +20,10 @@ archive and the tensors.
 - Everything else becomes an inert `Refused` placeholder, so that one pass finds every class that is missing; and the
   tensors of a training checkpoint stay readable next to, say, an `argparse.Namespace`, which is simply not made.
 
-What remains: the *forward* of a module that was loaded runs code of torch, torchvision, timm and blurify on data that
-the file chose, as any architecture does. A file can also waste memory or time.
+What remains: once a module is loaded, its *forward* runs code of torch, torchvision, timm and blurify on data that the
+file chose, as any architecture does; and as the file also fills hooks, partials and attributes, that code is every
+function, constructor and method that it may refer to, with arguments of its choice. So none of those may run source
+text, start programs or touch files; the tables below leave out what does. A file can also waste memory or time.
 """
 
 from __future__ import annotations
@@ -60,22 +62,29 @@ _LIBRARIES = (
     "blurify.surgery",
     "blurify.verification",
 )
-# Below those, but no part of a network that is to be read: hooks that call what they hold, process groups.
-_NOT_FROM = ("torch.nn.parallel.distributed", "torch.nn.utils.parametrize", "torch.nn.utils._expanded_weights")
-
-# Modules whose functions (not classes) are inert references: they compute with tensors or hook a blur to a module.
-_FUNCTIONS_OF = (
-    "torch.nn.functional",
-    "torch.nn.init",
-    "torchvision.ops",
-    "timm.layers.activations",
-    "blurify.surgery",
-    "blurify.rewriting",
+# Below those, but no part of a network that is to be read: hooks that call what they hold, process groups, and classes
+# whose constructors trace a model with torch.fx and execute the source text made of it, names of submodules included.
+_NOT_FROM = (
+    "torch.nn.parallel.distributed",
+    "torch.nn.utils.parametrize",
+    "torch.nn.utils._expanded_weights",
+    "timm.models._features_fx",
+    "torchvision.models.feature_extraction",
 )
-# What else the architectures of timm 1.0.31 and torchvision 0.29 hold (all of them were pickled to find out): one
-# function, and classes that are no modules but only hold settings; none has a `__setstate__` or does anything when made
-# or filled.
-_FUNCTIONS = frozenset({"torchvision.models.optical_flow.raft._pass_through_h"})
+
+# Modules whose functions (not classes) are inert references: they compute with tensors. Of torchvision.ops only what
+# it exports: `torchvision.ops.roi_align.lazy_compile` compiles whatever it is given, with any options.
+_FUNCTIONS_OF = ("torch.nn.functional", "torch.nn.init", "torchvision.ops", "timm.layers.activations")
+# The hooks that run a blur, and what else the architectures of timm 1.0.31 and torchvision 0.29 hold (all of them were
+# pickled to find out): one function, and classes that are no modules but only hold settings; none has a `__setstate__`
+# or does anything when made or filled.
+_FUNCTIONS = frozenset(
+    {
+        "blurify.surgery.blur_output",
+        "blurify.surgery.blur_input",
+        "torchvision.models.optical_flow.raft._pass_through_h",
+    }
+)
 _HELPERS = frozenset(
     {
         "timm.models._features.FeatureInfo",
@@ -121,6 +130,13 @@ class Refused:
 
     def __repr__(self) -> str:
         return f"<{self.name}, not loaded>"
+
+
+class _Callee:
+    """What a file gets where it names a function that only loading calls (getattr): nothing can call it later."""
+
+    def __init__(self, name: str) -> None:
+        self.__module__, _, self.__qualname__ = name.rpartition(".")
 
 
 class Gate:
@@ -231,7 +247,9 @@ class Gate:
             if full == _REWRITTEN:
                 self._rebuild[id(holder)] = self._rewritten(holder)
                 return holder
-            if _below(home, _FUNCTIONS_OF) or f"{home}.{holder.__qualname__}" in _FUNCTIONS:
+            if f"{home}.{holder.__qualname__}" in _FUNCTIONS:
+                return holder
+            if _below(home, _FUNCTIONS_OF) and (not _below(home, ("torchvision.ops",)) or _is_operator(holder)):
                 return holder
         return self.refuse(full)
 
@@ -239,6 +257,8 @@ class Gate:
         def rebuild(*args: Any) -> Any:
             if len(args) != 2 or self.makes(args[0]) not in ("module", "trusted"):
                 raise pickle.UnpicklingError("a rewritten module is made of a module's class and the rewrites")
+            if any(step[0] in _own_methods() for rewrite in args[1] for step in rewrite.path[:1]):
+                raise pickle.UnpicklingError("only what a forward runs is rewritten")
             made = make(*args)
             self._made_classes.append(type(made))
             self._new[id(type(made))] = "module"
@@ -249,6 +269,21 @@ class Gate:
 
 def _below(module: str, roots: Iterable[str]) -> bool:
     return any(module == root or module.startswith(root + ".") for root in roots)
+
+
+@functools.cache
+def _own_methods() -> frozenset[str]:
+    """What `nn.Module` itself can do (train, apply, compile, ...), except what every network overrides."""
+    import torch
+
+    methods = {name for name, value in vars(torch.nn.Module).items() if isinstance(value, types.FunctionType)}
+    return frozenset(methods | {"_compiled_call_impl"}) - {"forward", "extra_repr"}
+
+
+def _is_operator(function: types.FunctionType) -> bool:
+    import torchvision
+
+    return vars(torchvision.ops).get(function.__qualname__) is function
 
 
 def _import_allowed(name: str) -> Any:
@@ -321,7 +356,12 @@ def _rebuilders(gate: Gate) -> dict[tuple[str, str], tuple[Any, Callable[..., An
         if owner is operators:
             if name in _TORCH_OPERATORS:
                 return getattr(operators, name)
-        elif isinstance(owner, torch.nn.Module) and gate.makes(type(owner)):
+        elif (
+            isinstance(owner, torch.nn.Module)
+            and gate.makes(type(owner))
+            and name not in _own_methods()  # `compile` runs the C++ compiler that its options name
+            and not name.startswith("load")  # reads a file
+        ):
             method = getattr(type(owner), name, None)
             if isinstance(method, types.FunctionType):
                 return types.MethodType(method, owner)
@@ -341,11 +381,12 @@ def _rebuilders(gate: Gate) -> dict[tuple[str, str], tuple[Any, Callable[..., An
         "_rebuild_parameter_with_state": tensor_first(_utils._rebuild_parameter_with_state),
     }
     table: dict[tuple[str, str], tuple[Any, Callable[..., Any] | None]] = {
-        ("torch._utils", name): (getattr(_utils, name), call) for name, call in functions.items()
+        ("torch._utils", name): (_Callee(f"torch._utils.{name}"), call) for name, call in functions.items()
     }
     tensors = [obj for obj, _ in table.values()]
-    table[("torch._tensor", "_rebuild_from_type_v2")] = (torch._tensor._rebuild_from_type_v2, from_type)
-    table[("torch.serialization", "_get_layout")] = (torch.serialization._get_layout, torch.serialization._get_layout)
+    table[("torch._tensor", "_rebuild_from_type_v2")] = (_Callee("torch._tensor._rebuild_from_type_v2"), from_type)
+    layout = torch.serialization._get_layout
+    table[("torch.serialization", "_get_layout")] = (_Callee("torch.serialization._get_layout"), layout)
     table[("torch", "Size")] = (torch.Size, torch.Size)
     table[("torch", "device")] = (torch.device, device)
     table[("torch", "Tensor")] = (torch.Tensor, None)
@@ -354,17 +395,15 @@ def _rebuilders(gate: Gate) -> dict[tuple[str, str], tuple[Any, Callable[..., An
     for name in ("UntypedStorage", "TypedStorage"):
         table[("torch.storage", name)] = (getattr(torch.storage, name), None)
     table[("torch._C", "_VariableFunctionsClass")] = (operators, None)
-    table[("builtins", "getattr")] = (getattr, attribute)
+    table[("builtins", "getattr")] = (_Callee("builtins.getattr"), attribute)
     callable_types: tuple[type, ...] = (set, frozenset, complex, bytearray, slice, range)
     for kind in (*callable_types, list, dict, int, float, bool, str, tuple):
         table[("builtins", kind.__name__)] = (kind, kind if kind in callable_types else None)
     table[("collections", "OrderedDict")] = (OrderedDict, OrderedDict)
     table[("collections", "Counter")] = (Counter, Counter)
     table[("collections", "defaultdict")] = (defaultdict, default)
-    table[("functools", "partial")] = (functools.partial, partial)
-    import _codecs
-
-    table[("_codecs", "encode")] = (_codecs.encode, _encode)
+    table[("functools", "partial")] = (_Callee("functools.partial"), partial)
+    table[("_codecs", "encode")] = (_Callee("_codecs.encode"), _encode)
     return table
 
 
@@ -405,7 +444,8 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python: operations ca
         if not isinstance(args, tuple):
             raise pickle.UnpicklingError("a call without a tuple of arguments")
         if isinstance(function, Refused) or any(isinstance(arg, Refused) for arg in args):
-            self.stack[-1] = self._unmade(function)
+            known = self.gate.rebuilder(function) is not None  # then only what it is made of is missing
+            self.stack[-1] = next(arg for arg in args if isinstance(arg, Refused)) if known else self._unmade(function)
             return
         call = self.gate.rebuilder(function)
         self.stack[-1] = self._unmade(function) if call is None else call(*args)
@@ -453,6 +493,9 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python: operations ca
             functools.partial.__setstate__(made, state)  # type: ignore[attr-defined]
         elif how in ("module", "data") and isinstance(state, dict) and all(type(key) is str for key in state):
             # The class's own __setstate__: the file may have put something under that name into the instance.
+            shadowed = [key for key in state if key in _own_methods() and callable(state[key])]
+            if how == "module" and shadowed:  # blurify itself would call it, as in `model.eval()`
+                raise pickle.UnpicklingError(f"a {cls.__name__} with a {shadowed[0]} of its own")
             setstate = getattr(cls, "__setstate__", None)
             if setstate is not None and how == "module":
                 setstate(made, state)

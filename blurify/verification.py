@@ -20,6 +20,7 @@ from blurify.sites import BLUR_POOLS
 from blurify.surgery import apply_plan, identity
 from blurify.tracing import Inputs, copy_model, map_tensors, tensors_in
 
+_DEPTH = 3  # of the modules whose outputs are compared where the model's own are empty; all of them take gigabytes
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 """Largest relative error of the identity check. float64 is the arbiter where float32 is too noisy."""
 
@@ -128,7 +129,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     if a is b or a.is_meta or a.data_ptr() == b.data_ptr() or torch.equal(a, b):
         return True
-    return a.is_floating_point() and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    return a.is_floating_point() and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
 def sites_left(converted: nn.Module, plan: Plan, inputs: Inputs) -> list[str]:
@@ -194,19 +195,24 @@ def _lively(model: nn.Module) -> nn.Module:
 
 
 def sharing_copy(model: nn.Module, instead: dict[int, Any] | None = None) -> nn.Module:
-    """A copy of the model's modules around the very same parameters and buffers; it takes no memory for them.
+    """A copy of the model's modules around the very same parameters; it takes no memory for them.
 
-    `instead` gives other ones by the id of those that they replace.
+    Buffers are copied: a forward may write to them in eval mode too. `instead` gives other parameters and buffers, by
+    the id of those that they replace.
     """
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    memo |= {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
     return copy_model(model, memo | (instead or {}))
 
 
 def _compare(original: nn.Module, plan: Plan, inputs: Inputs) -> tuple[float, int]:
     """The largest relative difference that carrying out the plan makes in the outputs, and how many those are."""
-    expected = _outputs(original, inputs)
-    converted = sharing_copy(original)
+    converted = sharing_copy(original)  # before the original runs, which may write to its buffers
     apply_plan(converted, plan)
+    try:
+        expected = _outputs(original, inputs)
+    except Exception as error:
+        raise BlurifyError(f"the model does not run on these inputs ({error}): give example_inputs") from error
     try:
         actual = _outputs(converted, inputs)
     except Exception as error:
@@ -237,6 +243,7 @@ def _compare_features(original: nn.Module, converted: nn.Module, inputs: Inputs)
         handles = [
             module.register_forward_hook(lambda module, args, out, name=name, visit=visit: visit(name, out))
             for name, module in model.named_modules()
+            if name.count(".") < _DEPTH
         ]
         try:
             _outputs(model, inputs)

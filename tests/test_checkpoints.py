@@ -132,6 +132,13 @@ def test_code_named_by_a_file_is_not_run(tmp_path, converted):
     assert not marker.exists()
 
 
+def test_what_a_file_names_is_not_fetched(tmp_path, converted):
+    source = models.ModelSource("x", "factory", "timm/hf-hub:somebody/something")
+    checkpoints.save(converted, tmp_path / "m.safetensors", source=source)
+    with pytest.raises(BlurifyError, match="add --arch timm/hf-hub:somebody/something to fetch it"):
+        checkpoints.load(tmp_path / "m.safetensors")
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
@@ -195,6 +202,11 @@ def test_targets_that_cannot_be_written(tmp_path, converted, monkeypatch):
     ]:
         with pytest.raises(BlurifyError, match=words):
             checkpoints.save(converted, target)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BlurifyError, match="no ordinary file"):
+        checkpoints.save(converted, tmp_path / "pipe", force=True)
+    with pytest.raises(BlurifyError, match="no ordinary file"):
+        checkpoints.load(tmp_path / "pipe")
     monkeypatch.setattr(os, "access", lambda *args: False)
     with pytest.raises(BlurifyError, match="not writable"):
         checkpoints.save(converted, tmp_path / "x.pt")
@@ -225,11 +237,15 @@ def test_damaged_headers(tmp_path, loaded, converted):
     path = tmp_path / "m.pt"
     checkpoints.save(converted, path, source=loaded.source)
     content = torch.load(path, weights_only=True)
+    plan = content["blurify"]["plan"]
+    site = next(site for site in plan["sites"] if site["edits"])
+    broken = {"edit": "Rewrite", "module": "", "path": [], "op": "wrap", "child": "x"}
     for change, words in [
         ({"format": 99}, "another version"),
         ({"plan": None}, "another version"),
         ({"plan": {"format": 1}}, "not a plan"),
         ({"source": {"kind": "x"}}, "--arch"),
+        ({"plan": {**plan, "sites": [{**site, "edits": [broken]}]}}, "can't be carried out"),
     ]:
         torch.save({**content, "blurify": {**content["blurify"], **change}}, path)
         with pytest.raises(BlurifyError, match=words):

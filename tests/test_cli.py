@@ -190,6 +190,10 @@ def test_the_target_is_checked_before_the_work(tmp_path: Path, capsys: pytest.Ca
         (["inspect", "small", "--input-shape", "1,4,32,32"], "4"),
         (["inspect", "small", "--recipe", "pool-onyl"], "pool-only"),
         (["inspect", "no/such/file.pt"], "no/such/file.pt"),
+        (["inspect", "x" * 300], "name too long"),
+        (["convert", "small", "-o", "x" * 300], "name too long"),
+        (["inspect", "small", "--input-shape", "1,3,99999999,9999999"], "memory"),
+        (["inspect", "small", "--input-shape", f"1,{10**30}"], "memory"),
     ],
 )
 def test_bad_usage_is_one_line_and_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -806,3 +806,95 @@ def test_branches_that_a_fresh_model_multiplies_by_zero_are_checked():
     plan = blurify.inspect(model, image())
     with pytest.raises(VerificationError):
         prove(model, changed(plan, on(BlurOutput, blur_shift=(1, 1))))
+
+
+# --- found in review
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("best", torch.tensor(float("nan")))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.pool(self.conv(x)) * self.calls
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_buffers_that_a_forward_writes_to_stay(inplace):
+    model = Counts()
+    converted = blurify.convert(model, inplace=inplace)
+    assert model.calls == converted.calls == 0
+    assert blurify.proof_of(converted).identity_error == 0
+
+
+def test_inputs_are_guessed_past_a_norm_of_fixed_size():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.LayerNorm([4, 32, 32]), nn.MaxPool2d(2))
+    assert blurify.plan_of(blurify.convert(model)).input_shapes == ((1, 3, 32, 32),)
+
+
+def test_original_that_fails_on_real_inputs_is_said_in_words():
+    class Picky(Net):
+        def forward(self, x):
+            if not x.is_meta:
+                raise RuntimeError("not today")
+            return super().forward(x)
+
+    with pytest.raises(BlurifyError, match=r"not today.*example_inputs"):
+        blurify.convert(Picky())
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, parametrizations.weight_norm])
+def test_parametrized_convolution_is_blurred_after_its_activation(wrap):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), wrap(nn.Conv2d(4, 8, 4, 2, 1)), nn.BatchNorm2d(8), nn.LeakyReLU(0.2))
+    (site,) = blurify.plan_of(blurify.convert(model)).sites
+    assert site.edits[0] == SetStride("1", (1, 1)) and isinstance(site.edits[1], BlurOutput)
+
+
+def test_unused_pool_with_a_list_of_strides_is_listed():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model[0].unused = nn.MaxPool2d(2, [2, 2])
+    assert [site.rule for site in blurify.inspect(model).sites] == ["not-run"]
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_sum_pool_keeps_its_scale(functional):
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = nn.AvgPool2d(2, divisor_override=1)
+
+        def forward(self, x):
+            return F.avg_pool2d(x, 2, divisor_override=1) if functional else self.pool(x)
+
+    x = torch.ones(1, 3, 8, 8)
+    assert torch.allclose(blurify.convert(Sums(), example_inputs=x)(x), torch.full((1, 3, 4, 4), 4.0))
+
+
+def test_forward_of_a_symbolic_trace_is_left_alone():
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, 2)
+
+        def forward(self, x):
+            return F.max_pool2d(F.relu(self.b(F.relu(self.a(x)))), 2)
+
+    converted = blurify.convert(torch.fx.symbolic_trace(Calls()), example_inputs=torch.rand(1, 3, 32, 32))
+    conv, pool = blurify.plan_of(converted).sites
+    assert conv.rule == "blurred-input" and "after its nonlinearity it can't" in conv.reason
+    assert pool.rule == "source" and "torch.fx" in pool.reason
+
+
+def test_dict_inputs_meant_as_one_argument():
+    class Takes(Net):
+        def forward(self, batch):
+            return super().forward(batch["image"])
+
+    batch = {"image": torch.rand(1, 3, 32, 32)}
+    with pytest.raises(BlurifyError, match="give a tuple with that dict"):
+        blurify.inspect(Takes(), batch)
+    assert blurify.inspect(Takes(), (batch,)).converted

@@ -150,10 +150,12 @@ def test_module_used_in_two_ways_varies() -> None:
     ("subsample", "rule"),
     [
         (lambda x: x[:, :, ::2, ::2], "source"),  # a lambda can't be rewritten
-        (lambda x: x[..., ::2], "source"),
-        (lambda x: x[..., None][:, :, ::2, ::3], "source"),
+        (lambda x: x[..., ::2], "slice"),  # one dimension: tokens?
+        (lambda x: x[..., None][:, :, ::2, ::3], "slice"),  # two dimensions of three
         (lambda x: x[:, :, 1::2], "slice"),  # not the first phase
         (lambda x: x[:, :, :-1:2], "slice"),  # not to the end
+        (lambda x: x[:, :, 2::2, 2::2], "slice"),  # cropped, which a blur at full size is not
+        (lambda x: x[:, :, -4::2, -4::2], "slice"),
         (lambda x: x[:, :, ::2, ::2] + x[:, :, 1::2, 1::2], "slice"),  # two phases of four
         (lambda x: x[:, ::2, :, ::2], "slice"),  # channels too, or are they?
         (lambda x: x.flatten(2)[:, :, ::2], "slice"),  # channels or samples
@@ -315,6 +317,17 @@ def test_other_pools_are_listed(pool: nn.Module, kind: str) -> None:
     assert {(site.kind, site.action, site.rule) for site in plan.sites} == {(kind, "skip", "other-pool")}
 
 
+def test_masks_and_whole_numbers_are_not_blurred() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
+            return F.max_pool2d(x, 2) * mask[:, :, ::2, ::2] * F.max_pool2d(ids, 2)
+
+    inputs = (IMAGE, torch.ones(1, 1, *IMAGE.shape[2:], dtype=torch.bool), torch.ones(1, 1, *IMAGE.shape[2:]).int())
+    converted = blurify.convert(Masked(), example_inputs=inputs)
+    assert [site.rule for site in blurify.plan_of(converted).sites] == ["maxpool", "whole-numbers", "whole-numbers"]
+    assert torch.equal(converted(*inputs), blurify.BlurPool2d()(F.max_pool2d(IMAGE, 2, 1)))
+
+
 def test_indices_in_use_are_a_reason_to_skip() -> None:
     class Unpools(nn.Module):
         def __init__(self, use: bool) -> None:
@@ -378,3 +391,13 @@ def test_multiply_adds() -> None:
         nn.Conv2d(3, 4, 3, 2, 1, groups=1), nn.Conv2d(4, 8, 1, groups=2), nn.Flatten(), nn.Linear(2048, 5)
     )
     assert matrix_macs(trace(net, ((IMAGE,), {}))) == 4 * 256 * 27 + 8 * 256 * 2 + 2048 * 5
+
+
+def test_multiply_adds_of_calls_with_keywords() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = F.conv_transpose2d(input=x, weight=torch.ones(4, 4, 2, 2), stride=2)
+        return F.scaled_dot_product_attention(query=x, key=x, value=x)
+
+    plan = blurify.inspect(Forward(forward), torch.zeros(1, 3, 8, 8))
+    conv, transposed, attention = 4 * 8 * 8 * 3 * 3 * 3, 4 * 8 * 8 * 4 * 2 * 2, 2 * 4 * 16 * 16 * 16
+    assert plan.macs == conv + transposed + attention

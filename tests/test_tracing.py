@@ -551,3 +551,19 @@ def test_meta_copy_takes_no_memory_and_keeps_ties() -> None:
     assert all(t.is_meta for t in (*copied.parameters(), *copied.buffers()))
     assert copied[0].tied is copied[0].weight
     assert [tuple(t.shape) for t in copied.state_dict().values()] == [tuple(t.shape) for t in net.state_dict().values()]
+
+
+def test_known_shapes_are_checked() -> None:
+    for norm in (nn.LayerNorm([3, 4, 4]), nn.BatchNorm2d(5), nn.GroupNorm(1, 5), nn.InstanceNorm2d(5, affine=True)):
+        with pytest.raises((RuntimeError, ValueError)):
+            run(nn.Sequential(norm), torch.zeros(1, 3, 8, 8))
+
+
+def test_dataclass_inputs_stay_dataclasses() -> None:
+    @dataclass(frozen=True)
+    class Batch:
+        image: Tensor
+        count: int = 2
+
+    seen = run(Forward(lambda self, batch: Batch(batch.image * batch.count)), Batch(torch.zeros(1, 3, 8, 8)))
+    assert ops(seen) == ["mul"]

@@ -166,6 +166,58 @@ def test_other_opcodes(tmp_path):
         models.load_model(str(tmp_path / "newobj_ex.pt"))
 
 
+def test_constructors_that_execute_source_text_are_refused(tmp_path):
+    # torch.fx writes the names of submodules into source text unescaped; `eval` is what blurify calls on every model.
+    marker = tmp_path / "ran"
+    command = "touch ran"
+    name = f'[",0),getattr(__import__("os"),"system")("{command}") #]'
+    inner, root = nn.Sequential(), nn.Sequential(nn.Conv2d(3, 4, 3))
+    inner._modules[name], inner._modules["y"] = nn.ReLU(), nn.Identity()
+    make = functools.partial(timm.models._features_fx.GraphExtractNet, inner, ["y"])
+    root.__dict__["eval"] = make
+    torch.save(root, tmp_path / "x.pt")
+    with pytest.raises(BlurifyError, match=r"needs the class timm\.models\._features_fx\.GraphExtractNet: "):
+        models.load_model(str(tmp_path / "x.pt"))
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        make()(torch.zeros(1, 3, 4, 4))
+    finally:
+        os.chdir(before)
+    assert marker.exists(), "the attack is no attack: this test could not fail"
+
+
+@pytest.mark.parametrize("function", [getattr, torch._utils._rebuild_tensor_v2, functools.partial])
+def test_what_loading_calls_is_not_for_the_model_to_hold(tmp_path, function):
+    # With `partial(getattr, F.relu, "__globals__")` as a hook, a forward would get at everything.
+    assert not callable(unpickling.Gate().find(function.__module__, function.__qualname__))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model.act = functools.partial(function, F.relu, "__globals__")
+    torch.save(model, tmp_path / "x.pt")
+    with pytest.raises(BlurifyError, match="made of one function"):
+        models.load_model(str(tmp_path / "x.pt"))
+
+
+def test_what_nn_module_does_is_not_for_the_file_to_replace(tmp_path):
+    for method in (nn.Conv2d(3, 4, 3).compile, nn.Conv2d(3, 4, 3).apply, timm.create_model("test_vit").load_pretrained):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3))
+        model.act = method
+        torch.save(model, tmp_path / "x.pt")
+        with pytest.raises(BlurifyError, match=method.__name__):
+            models.load_model(str(tmp_path / "x.pt"))
+    for name in ("eval", "train", "named_modules", "_call_impl", "_compiled_call_impl"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3))
+        content = {"model": model, "x": F.relu}
+        raw_state = dict(model.__dict__)
+        model.__class__.__getstate__ = lambda self, raw=raw_state, name=name: {**raw, name: F.relu}
+        try:
+            torch.save(content, tmp_path / "x.pt")
+        finally:
+            del nn.Sequential.__getstate__
+        with pytest.raises(BlurifyError, match=f"with a {name} of its own"):
+            models.load_model(str(tmp_path / "x.pt"))
+
+
 def test_persistent_ids(tmp_path):
     marker = tmp_path / "ran"
     inner = pickle.dumps(Reduced(os.system, (f"touch {marker}",)), 2)[2:-1]
@@ -210,10 +262,16 @@ def test_reexports_and_private_paths_are_refused():
         ("blurify.cli", "main"),
         ("blurify.checkpoints", "save"),
         ("torch.nn.parallel.distributed", "DistributedDataParallel"),
+        ("timm.models._features_fx", "FeatureGraphNet"),
+        ("torchvision.models.feature_extraction", "DualGraphModule"),
+        ("torchvision.ops.roi_align", "lazy_compile"),
+        ("blurify.rewriting", "_method"),
+        ("blurify.surgery", "apply_plan"),
     ]:
         assert isinstance(gate.find(module, name), unpickling.Refused), (module, name)
     assert gate.find("torch.nn.modules.conv", "Conv2d") is nn.Conv2d
     assert gate.find("torch.nn.functional", "relu") is F.relu
+    assert gate.find("torchvision.ops.boxes", "nms") is torchvision.ops.nms
 
 
 def test_a_package_named_in_a_file_is_not_imported(tmp_path, monkeypatch):

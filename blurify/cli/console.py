@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from blurify.errors import BlurifyError, VerificationError
 
 TRACEBACK = "BLURIFY_TRACEBACK"
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it
+_UNUSABLE_NAMES = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)  # what no look at a file can get around
 
 
 def on_terminal() -> bool:
@@ -141,6 +143,8 @@ def _explain(error: Exception) -> tuple[int, str]:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         return getattr(error, "exit_code", 2), f"{format_message().rstrip('.')}{hint}"
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _UNUSABLE_NAMES:
+        return 2, f"{error.filename} can't be used: {error.strerror}"
     return 1, f"{type(error).__name__}: {error} (set {TRACEBACK}=1 for the traceback)"
 
 

@@ -90,6 +90,11 @@ def convert(
             console.say("not verified (--no-verify)", style="yellow")
     if written:
         console.say(f"wrote {output} ({report.file_size(size)})", style="bold")
+        if loaded.source.kind == "module" and output.suffix == ".safetensors":
+            console.say(
+                "safetensors hold weights and plan but no code: open the file with --arch, or with "
+                "blurify.load(path, model=original); a .pt file holds the module itself"
+            )
     else:
         console.say(f"nothing to convert, {output} was not written (--write-unchanged writes it all the same)")
 

@@ -59,7 +59,10 @@ def example_inputs(shapes: list[str] | None) -> tuple[Tensor, ...] | None:
     parsed = [parse_shape(shape) for shape in shapes]
     import torch
 
-    return tuple(torch.randn(shape) for shape in parsed)
+    try:
+        return tuple(torch.randn(shape) for shape in parsed)
+    except (RuntimeError, TypeError) as error:
+        raise BlurifyError(f"--input-shape {' '.join(shapes)} takes more memory than there is: give less") from error
 
 
 def check_filter_size(size: int | None) -> None:
