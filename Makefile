@@ -16,7 +16,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test lint format parity zoo-check evidence wheel clean
+.PHONY: help install install-dev demo test lint format parity bench zoo-check evidence wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -54,6 +54,9 @@ format: $(DEV) ## let ruff fix and format
 
 parity: $(DEV) ## all published models against antialiased-cnns
 	$(BIN)/python benchmarks/parity.py --out benchmarks/parity.json
+
+bench: $(DEV) ## time and memory of converted models, against the published ones
+	$(BIN)/python benchmarks/models.py --rounds 3 --out benchmarks/models.json
 
 zoo-check: $(DEV) ## convert and verify every architecture of timm and torchvision
 	$(BIN)/python benchmarks/zoo_check.py

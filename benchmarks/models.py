@@ -64,6 +64,16 @@ def forward_ms(models: dict[str, nn.Module], x: Tensor, rounds: int) -> dict[str
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def runs(model: nn.Module, x: Tensor) -> bool:
+    """Whether a model takes this memory format (two of the published ones do not)."""
+    try:
+        with torch.no_grad():
+            model(x)
+    except RuntimeError:
+        return False
+    return True
+
+
 def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
     """All figures of one architecture, as ratios to the original."""
     torch.manual_seed(0)
@@ -77,9 +87,10 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
     row: dict[str, Any] = {"model": name}
     for layout, memory_format in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
         laid = {key: model.to(memory_format=memory_format) for key, model in models.items()}
-        times = forward_ms(laid, x.to(memory_format=memory_format), rounds)
+        image = x.to(memory_format=memory_format)
+        times = forward_ms({key: model for key, model in laid.items() if runs(model, image)}, image, rounds)
         row[layout] = {"original_ms": round(times["original"], 1)} | {
-            key: round(times[key] / times["original"], 3) for key in ("published", "blurify")
+            key: round(times[key] / times["original"], 3) if key in times else None for key in ("published", "blurify")
         }
     small = x[:2]
     kept = {
@@ -108,7 +119,10 @@ def main() -> None:
         row = measure(name, options.batch, options.rounds)
         rows.append(row)
         cells = [row[part][key] for part in ("NCHW", "channels_last", "kept") for key in ("published", "blurify")]
-        print(f"{name:14}  " + "  ".join(f"{cell:9.2f}" for cell in cells), flush=True)
+        print(
+            f"{name:14}  " + "  ".join(f"{cell:9.2f}" if cell is not None else f"{'-':>9}" for cell in cells),
+            flush=True,
+        )
     if options.out:
         versions = {"python": sys.version.split()[0], "torch": torch.__version__, "threads": options.threads}
         command = f"python benchmarks/models.py --batch {options.batch} --rounds {options.rounds}"
