@@ -16,7 +16,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test lint format parity bench zoo-check evidence wheel clean
+.PHONY: help install install-dev demo test lint format parity bench zoo-check wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -60,9 +60,6 @@ bench: $(DEV) ## time and memory of converted models, against the published ones
 
 zoo-check: $(DEV) ## convert and verify every architecture of timm and torchvision
 	$(BIN)/python benchmarks/zoo_check.py
-
-evidence: $(DEV) ## measure again what the documentation says
-	$(BIN)/python benchmarks/evidence.py
 
 wheel: $(DEV) ## build the wheel into dist/
 	$(BIN)/python -m hatchling build --target wheel
