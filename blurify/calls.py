@@ -57,12 +57,25 @@ class BlurredConv(DenseConv):
         return super().forward(function, self.blurpool(given.pop("input")), **given)
 
 
-class BlurredMaxPool(_Call):
+class _PoolCall(_Call):
+    """A functional pool with a BlurPool of its stride."""
+
+    def __init__(self, blurpool: nn.Module) -> None:
+        super().__init__()
+        self.blurpool = blurpool
+
+    def geometry(self, given: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The call's kernel size, stride and padding, one entry a spatial dimension."""
+        rank = len(self.blurpool.stride)  # type: ignore[arg-type]
+        kernel = per_dim(given["kernel_size"], rank)
+        return kernel, per_dim(given.get("stride") or kernel, rank), per_dim(given.get("padding", 0), rank)
+
+
+class BlurredMaxPool(_PoolCall):
     """A functional max pool: dense, then blurred and subsampled, with the output size of the original."""
 
     def __init__(self, blurpool: nn.Module, dense_kernel_size: tuple[int, ...] | None = None) -> None:
-        super().__init__()
-        self.blurpool = blurpool
+        super().__init__(blurpool)
         self.dense_kernel_size = dense_kernel_size
 
     names = POOL_PARAMETERS["max"]
@@ -70,17 +83,15 @@ class BlurredMaxPool(_Call):
     def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Pool `input` (N, C, *spatial) as the call asks for."""
         given = self.bind(args, kwargs)
-        rank = len(self.blurpool.stride)  # type: ignore[arg-type]
-        kernel = per_dim(given["kernel_size"], rank)
-        stride = per_dim(given.get("stride") or kernel, rank)
+        kernel, stride, padding = self.geometry(given)
         if stride != self.blurpool.stride:
             return function(*args, **kwargs)
         pooled = max_blur_pool(
             given["input"],
             kernel,
             stride,
-            per_dim(given.get("padding", 0), rank),
-            per_dim(given.get("dilation", 1), rank),
+            padding,
+            per_dim(given.get("dilation", 1), len(stride)),
             given.get("ceil_mode", False),
             self.blurpool,
             self.dense_kernel_size,
@@ -113,24 +124,17 @@ class BlurredSlice(nn.Module):
         return f"dims={self.dims}"
 
 
-class BlurredAvgPool(_Call):
+class BlurredAvgPool(_PoolCall):
     """A functional average pool: replaced by the low-pass filter, with the output size of the original."""
 
     names = POOL_PARAMETERS["avg"]
 
-    def __init__(self, blurpool: nn.Module) -> None:
-        super().__init__()
-        self.blurpool = blurpool
-
     def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Filter `input` (N, C, *spatial) down to the size that the call asks for."""
         given = self.bind(args, kwargs)
-        rank = len(self.blurpool.stride)  # type: ignore[arg-type]
-        kernel = per_dim(given["kernel_size"], rank)
-        stride = per_dim(given.get("stride") or kernel, rank)
+        kernel, stride, padding = self.geometry(given)
         if stride != self.blurpool.stride or len(self.blurpool.taps) == 1:  # type: ignore[arg-type]
             return function(*args, **kwargs)
-        padding = per_dim(given.get("padding", 0), rank)
         ceil_mode, divisor = given.get("ceil_mode", False), given.get("divisor_override")
         return avg_blur_pool(
             given["input"], kernel, stride, padding, ceil_mode, self.blurpool, divisor_override=divisor

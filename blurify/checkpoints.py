@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from blurify import models
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, one_line
 from blurify.models import HEADER, Checkpoint, LoadedModel, ModelSource
 from blurify.plan import Plan
 
@@ -157,7 +157,7 @@ def _rebuild(
             raise
         except Exception as error:  # a plan that somebody else wrote
             raise BlurifyError(
-                f"{path} carries a plan that can't be carried out ({_oneline(error)}): convert the original model again"
+                f"{path} carries a plan that can't be carried out ({one_line(error)}): convert the original model again"
             ) from error
     elif applied != plan:
         raise BlurifyError(f"the model given for {path} was converted by another plan: give the original model")
@@ -202,7 +202,7 @@ def _torch_writer(model: nn.Module, plan: Plan, source: ModelSource | None) -> C
             raise
         except Exception as error:  # pickling runs the model's own code
             raise BlurifyError(
-                f"the {type(model).__name__} can't be pickled ({_oneline(error)}): save it as .safetensors instead"
+                f"the {type(model).__name__} can't be pickled ({one_line(error)}): save it as .safetensors instead"
             ) from error
 
     return write
@@ -250,7 +250,7 @@ def _write(path: Path, write: Callable[[BinaryIO], None], *, force: bool) -> Non
             raise BlurifyError(f"{path} exists: add --force to replace it, or choose another name")
         os.replace(temporary, path)
     except OSError as error:
-        raise BlurifyError(f"{path} can't be written: {error.strerror or _oneline(error)}") from error
+        raise BlurifyError(f"{path} can't be written: {error.strerror or one_line(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -260,7 +260,3 @@ def _write(path: Path, write: Callable[[BinaryIO], None], *, force: bool) -> Non
             os.fsync(directory)
         finally:
             os.close(directory)
-
-
-def _oneline(error: object) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

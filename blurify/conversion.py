@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from blurify import verification
 from blurify.inputs import given_inputs, traced
 from blurify.plan import Plan
 from blurify.planning import make_plan
 from blurify.recipes import Recipe, load_recipe
 from blurify.surgery import apply_plan, plan_of
 from blurify.tracing import Inputs, copy_model
-from blurify.verification import Proof, sharing_copy, verify
+from blurify.verification import Proof, sharing_copy
 
 _PROOF = "_blurify_proof"
 
@@ -87,7 +88,7 @@ def convert(
         return model
     result = sharing_copy(model) if inplace else copy_model(model)
     apply_plan(result, plan)
-    proof = _verify(model, result, plan, inputs) if verify else None
+    proof = verification.verify(model, result, plan, inputs) if verify else None
     if inplace:
         result = model
         apply_plan(model, plan)
@@ -100,6 +101,3 @@ def proof_of(model: nn.Module) -> Proof | None:
     """The proof that a verified conversion leaves on the model, else None."""
     proof = getattr(model, _PROOF, None)
     return proof if isinstance(proof, Proof) else None
-
-
-_verify = verify

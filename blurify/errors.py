@@ -9,3 +9,8 @@ class BlurifyError(Exception):
 
 class VerificationError(BlurifyError):
     """The converted model did not pass its proof; nothing was changed or written (CLI exit code 1)."""
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """The text of another library's error in one line, to stand in a message of ours."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

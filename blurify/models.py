@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -358,7 +358,7 @@ def _factory_errors(spec: str, pretrained: bool) -> Iterator[None]:
                 f"the pretrained weights of {spec} can't be downloaded ({_cause(chain)}): use --random for random "
                 f"weights, or " + _own(spec)
             ) from error
-        raise BlurifyError(f"{spec} can't be built: {_oneline(error)}") from error
+        raise BlurifyError(f"{spec} can't be built: {one_line(error)}") from error
 
 
 def _own(spec: str) -> str:
@@ -382,12 +382,8 @@ def _is_network(error: BaseException) -> bool:
 
 def _cause(chain: Sequence[BaseException]) -> str:
     """The innermost reason, which is the short one ('Name or service not known')."""
-    texts = [_oneline(error.strerror if isinstance(error, OSError) and error.strerror else error) for error in chain]
+    texts = [one_line(error.strerror if isinstance(error, OSError) and error.strerror else error) for error in chain]
     return min((text for text in texts if text), key=len, default="no network")[:160]
-
-
-def _oneline(error: object) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
@@ -411,7 +407,7 @@ def _python(spec: str, options: dict[str, Any]) -> nn.Module:
         ) from error
     except Exception as error:  # whatever the user's own module raises
         raise BlurifyError(
-            f"{spec}: importing {module_name} failed: {type(error).__name__}: {_oneline(error)}"
+            f"{spec}: importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -425,7 +421,7 @@ def _python(spec: str, options: dict[str, Any]) -> nn.Module:
     try:
         model = found(**options)
     except Exception as error:
-        raise BlurifyError(f"{spec} failed: {type(error).__name__}: {_oneline(error)}") from error
+        raise BlurifyError(f"{spec} failed: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, torch.nn.Module):
         raise BlurifyError(f"{spec} gave a {type(model).__name__}, not an nn.Module")
     return model
@@ -490,7 +486,7 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise BlurifyError(f"{path} is damaged or cut off ({_oneline(error)}): get or save it again") from error
+        raise BlurifyError(f"{path} is damaged or cut off ({one_line(error)}): get or save it again") from error
     if "constants.pkl" in names:
         raise BlurifyError(
             f"{path} is a TorchScript model, which can't be converted: give the model it was made from (a pickled "
@@ -517,7 +513,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:  # safetensors has its own error class, not exported everywhere
         raise BlurifyError(
-            f"{path} is damaged, cut off or not safetensors ({_oneline(error)}): get or save it again"
+            f"{path} is damaged, cut off or not safetensors ({one_line(error)}): get or save it again"
         ) from error
     header = None
     if HEADER in metadata:
@@ -526,7 +522,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             shared = header.get("shared", {})
             tensors |= {name: tensors[kept] for name, kept in shared.items()}
         except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
-            raise BlurifyError(f"{path} carries a plan that can't be read ({_oneline(error)})") from error
+            raise BlurifyError(f"{path} carries a plan that can't be read ({one_line(error)})") from error
     if not tensors:
         raise BlurifyError(f"{path} holds no tensors")
     return Checkpoint(path, tensors=tensors, header=header)
@@ -614,7 +610,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, arch: s
         with torch.no_grad():
             model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        raise BlurifyError(f"the weights in {where} don't fit {arch}: {_oneline(error)}") from error
+        raise BlurifyError(f"the weights in {where} don't fit {arch}: {one_line(error)}") from error
 
 
 def _match_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

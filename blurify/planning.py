@@ -170,12 +170,8 @@ class _Planner:
         if _channels(op) < recipe.min_channels:
             return "recipe", f"{_channels(op)} channels, fewer than {recipe.min_channels}"
         if op.kind == "conv" and any(reads_image(other) for other in site.ops):
-            stem = recipe.stem
-            if (
-                stem == "skip"
-                or (stem == "split" and any(s % 2 and s > 1 for s in op.stride))
-                or (stem == "split" and max(op.stride) < 4)
-            ):
+            splits = max(op.stride) >= 4 and not any(s % 2 and s > 1 for s in op.stride)
+            if recipe.stem == "skip" or (recipe.stem == "split" and not splits):
                 return ("patchify-stem" if _is_patchify(op) else "stem"), ""
         return None
 

@@ -43,7 +43,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, one_line
 
 # Where classes may come from: the class's own module must be one of these or lie below one.
 _LIBRARIES = (
@@ -295,7 +295,7 @@ def _import_allowed(name: str) -> Any:
         found: Any = importlib.import_module(module)
     except Exception as error:  # the user's own package may fail in any way
         raise BlurifyError(
-            f"--allow {name}: {module} can't be imported ({_oneline(error)}): its package must be importable from here"
+            f"--allow {name}: {module} can't be imported ({one_line(error)}): its package must be importable from here"
         ) from error
     found = getattr(found, attribute, None)
     if found is None:
@@ -303,10 +303,6 @@ def _import_allowed(name: str) -> Any:
     if not isinstance(found, type):
         raise BlurifyError(f"--allow {name}: that is not a class; --trust loads the whole file without any checks")
     return found
-
-
-def _oneline(error: object) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _rebuild_enum(cls: type[enum.Enum], *args: Any) -> Any:
@@ -650,11 +646,11 @@ def load(path: Path, *, allow: Sequence[str] = (), trust: bool = False) -> tuple
         raise BlurifyError(f"{path} is nested too deeply to be a model") from error
     except Exception as error:
         _check_suspicious(path, gate.refused)
-        if "TORCH_FORCE_WEIGHTS_ONLY_LOAD" in _oneline(error) or "explicit pickle_module" in _oneline(error):
+        if "TORCH_FORCE_WEIGHTS_ONLY_LOAD" in one_line(error) or "explicit pickle_module" in one_line(error):
             raise BlurifyError("unset TORCH_FORCE_WEIGHTS_ONLY_LOAD: blurify loads files safely by itself") from error
         if gate.refused:
             raise BlurifyError(explain_refused(path, gate.refused)) from error
-        why = f"{type(error).__name__}: {_oneline(error)}" if trust else _oneline(error)
+        why = f"{type(error).__name__}: {one_line(error)}" if trust else one_line(error)
         raise BlurifyError(
             f"{path} can't be read as a checkpoint: it is damaged, cut off, or no model ({why})"
         ) from error

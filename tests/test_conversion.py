@@ -140,7 +140,7 @@ def test_a_failed_proof_leaves_the_model_as_it_was(cls, monkeypatch):
     def fail(*args):
         raise VerificationError("no")
 
-    monkeypatch.setattr("blurify.conversion._verify", fail)
+    monkeypatch.setattr("blurify.verification.verify", fail)
     net = cls()
     before, x = repr(net), image()
     expected = net.eval()(x)
@@ -158,7 +158,7 @@ def test_the_proof_says_what_was_checked(net):
 
 
 def test_without_verification_there_is_no_proof(net, monkeypatch):
-    monkeypatch.setattr("blurify.conversion._verify", lambda *args: pytest.fail("verified"))
+    monkeypatch.setattr("blurify.verification.verify", lambda *args: pytest.fail("verified"))
     converted = blurify.convert(net, verify=False)
     assert blurred(converted) == ["conv2", "pool"] and blurify.proof_of(converted) is None
     assert blurify.plan_of(blurify.convert(net, verify=False, inplace=True)) is not None

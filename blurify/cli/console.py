@@ -120,7 +120,6 @@ def one_line_errors() -> Iterator[Outcome]:
         if os.environ.get(TRACEBACK, "") not in ("", "0"):
             traceback.print_exc()
         print_error(message)
-    return
 
 
 def print_error(message: str) -> None:
