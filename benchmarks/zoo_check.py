@@ -48,6 +48,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=WORK, help="where the journals are (default .cache/zoo-check)")
     parser.add_argument("--out", type=Path, default=HERE, help="where zoo.json and zoo.csv go (default benchmarks/)")
     options = parser.parse_args()
+    if options.out == HERE and (options.inspect_only or options.patterns != PATTERNS):
+        parser.error("benchmarks/ holds the result of the whole zoo: give --out for a part of it")
     if options.fresh:
         shutil.rmtree(options.work, ignore_errors=True)
 
@@ -126,14 +128,21 @@ def timing(rows: list[Record]) -> dict[str, Any]:
 
 
 def proofs(rows: list[Record]) -> dict[str, Any]:
-    """How the identity check came out, by precision."""
+    """How the identity check came out, by precision and by what was compared: the outputs, or those of modules."""
     proven = [row for row in rows if row.get("identity_error") is not None]
     result: dict[str, Any] = {"models": len(proven)}
-    for dtype in ("float32", "float64"):
-        errors = {row["model"]: row["identity_error"] for row in proven if row["identity_dtype"] == dtype}
-        if errors:
-            worst = max(errors, key=lambda name: errors[name])
-            result[dtype] = {"models": len(errors), "largest_error": errors[worst], "of": worst}
+    errors: dict[str, dict[str, float]] = {}
+    for row in proven:
+        how = row["identity_dtype"] + ", module by module" * row.get("identity_stepwise", False)
+        errors.setdefault(how, {})[row["model"]] = row["identity_error"]
+    result["identity"] = {
+        how: {
+            "models": len(found),
+            "largest_error": max(found.values()),
+            "of": max(found, key=lambda name: found[name]),
+        }
+        for how, found in sorted(errors.items())
+    }
     result["on_a_smaller_input"] = sum(row["proof_input_shapes"] != row["input_shapes"] for row in proven)
     result["sites_left"] = sum(row["sites_left"] for row in proven)
     return result

@@ -8,10 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blurify.layers import avg_blur_pool, max_blur_pool
 from blurify.sites import CONV_PARAMETERS, POOL_PARAMETERS, per_dim
+
+# By identity, not by name: torch.compile can't read the name of some functions (torch 2.14).
+_WITH_INDICES = (
+    *(F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices, torch.max_pool1d_with_indices),
+    *(torch._C._nn.max_pool2d_with_indices, torch._C._nn.max_pool3d_with_indices),
+)
 
 
 class _Call(nn.Module):
@@ -97,7 +105,7 @@ class BlurredMaxPool(_PoolCall):
             self.dense_kernel_size,
         )
         # A plan takes a pool that returns indices only where nobody reads them.
-        indexed = given.get("return_indices") or getattr(function, "__name__", "").endswith("_with_indices")
+        indexed = given.get("return_indices") or function in _WITH_INDICES
         return (pooled, None) if indexed else pooled
 
 

@@ -64,6 +64,8 @@ def path_of(model: nn.Module, frames: Sequence[Frame]) -> tuple[str, Path]:
         code, position, _ = frames[index]
         if function is None or function.__code__ is not code:
             raise CannotRewriteError(f"the function {code.co_name} that it calls can't be found from its source")
+        if index > start and (function.__name__ != code.co_name or not code.co_argcount):
+            raise CannotRewriteError(f"a decorator stands around {function.__name__}, which it calls")
         tree = _function_tree(code)
         expression = _at(tree, position)
         text = ast.unparse(expression)

@@ -35,7 +35,8 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 """The positional parameters of the torch functions that can subsample."""
 
 BLUR_POOLS = (BlurPool1d, BlurPool2d, BlurPool3d)
-_OURS = ("blurify.layers", "blurify.calls")
+OURS = ("blurify.layers", "blurify.calls")
+"""Where the modules are defined that run anti-aliased what they stand for."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,12 @@ class Found:
 
 def function_name(node: Node) -> str:
     """The bare name of a call's function: 'add' for `torch.add`, `Tensor.__iadd__`, `Tensor.add_` ..."""
-    if node.op != "call_function":
-        return ""
-    name: str = getattr(node.target, "__name__", "")
+    return bare_name(node.target) if node.op == "call_function" else ""
+
+
+def bare_name(function: Any) -> str:
+    """The name of a torch function, whatever form it is called in."""
+    name: str = getattr(function, "__name__", "")
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
         if name in _IN_PLACE or name in _REFLECTED:
@@ -209,12 +213,16 @@ def _ratio(source: Node, node: Node, rank: int) -> tuple[int, ...]:
 def sliced(node: Node) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
     """The (dimension, step) pairs of a strided slice, and the phase of each (-1: it is also cropped)."""
     source, index = node.args[0], node.args[1]
-    items = index if isinstance(index, tuple) else (index,)
     if not isinstance(source, Node) or source.meta["shape"] is None:
         return (), ()
+    return steps_of(index, len(source.meta["shape"]))
+
+
+def steps_of(index: Any, rank: int) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """What `sliced` says of a tensor's index; a tensor in it makes it no slice."""
+    items = index if isinstance(index, tuple) else (index,)
     if any(not isinstance(item, slice | int | type(None) | type(Ellipsis)) for item in items):
         return (), ()
-    rank = len(source.meta["shape"])
     steps, starts, dim = [], [], 0
     for item in items:
         if item is Ellipsis:
@@ -273,7 +281,7 @@ def _from_features(node: Node) -> bool:
 def in_our_layers(node: Node) -> bool:
     """Whether an op belongs to one of blurify's own anti-aliased layers."""
     call = node.meta.get("call")
-    return call is not None and any(type(c.module).__module__ in _OURS for c in call.stack())
+    return call is not None and any(type(c.module).__module__ in OURS for c in call.stack())
 
 
 def is_constant_filter(op: Op) -> bool:

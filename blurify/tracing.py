@@ -50,7 +50,7 @@ class Call:
         parent: the call that it ran in.
         inputs: the node of each positional argument, None where the argument is no tensor.
         output: the node of its output where that is one tensor.
-        args, kwargs: what it was called with (meta tensors), to run it again alone.
+        args, kwargs: what it was called with (meta tensors), to run it again alone; nothing where tensors are real.
     """
 
     path: str | None
@@ -215,7 +215,9 @@ class _Recorder(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         inputs = tuple(self._node(arg) if isinstance(arg, Tensor) else None for arg in args)
-        call = Call(self._paths.get(id(module)), module, self.current, inputs, args=args, kwargs=kwargs)
+        call = Call(self._paths.get(id(module)), module, self.current, inputs)
+        if self._meta:  # real features would stay as long as the trace does: gigabytes of a detector's
+            call.args, call.kwargs = args, kwargs
         if self.current is not None:
             self.current.has_calls = True
         self.calls.append(call)
@@ -250,6 +252,44 @@ _KEEP_SHAPE = frozenset(
 )
 
 
+_ELEMENTWISE = frozenset(
+    {
+        *(torch.add, torch.sub, torch.mul, torch.div, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div),
+        *(Tensor.__add__, Tensor.__sub__, Tensor.__mul__, Tensor.__truediv__, Tensor.__radd__, Tensor.__rmul__),
+    }
+)
+
+# What constructors fill their parameters with, of which nothing is left on the meta device.
+_FILLS = frozenset(
+    {
+        *(Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_, Tensor.erfinv_, Tensor.clamp_),
+        *(Tensor.mul_, Tensor.add_, Tensor.sub_, Tensor.div_),
+        *(nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_, nn.init.kaiming_normal_),
+    }
+)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what would only fill a tensor without data: most of building a model on the meta device."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLS:
+            filled = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it on by name
+            if isinstance(filled, Tensor) and filled.is_meta:
+                return filled
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_data() -> Iterator[None]:
+    """Build models on the meta device: shapes, but no data, and no time spent on filling them."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
 def _shape_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a torch call returns on meta tensors.
 
@@ -261,12 +301,24 @@ def _shape_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         known = func in _KEEP_SHAPE and not _writes(func, args, kwargs) and kwargs.get("dtype") is None
         if known and _fits(first, (*args[1:], *kwargs.values())):
             return torch.empty_like(first)
+        if func in _ELEMENTWISE and len(args) == 2 and _keeps_shape(first, args[1], kwargs):
+            return torch.empty_like(first)
         if func is torch._VF.lstm and isinstance(args[1], tuple):  # type: ignore[attr-defined]  # not a packed sequence
             hidden, cell = args[1]
             directions = 2 if args[7] else 1
             out = first.new_empty((*first.shape[:-1], directions * hidden.shape[-1]))
             return out, torch.empty_like(hidden), torch.empty_like(cell)
     return func(*args, **kwargs)
+
+
+def _keeps_shape(x: Tensor, other: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether arithmetic with `other` gives a tensor just like x: it is a number, or it broadcasts to x."""
+    if kwargs or not x.is_floating_point():
+        return False
+    if isinstance(other, Tensor):
+        sizes = zip(reversed(other.shape), reversed(x.shape), strict=False)
+        return x.dtype == other.dtype and other.ndim <= x.ndim and all(size in (1, full) for size, full in sizes)
+    return type(other) in (int, float)
 
 
 def _fits(x: Tensor, others: tuple[Any, ...]) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 import warnings
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, VerificationError
-from blurify.plan import BlurInput, Plan, Site
+from blurify.plan import BlurInput, BlurOutput, Plan, Rewrite, SetStride, Site
 from blurify.planning import make_plan
 from blurify.sites import BLUR_POOLS
 from blurify.surgery import apply_plan, identity
 from blurify.tracing import Inputs, copy_model, map_tensors, tensors_in
 
-_DEPTH = 3  # of the modules whose outputs are compared where the model's own are empty; all of them take gigabytes
+# How deep the modules lie whose outputs are compared one by one; all of them take gigabytes.
+_DETECTORS_DEPTH = 3
+_BLOCKS_DEPTH = 4  # blocks of stages: within a whole stage rounding may grow too much already
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 """Largest relative error of the identity check. float64 is the arbiter where float32 is too noisy."""
 
@@ -33,6 +36,9 @@ class Proof:
         identity_error: largest relative error of the outputs when the same plan is carried out with the one-tap filter.
         dtype: the precision in which that was computed ('float32', or 'float64' where float32 was too noisy).
         outputs: how many output tensors were compared.
+        stepwise: the outputs of modules were compared, each given what the original computed before it. That is done
+            where a model has no outputs to compare (a detector that finds nothing in noise), and where it amplifies
+            rounding so much that even float64 does not agree with itself end to end (deep random networks).
         sites_converted: the sites that the plan converts.
         sites_left: those of them that tracing the converted model still finds (0).
         tensors_equal: the tensors of the state_dict, all with the same name and the same bits.
@@ -46,12 +52,13 @@ class Proof:
     sites_left: int
     tensors_equal: int
     seconds: float
+    stepwise: bool = False
 
     def lines(self) -> list[str]:
         """The proof in words, one line a check."""
         return [
-            f"identity: with the one-tap filter the model computes the original function "
-            f"(relative error {self.identity_error:.1e} in {self.dtype}, {self.outputs} outputs)",
+            f"identity: with the one-tap filter the model computes the original function (relative error "
+            f"{self.identity_error:.1e} in {self.dtype}, {self.outputs} outputs{' of modules' * self.stepwise})",
             f"audit: tracing the result finds {self.sites_left} of the {self.sites_converted} converted sites "
             "still aliasing",
             f"weights: all {self.tensors_equal} tensors of the state_dict keep their names and bits",
@@ -82,13 +89,16 @@ def verify(original: nn.Module, converted: nn.Module, plan: Plan, inputs: Inputs
             f"{len(left)} of the sites that the plan converts still alias, first {left[0]}: "
             "please report this model; skip the site in a recipe ([skip] names) to go on"
         )
-    distance, dtype, outputs = identity_error(original, plan, inputs)
-    if not distance <= (TOLERANCE["float64"] if dtype == "float64" else TOLERANCE["float32"]):
+    found = identity_error(original, plan, inputs)
+    if not found.within_tolerance:
         raise VerificationError(
-            f"with the one-tap filter the outputs differ from the original's by {distance:.1e} ({dtype}): "
+            f"with the one-tap filter the outputs differ from the original's by {found.error:.1e} ({found.dtype}): "
             "please report this model; --no-verify (verify=False) converts it all the same"
         )
-    return Proof(distance, dtype, outputs, len(plan.converted), 0, equal, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return Proof(
+        found.error, found.dtype, found.outputs, len(plan.converted), 0, equal, seconds, stepwise=found.stepwise
+    )
 
 
 def check_weights(original: nn.Module, converted: nn.Module) -> int:
@@ -152,22 +162,42 @@ def _kind_of(site: Site) -> tuple[str, str, tuple[int, ...]]:
     return site.name.partition("#")[0], site.kind, site.stride
 
 
-def identity_error(original: nn.Module, plan: Plan, inputs: Inputs) -> tuple[float, str, int]:
-    """How far the plan with the one-tap filter is from the original: (relative error, dtype, outputs compared)."""
+@dataclass(frozen=True)
+class Identity:
+    """How far the plan with the one-tap filter is from the original; the fields are those of `Proof`."""
+
+    error: float
+    dtype: str
+    outputs: int
+    stepwise: bool = False
+
+    @property
+    def within_tolerance(self) -> bool:
+        """Whether the error is rounding."""
+        return self.error <= TOLERANCE["float64" if self.dtype == "float64" else "float32"]
+
+
+def identity_error(original: nn.Module, plan: Plan, inputs: Inputs) -> Identity:
+    """Compare the plan with the one-tap filter with the original."""
     if not plan.edits:
-        return 0.0, "float32", 0
+        return Identity(0.0, "float32", 0)
     unfiltered = identity(plan)
     probe = _lively(original)
     noise = _with_noise(inputs, _like(probe))
-    single = _like(probe).dtype != torch.float64
-    if single:
-        error, outputs = _compare(probe, unfiltered, noise)
-        if error <= TOLERANCE["float32"]:
-            return error, str(_like(probe).dtype).removeprefix("torch."), outputs
+    if _like(probe).dtype != torch.float64:
+        found = _compare(probe, unfiltered, noise)
+        if found.error <= TOLERANCE["float32"]:
+            return found
         # Half precision, or sums so long that the order of additions shows: compute again in float64.
-        probe, noise = copy_model(probe).double(), map_tensors(noise, _to_double)
-    error, outputs = _compare(probe, unfiltered, noise)
-    return error, "float64", outputs
+        probe = copy_model(probe)
+        if _like(probe).device.type == "mps":  # which has no double precision
+            probe, noise = probe.cpu(), map_tensors(noise, Tensor.cpu)
+        probe, noise = probe.double(), map_tensors(noise, _to_double)
+    found = _compare(probe, unfiltered, noise)
+    # An error that is rounding grows from module to module; one of the plan stands where it is made.
+    return (
+        found if found.within_tolerance or found.stepwise else _compare(probe, unfiltered, noise, depth=_BLOCKS_DEPTH)
+    )
 
 
 def _lively(model: nn.Module) -> nn.Module:
@@ -205,72 +235,118 @@ def sharing_copy(model: nn.Module, instead: dict[int, Any] | None = None) -> nn.
     return copy_model(model, memo | (instead or {}))
 
 
-def _compare(original: nn.Module, plan: Plan, inputs: Inputs) -> tuple[float, int]:
-    """The largest relative difference that carrying out the plan makes in the outputs, and how many those are."""
+def _compare(original: nn.Module, plan: Plan, inputs: Inputs, *, depth: int = 0) -> Identity:
+    """The largest relative difference that carrying out the plan makes in the outputs.
+
+    With a depth, in those of all modules down to it, each given what the original computed before it.
+    """
+    stepwise = depth > 0
     converted = sharing_copy(original)  # before the original runs, which may write to its buffers
     apply_plan(converted, plan)
+    kept: dict[str, list[list[Tensor]]] = {}
+
+    def keep(name: str, out: Any) -> None:  # cloned, as what follows may write to it
+        kept.setdefault(name, []).append([tensor.clone() for tensor in tensors_in(out)])
+
     try:
-        expected = _outputs(original, inputs)
+        expected = _outputs(original, inputs, keep, depth)
     except Exception as error:
         raise BlurifyError(f"the model does not run on these inputs ({error}): give example_inputs") from error
+    if not stepwise and not any(tensor.numel() for tensor in expected):
+        # Nothing to compare, as where a detector finds nothing in noise: compare what its modules compute.
+        return _compare(original, plan, inputs, depth=_DETECTORS_DEPTH)
+    errors: list[float] = []
+    unblurred = _track(converted, plan) if stepwise else set()
+    strange: list[str] = []
+
+    def compare(name: str, out: Any) -> Any:
+        """Compare, and go on with what the original computed, so that no difference adds to the next."""
+        now, before = tensors_in(out), kept[name].pop(0) if kept.get(name) else []
+        if [tensor.shape for tensor in now] != [tensor.shape for tensor in before]:
+            if before and not unblurred:  # not between a dense op and its blur
+                strange.append(name)
+            return None
+        errors.extend(_relative(a, b) for a, b in zip(before, now, strict=True) if a.is_floating_point() and a.numel())
+        if isinstance(out, Mapping) and type(out) not in (dict, OrderedDict):
+            return None  # it may have more than its entries
+        values = iter(before)
+        return map_tensors(out, lambda tensor: next(values))
+
     try:
-        actual = _outputs(converted, inputs)
+        actual = _outputs(converted, inputs, compare, depth)
     except Exception as error:
         raise VerificationError(f"with the one-tap filter the model does not run: {error}") from error
-    if not any(tensor.numel() for tensor in expected):
-        # Nothing to compare, as where a detector finds nothing in noise: compare what its modules compute.
-        return _compare_features(original, converted, inputs)
-    if [t.shape for t in expected] != [t.shape for t in actual]:
-        return float("inf"), len(expected)
-    return max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0), len(expected)
+    if stepwise:
+        right = bool(errors) and not strange and not unblurred and not any(kept.values())
+    else:
+        right = [t.shape for t in expected] == [t.shape for t in actual]
+        errors = [_relative(a, b) for a, b in zip(expected, actual, strict=True)] if right else []
+    dtype = str(_like(original).dtype).removeprefix("torch.")
+    return Identity(max(errors, default=0.0) if right else float("inf"), dtype, len(errors), stepwise)
 
 
-def _compare_features(original: nn.Module, converted: nn.Module, inputs: Inputs) -> tuple[float, int]:
-    """The largest relative difference between what modules of the same name return at the same size."""
-    expected: dict[str, list[Tensor]] = {}
-    errors: list[float] = []
+def _track(converted: nn.Module, plan: Plan) -> set[str]:
+    """The blurs that are still to come in a forward of the converted model: a set that changes while it runs.
 
-    def keep(name: str, out: Any) -> None:
-        if name not in expected:  # cloned, as what follows may write to it
-            expected[name] = [tensor.clone() for tensor in tensors_in(out)]
+    Only while there are some may outputs have another size than the original's.
+    """
+    coming: set[str] = set()
 
-    def compare(name: str, out: Any) -> None:
-        for a, b in zip(expected.pop(name, ()), tensors_in(out), strict=False):
-            if a.shape == b.shape and a.is_floating_point() and a.numel():
-                errors.append(_relative(a, b))
+    def begin(blur: str, *_: Any) -> None:
+        coming.add(blur)
 
-    for model, visit in ((original, keep), (converted, compare)):
-        handles = [
-            module.register_forward_hook(lambda module, args, out, name=name, visit=visit: visit(name, out))
-            for name, module in model.named_modules()
-            if name.count(".") < _DEPTH
-        ]
-        try:
-            _outputs(model, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-    return (max(errors), len(errors)) if errors else (float("inf"), 0)
+    def end(blur: str, *_: Any) -> None:
+        coming.discard(blur)
+
+    for site in plan.converted:
+        dense = [edit.module for edit in site.edits if isinstance(edit, SetStride)]
+        blurs = [f"{edit.module}.blur_output".lstrip(".") for edit in site.edits if isinstance(edit, BlurOutput)]
+        for edit in site.edits:
+            if isinstance(edit, BlurInput) and edit.module not in dense:  # else it comes before the dense op
+                blurs.append(f"{edit.module}.blur_input".lstrip("."))
+            if isinstance(edit, Rewrite) and edit.op in ("conv-dense", "wrap"):
+                child = f"{edit.module}.{edit.child}".lstrip(".")
+                (dense if edit.op == "conv-dense" else blurs).append(child)
+        for module, blur in itertools.product(dense, blurs):
+            converted.get_submodule(module).register_forward_pre_hook(functools.partial(begin, blur))
+            converted.get_submodule(blur).register_forward_hook(functools.partial(end, blur))
+    return coming
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Inputs, visit: Callable[[str, Any], Any], depth: int) -> list[Tensor]:
+    """What a model returns in eval mode; `visit` sees what modules down to a depth return, and may replace it."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     args, kwargs = map_tensors(inputs, Tensor.clone)
+    handles = [
+        module.register_forward_hook(functools.partial(_visited, visit, name))
+        for name, module in model.named_modules()
+        if name.count(".") < depth
+    ]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.no_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
+            if devices:  # seeding queues for a CUDA that is not initialised, where nothing puts it back
+                torch.cuda.manual_seed_all(0)
             return tensors_in(model(*args, **kwargs))
     finally:
+        for handle in handles:
+            handle.remove()
         for module, mode in training.items():
             module.training = mode
+
+
+def _visited(visit: Callable[[str, Any], Any], name: str, module: nn.Module, args: Any, out: Any) -> Any:
+    instead = visit(name, out)
+    return None if any(out is arg for arg in args) else instead  # what is written to it later must reach its input
 
 
 def _relative(expected: Tensor, actual: Tensor) -> float:
     if not expected.numel():
         return 0.0
-    a, b = expected.detach().double(), actual.detach().double()
+    a, b = ((t.cpu() if t.device.type == "mps" else t).detach().double() for t in (expected, actual))
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()):
         return float("inf")

@@ -4,9 +4,10 @@ import copy
 import dataclasses
 import json
 import warnings
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -707,6 +708,125 @@ def test_a_broken_plan_does_not_pass(broken):
     assert wrong != plan
     with pytest.raises(VerificationError):
         prove(model, wrong)
+
+
+class Amplify(nn.Module):
+    """Rounds otherwise in every call, and makes each difference some ten times larger."""
+
+    calls = 0
+
+    def forward(self, x):
+        Amplify.calls += 1
+        return torch.sin(20 * (x * (1 + Amplify.calls % 7 * torch.finfo(x.dtype).eps)))
+
+
+def chaotic(cls):
+    """A model whose outputs even float64 can't reproduce, as those of deep networks with random weights."""
+
+    class Chaotic(cls):
+        def __init__(self):
+            super().__init__()
+            self.deep = nn.Sequential(*(Amplify() for _ in range(40)))
+
+        def forward(self, x):
+            return self.deep(super().forward(x))
+
+    return Chaotic
+
+
+@pytest.mark.parametrize("broken", [name for name, (cls, _) in BROKEN.items() if cls is Map])
+def test_models_that_amplify_rounding_are_compared_step_by_step(broken):
+    cls, change = BROKEN[broken]
+    torch.manual_seed(0)
+    model = chaotic(cls)().eval()
+    plan = blurify.inspect(model, image())
+    proof = prove(model, plan)
+    assert proof.stepwise and proof.dtype == "float64" and proof.identity_error < 1e-10
+    with pytest.raises(VerificationError):
+        prove(model, changed(plan, change))
+
+
+@pytest.mark.parametrize("name", ["legacy_seresnet18", "repvgg_a0", "tf_efficientnet_b0", "hrnet_w18_small"])
+def test_every_kind_of_blur_point_is_compared_step_by_step(name):
+    """Before the next convolution, behind a sum of branches, in the middle of a forward, at a join."""
+    torch.manual_seed(0)
+    model = nn.Sequential(timm.create_model(name), *(Amplify() for _ in range(40))).eval()
+    proof = prove(model, blurify.inspect(model, image()))
+    assert proof.stepwise and proof.identity_error < 1e-10  # rounding depends on the processor
+
+
+class FindsNothing(nn.Module):
+    """As a detector on noise: what it returns is empty, and the strided part is the last that runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.down = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.act = nn.ReLU()
+        self.head = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        self.head(self.act(self.down(self.first(x))))
+        return {"boxes": x.new_zeros(0, 4)}
+
+
+@pytest.mark.parametrize(
+    "change", [without(BlurOutput), on(BlurOutput, blur_shift=(1, 1)), on(SetStride, stride=(2, 2))]
+)
+def test_a_broken_plan_does_not_pass_where_the_outputs_are_empty(change):
+    torch.manual_seed(0)
+    model = FindsNothing().eval()
+    plan = blurify.inspect(model, image())
+    proof = prove(model, plan)
+    assert proof.stepwise and proof.identity_error < 1e-5
+    assert proof.outputs == 3  # of the first, the activation and the head
+    with pytest.raises(VerificationError):
+        prove(model, changed(plan, change))
+
+
+class Named(OrderedDict):
+    """Entries that are attributes too, as transformers' outputs have them."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+class Wraps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = Map()
+
+    def forward(self, x):
+        return Named(feature=self.map(x))
+
+
+class NamedOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wraps = Wraps()
+        self.same = nn.Identity()
+
+    def forward(self, x):
+        x = self.wraps(x).feature
+        self.same(x).mul_(2)  # writes to x as well
+        return x.new_zeros(0, 4) * x.sum()
+
+
+def test_outputs_with_attributes_and_aliases_are_left_as_they_are():
+    torch.manual_seed(0)
+    model = NamedOutputs().eval()
+    proof = prove(model, blurify.inspect(model, image()))
+    assert proof.stepwise and proof.identity_error < 1e-5
+
+
+@pytest.mark.parametrize("cls", [Map, FindsNothing])
+def test_proving_leaves_the_random_numbers_of_the_user_alone(cls):
+    model = cls().eval()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    blurify.convert(model, example_inputs=image())
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_site_that_still_aliases_is_found(net):

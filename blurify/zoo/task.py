@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 import zlib
@@ -80,6 +81,7 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
         with clock("inspect-smaller"):
             proof_inputs = _smallest(model, recipe, plan, inputs)
     del model
+    gc.collect()  # traces are cycles, and hold a copy of the weights where a model needs values
     from blurify import checkpoints, models
     from blurify.conversion import convert, proof_of
     from blurify.surgery import plan_of
@@ -95,6 +97,7 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
     record |= {
         "identity_error": proof.identity_error,
         "identity_dtype": proof.dtype,
+        "identity_stepwise": proof.stepwise,
         "sites_left": proof.sites_left,
         "tensors_equal": proof.tensors_equal,
         "proof_input_shapes": [list(shape) for shape in applied.input_shapes],
@@ -110,9 +113,8 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
 
 def _inspected(task: Task, recipe: Recipe, clock: _Clock) -> tuple[nn.Module, Plan, Inputs]:
     """The model without data where it can be built like that, its plan, and what it was called with."""
-    import torch
-
     from blurify import models
+    from blurify.tracing import without_data
 
     # torchvision's builders make another architecture with weights than without (frozen norms).
     weightless = task.pretrained and task.model.startswith("torchvision/")
@@ -122,7 +124,7 @@ def _inspected(task: Task, recipe: Recipe, clock: _Clock) -> tuple[nn.Module, Pl
             return models.build(task.model, pretrained=False, weightless=weightless)[0].eval()
 
     try:
-        with torch.device("meta"):
+        with without_data():
             model = build()
         with clock("inspect"):
             return (model, *_planned(model, recipe))
@@ -154,7 +156,9 @@ def _smallest(model: nn.Module, recipe: Recipe, plan: Plan, inputs: Inputs) -> I
             other = make_plan(model, recipe, smaller)
         except Exception:  # this size is too small for it, or it takes only one
             continue
-        if other.macs < plan.macs and _gist(other) == _gist(plan):
+        if other.macs >= plan.macs:  # it brings pictures to a size of its own, as detectors do; so are larger ones
+            break
+        if _gist(other) == _gist(plan):
             return smaller
     return inputs
 
