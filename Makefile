@@ -16,7 +16,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test lint format parity bench zoo-check wheel clean
+.PHONY: help install install-dev demo test lint format parity bench evidence zoo-check wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -55,15 +55,20 @@ format: $(DEV) ## let ruff fix and format
 parity: $(DEV) ## all published models against antialiased-cnns
 	$(BIN)/python benchmarks/parity.py --out benchmarks/parity.json
 
-bench: $(DEV) ## time and memory of converted models, against the published ones
+bench: $(DEV) ## time and memory of converted models, against the published ones; time of measuring
 	$(BIN)/python benchmarks/models.py --rounds 3 --out benchmarks/models.json
+	$(BIN)/python benchmarks/consistency.py --out benchmarks/consistency.json
+
+evidence: $(DEV) ## train small networks, aliased and anti-aliased; writes docs/evidence.md (about half an hour)
+	$(BIN)/python benchmarks/evidence.py -j $(JOBS)
 
 zoo-check: $(DEV) ## convert and verify every architecture of timm and torchvision
 	$(BIN)/python benchmarks/zoo_check.py
+	$(BIN)/python benchmarks/zoo_page.py
 
 wheel: $(DEV) ## build the wheel into dist/
 	$(BIN)/python -m hatchling build --target wheel
 
-clean: ## remove what make made
+clean: ## remove what make made, but .cache with unfinished work
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -58,7 +58,7 @@ def save(model: nn.Module, path: str | Path, *, source: ModelSource | None = Non
         write = _safetensors_writer(model, plan, source if by_name else None)
     else:
         write = _torch_writer(model, plan, source if by_name else None)
-    _write(path, write, force=force)
+    write_file(path, write, force=force)
     return path
 
 
@@ -238,8 +238,12 @@ def _safetensors_writer(model: nn.Module, plan: Plan, source: ModelSource | None
     return write
 
 
-def _write(path: Path, write: Callable[[BinaryIO], None], *, force: bool) -> None:
-    """Write beside the target, then take its name."""
+def write_file(path: Path, write: Callable[[BinaryIO], None], *, force: bool) -> None:
+    """Write beside the target, then take its name: the file appears complete or not at all.
+
+    Raises:
+        BlurifyError: the target exists (and not `force`), or can't be written.
+    """
     temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.tmp"
     try:
         with open(temporary, "xb") as file:

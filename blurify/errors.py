@@ -11,6 +11,10 @@ class VerificationError(BlurifyError):
     """The converted model did not pass its proof; nothing was changed or written (CLI exit code 1)."""
 
 
+class PictureError(BlurifyError):
+    """A picture can't be read: no matter of the model or of one metric (CLI exit code 2)."""
+
+
 def one_line(error: object, limit: int = 300) -> str:
     """The text of another library's error in one line, to stand in a message of ours."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

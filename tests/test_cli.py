@@ -13,7 +13,7 @@ from torch import nn
 
 import blurify
 from blurify import cli, models
-from blurify.cli import console, options, report
+from blurify.cli import console, options, plans
 from blurify.errors import BlurifyError, VerificationError
 
 SITES = ("pool", "down")
@@ -277,6 +277,6 @@ def test_shapes_and_amounts() -> None:
             options.parse_shape(text)
     inputs = options.example_inputs(["2,3,4,4", "1,5"])
     assert inputs is not None and [tuple(tensor.shape) for tensor in inputs] == [(2, 3, 4, 4), (1, 5)]
-    assert report.amount(1_820_000_000) == "1.82 G"
-    assert report.amount(-2_000) == "-2 k"
-    assert report.amount(0) == "0"
+    assert plans.amount(1_820_000_000) == "1.82 G"
+    assert plans.amount(-2_000) == "-2 k"
+    assert plans.amount(0) == "0"

@@ -13,6 +13,8 @@ from blurify.cli import console
 from blurify.cli.convert import convert
 from blurify.cli.demo import demo
 from blurify.cli.inspect import inspect
+from blurify.cli.measure import measure
+from blurify.cli.report import report
 from blurify.cli.zoo import zoo
 
 
@@ -52,6 +54,11 @@ def build_app() -> typer.Typer:
     )(_root)
     app.command(epilog="Example: blurify inspect torchvision/vgg16 --recipe light --json")(inspect)
     app.command(epilog="Example: blurify convert model.pt -o model_aa.pt --arch timm/resnet18")(convert)
+    app.command(epilog="Example: blurify measure timm/resnet18 --convert --data photos --images 500")(measure)
+    app.command(
+        epilog="Example: blurify report timm/resnet18 --convert --data photos -o report.html",
+        context_settings={"ignore_unknown_options": True},
+    )(report)
     app.command(epilog="Example: blurify demo --json")(demo)
     app.command(epilog="Example: blurify zoo 'timm/resnet*' -o converted -j 2 --random")(zoo)
     return app
@@ -68,9 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with console.one_line_errors() as outcome:
         command = typer.main.get_command(build_app())
-        code = command.main(
-            list(sys.argv[1:] if arguments is None else arguments), prog_name="blurify", standalone_mode=False
-        )
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        code = command.main(given, prog_name="blurify", standalone_mode=False, obj=tuple(given))
         sys.stdout.flush()  # so that a closed pipe shows here and not at exit
         outcome.code = code if isinstance(code, int) else 0
     return outcome.code

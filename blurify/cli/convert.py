@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from blurify.cli import console, options, report
+from blurify.cli import console, options, plans
 
 
 def convert(
@@ -68,7 +68,7 @@ def convert(
         console.print_json(
             {
                 "plan": plan.to_dict(),
-                "totals": report.totals(plan),
+                "totals": plans.totals(plan),
                 "already_converted": already,
                 "proof": _proof_data(proof),
                 "file": {"path": str(output), "bytes": size} if written else None,
@@ -77,19 +77,19 @@ def convert(
         return
     if loaded.note:
         console.say(loaded.note)
-    console.say(report.headline(plan), style="bold")
+    console.say(plans.headline(plan), style="bold")
     if already:
         console.say(f"already converted ({len(plan.converted)} of {len(plan.sites)} sites blurred): nothing to do")
     else:
-        report.print_site_lines(plan)
-        console.say(report.totals_line(plan))
+        plans.print_site_lines(plan)
+        console.say(plans.totals_line(plan))
         if proof is not None:
             for line in proof.lines():
                 console.say(line, style="green")
         elif changed:
             console.say("not verified (--no-verify)", style="yellow")
     if written:
-        console.say(f"wrote {output} ({report.file_size(size)})", style="bold")
+        console.say(f"wrote {output} ({plans.file_size(size)})", style="bold")
         if loaded.source.kind == "module" and output.suffix == ".safetensors":
             console.say(
                 "safetensors hold weights and plan but no code: open the file with --arch, or with "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from blurify.cli import console, options, report
+from blurify.cli import console, options, plans
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ def demo(json: options.Json = False) -> None:
         console.print_json(
             {
                 "plan": plan.to_dict(),
-                "totals": report.totals(plan),
+                "totals": plans.totals(plan),
                 "proof": {**dataclasses.asdict(proof), "lines": proof.lines()},
                 "images": len(held.labels),
                 "results": {name: _plain(result) for name, result in results.items()},
@@ -58,7 +58,7 @@ def demo(json: options.Json = False) -> None:
         )
         return
     console.say(f"A small network ({record['parameters']:,} weights) trained on scikit-learn's digits, converted:")
-    report.print_plan(plan)
+    plans.print_plan(plan)
     console.say()
     for line in proof.lines():
         console.say(line, style="green")

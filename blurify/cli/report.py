@@ -1,137 +1,109 @@
-"""A plan in words: the table of sites, one line a site, the totals."""
+"""`blurify report`: what was measured, as one page and as figures."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
-from rich.console import Console
+import typer
 
 from blurify.cli import console
-from blurify.plan import Plan, Site
+from blurify.cli.measure import measure
+from blurify.errors import BlurifyError
+
+if TYPE_CHECKING:
+    from blurify.reporting import Report
+
+_MEASURED = ".json"
 
 
-def dimensions(values: tuple[int, ...]) -> str:
-    """(3, 3) -> '3x3'."""
-    return "x".join(str(value) for value in values)
+def report(
+    context: typer.Context,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MEASURED.json|MODEL...",
+            help="A file of blurify measure -o (or two, one a model); or MODEL [MODEL2], to be measured first, with "
+            "any option of blurify measure: --data, --convert, --images, ...",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The page: one HTML file that needs nothing else.")
+    ],
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the figures here too, as PNG and SVG.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Show how shift-invariant a model is, before and after: one page to read in a browser, without any network.
+
+    It shows what the file holds: measure with --metrics all for every section. A MODEL is measured so by itself.
+    """
+    with console.working("loading"):
+        from blurify import checkpoints, reporting
+
+    checkpoints.check_target(output, force=force)  # before the work, so that none is wasted
+    reporting.require("jinja2")
+    if figures is not None:
+        reporting.check_figures(figures, force=force)
+    files = [source for source in sources if source.lower().endswith(_MEASURED)]
+    found = _read(sources) if files else _measured(context, sources)
+    with console.working("drawing"):
+        page = reporting.render(found).encode()
+        written = reporting.write_figures(found, figures, force=force) if figures is not None else []
+
+        def write(file: BinaryIO) -> None:
+            file.write(page)
+
+        checkpoints.write_file(output.expanduser(), write, force=force)
+    console.say(f"wrote {output} ({len(page) / 1e3:.0f} kB)", style="bold")
+    if written:
+        console.say(f"wrote {len(written)} figures to {figures}")
 
 
-def amount(number: float) -> str:
-    """A count with a unit: 1820000000 -> '1.82 G'."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
+def _read(paths: list[str]) -> Report:
+    """What some files hold, together."""
+    from blurify.metrics import files
+    from blurify.reporting import Report
+
+    for path in paths:
+        if not path.lower().endswith(_MEASURED):
+            raise BlurifyError(
+                f"{path} does not go with a file of measurements: give such files alone, or models and the options of "
+                "blurify measure"
+            )
+    found = [files.read_all(path) for path in paths]
+    measurements = tuple(measurement for part, _ in found for measurement in part)
+    about = [context for _, context in found]
+    # Measured apart, the converted model is the one whose plan was carried out.
+    by_done = sorted(found, key=lambda item: not any(measurement.converted for measurement in item[0]))
+    plans = [context.plan for _, context in by_done if context.plan is not None]
+    return Report(
+        measurements,
+        plans[0] if plans else None,
+        "\n".join(context.command for context in about if context.command),
+        {name: version for context in about for name, version in context.versions.items()},
+    )
 
 
-def file_size(count: int) -> str:
-    """Bytes for people: 44700000 -> '44.7 MB'."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def print_plan(plan: Plan) -> None:
-    """What the model is, the table of its sites, and the totals."""
-    console.say(headline(plan), style="bold")
-    if plan.sites:
-        if console.on_terminal():
-            _print_rich(plan.sites)
-        else:
-            _print_plain(plan.sites)
-    console.say(totals_line(plan))
-
-
-def headline(plan: Plan) -> str:
-    """The model, the input that it was traced with, and what is wanted."""
-    inputs = ", ".join(dimensions(shape) for shape in plan.input_shapes)
-    taps = " ".join(f"{tap:.4g}" for tap in plan.recipe.resolved_taps)
-    return f"{plan.model or 'model'}  input {inputs}  recipe {plan.recipe.name}  filter [{taps}]"
-
-
-def totals(plan: Plan) -> dict[str, Any]:
-    """The totals for JSON."""
-    return {
-        "sites": len(plan.sites),
-        "converted": len(plan.converted),
-        "skipped": len(plan.skipped),
-        "kinds": plan.count("kind"),
-        "rules": plan.count("rule"),
-        "macs": plan.macs,
-        "extra_macs": plan.extra_macs,
-    }
-
-
-def totals_line(plan: Plan) -> str:
-    """The totals in one line; for a model without sites, that it has none."""
-    if not plan.sites:
-        return "no sites: this model never subsamples with a stride, there is nothing to anti-alias"
-    kinds = ", ".join(f"{count} {kind}" for kind, count in plan.count("kind").items())
-    line = f"{_sites(len(plan.sites))} ({kinds}): {len(plan.converted)} blurred, {len(plan.skipped)} skipped"
-    if plan.macs:
-        after = plan.macs + plan.extra_macs
-        line += f"; multiply-adds {amount(plan.macs)} -> {amount(after)} ({plan.extra_macs / plan.macs:+.0%})"
-    return line
-
-
-def print_site_lines(plan: Plan) -> None:
-    """One line a site; on a terminal dim where it was skipped."""
-    whats = [f"{site.kind} {dimensions(site.kernel_size)}/{dimensions(site.stride)}" for site in plan.sites]
-    names = max((len(site.name) for site in plan.sites), default=0)
-    kinds = max(map(len, whats), default=0)
-    for site, what in zip(plan.sites, whats, strict=True):
-        skipped = site.action == "skip"
-        done = site.reason if skipped else site.placement or site.reason
-        console.say(
-            f"{site.action}  {site.name:<{names}}  {what:<{kinds}}  {' '.join(done.split())}",
-            style="dim" if skipped else "",
-        )
-
-
-def _sites(count: int) -> str:
-    return f"{count} site" if count == 1 else f"{count} sites"
-
-
-def _extra(site: Site) -> str:
-    return f"{'+' if site.extra_macs > 0 else ''}{amount(site.extra_macs)}" if site.action == "blur" else ""
-
-
-def _print_plain(sites: tuple[Site, ...]) -> None:
-    columns = ("site", "kind", "kernel", "stride", "in", "out", "action", "extra-macs", "where", "reason")
-    rows = [
-        (
-            site.name,
-            site.kind,
-            dimensions(site.kernel_size),
-            dimensions(site.stride),
-            dimensions(site.input_shape),
-            dimensions(site.output_shape),
-            site.action,
-            _extra(site).replace(" ", ""),
-            " ".join(site.placement.split()),
-            " ".join(site.reason.split()),
-        )
-        for site in sites
-    ]
-    console.print_table(columns, rows, right=("extra-macs",))
-
-
-def _print_rich(sites: tuple[Site, ...]) -> None:
-    """On a terminal the width is scarce: shapes without the batch, and where the blur goes or why it does not."""
-    wide = Console().width >= 150
-    columns = ("site", "kind", "k/s", "in → out", "action", "+ macs", "where the blur goes, or why not")
-    rows = [
-        (
-            site.name,
-            site.kind,
-            f"{_short(site.kernel_size)}/{_short(site.stride)}",
-            f"{dimensions(site.input_shape[1:])} → {dimensions(site.output_shape[1:])}",
-            site.action,
-            _extra(site),
-            f"{site.placement}: {site.reason}" if wide and site.placement else site.placement or site.reason,
-        )
-        for site in sites
-    ]
-    styles = ["dim" if site.action == "skip" else "" for site in sites]
-    console.print_table(columns, rows, right=("+ macs",), styles=styles)
-
-
-def _short(values: tuple[int, ...]) -> str:
-    return str(values[0]) if len(set(values)) == 1 else dimensions(values)
+def _measured(context: typer.Context, arguments: list[str]) -> Report:
+    """Measure as `blurify measure` does, which also understands the options."""
+    if "--json" in arguments:
+        raise BlurifyError("a report is a page: for JSON, blurify measure has --json")
+    chosen = any(item.split("=")[0] == "--metrics" for item in arguments)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(measure)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / f"measured{_MEASURED}")
+        with contextlib.redirect_stdout(io.StringIO()):  # the page says it all
+            typer.main.get_command(app).main(
+                [*arguments, *([] if chosen else ["--metrics", "all"]), "--output", path],
+                prog_name="blurify measure",
+                standalone_mode=False,
+                obj=context.find_root().obj,
+            )
+        return _read([path])

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from blurify.cli import console, options, report
+from blurify.cli import console, options, plans
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _row(record: Record) -> tuple[str, ...]:
         record["status"],
         str(record["sites"]),
         str(record["converted"]),
-        report.amount(macs).replace(" ", ""),
+        plans.amount(macs).replace(" ", ""),
         f"{record['extra_macs'] / macs:+.0%}" if macs else "",
         "" if error is None else f"{error:.1e}",
         seconds,

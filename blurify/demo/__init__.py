@@ -59,6 +59,11 @@ def trained_network(weights: Path = TRAINED) -> DigitNet:
     return model.eval()
 
 
+def finetuned_network() -> DigitNet:
+    """DigitNet with the weights that were fine-tuned after its conversion: convert it before use."""
+    return trained_network(FINETUNED)
+
+
 def training_record() -> dict[str, Any]:
     """How the network was trained, and what came out."""
     record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))

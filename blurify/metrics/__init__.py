@@ -1,0 +1,63 @@
+"""How shift-invariant a model is, and where it breaks: the paper's evidence for the user's own model.
+
+One metric a file, each a function of a `Subject` (a model, and how pictures become its input) and `Pictures`:
+
+    consistency   random crops, one-pixel shifts, accuracy; label maps of dense models
+    equivariance  per layer, how far shifting the picture is from shifting the feature map
+    aliasing      per site, the share of energy above the new Nyquist frequency
+    stability     perturbation sequences and corruptions
+    worst_case    the worst of a grid of translations and rotations
+
+`results` is what they return: plain data, which reads and writes as JSON. `measure` runs several on one model:
+
+    subject = metrics.Subject(model, metrics.preprocessing_of(model))
+    print(metrics.measure(subject, metrics.open_folder("photos", subject.preprocessing)).consistency)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blurify.metrics.files import read_measurements, write_measurements
+    from blurify.metrics.measuring import measure
+    from blurify.metrics.pictures import digits, open_folder
+    from blurify.metrics.preprocessing import preprocessing_of
+    from blurify.metrics.results import Estimate, Measurement
+    from blurify.metrics.subject import Preprocessing, Subject, TensorPictures
+
+__all__ = [
+    "Estimate",
+    "Measurement",
+    "Preprocessing",
+    "Subject",
+    "TensorPictures",
+    "digits",
+    "measure",
+    "open_folder",
+    "preprocessing_of",
+    "read_measurements",
+    "write_measurements",
+]
+
+_HOMES = {
+    **dict.fromkeys(("read_measurements", "write_measurements"), "files"),
+    **dict.fromkeys(("digits", "open_folder"), "pictures"),
+    "measure": "measuring",
+    "preprocessing_of": "preprocessing",
+    **dict.fromkeys(("Estimate", "Measurement"), "results"),
+    **dict.fromkeys(("Preprocessing", "Subject", "TensorPictures"), "subject"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: plain results need no torch."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'blurify.metrics' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"blurify.metrics.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

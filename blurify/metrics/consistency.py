@@ -1,0 +1,218 @@
+"""Consistency: how often the answer stays when the picture shifts (Zhang 2019; Azulay and Weiss 2018)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blurify.errors import BlurifyError
+from blurify.metrics.results import Consistency, Estimate
+from blurify.metrics.subject import Pictures, Preprocessing, Subject, Watch, no_answer
+
+
+def consistency(
+    subject: Subject,
+    pictures: Pictures,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    circular: bool = False,
+    watch: Watch | None = None,
+) -> Consistency:
+    """How steady a model's answers are.
+
+    Each picture is seen three times: through two crops at random places of its canvas, and through the first of them
+    moved by one pixel up, down, left or right, at random. Where pictures have labels, the centre crop is a fourth.
+
+    - `agreement`: both random crops have the same top-1. Zhang (2019) evaluates ImageNet so, with crops of 224 pixels
+      from 256.
+    - `pixel_change`, `pixel_flips`: by how much the shift by one pixel moves the probability of the crop's top-1, and
+      how often it changes the top-1 (Azulay and Weiss 2018).
+
+    Label maps of dense models are compared where both crops show the same part of the picture, shifted back onto each
+    other; each picture counts with its share of pixels. Logits of another size than the crop are first brought to it
+    by bilinear interpolation, as segmentation models do themselves. A dense model has no accuracy here.
+
+    Args:
+        subject: the model.
+        pictures: canvases larger than the model's input, unless `circular`.
+        seed: of the crops, which depend on it and on the picture's place in the set, and on nothing else.
+        batch_size: pictures a forward.
+        circular: instead of other crops, take the centre crop, with what leaves on one side coming in on the other
+            (by any shift, as Zhang evaluates CIFAR-10). No crop shows other things then than another; what the model
+            pads itself still shows at the borders.
+        watch: told of each batch.
+
+    Raises:
+        BlurifyError: the canvas leaves no room to shift, a label is none of the model's classes, or outputs are not
+            finite.
+    """
+    geometry = subject.preprocessing
+    places = _places(len(pictures), geometry, seed, circular=circular)
+    agree, change, flips, right, broken = [], [], [], [], []
+    dense = False
+    for number, batch in enumerate(pictures.batches(batch_size)):
+        if batch.canvases.shape[2:] != geometry.canvas:
+            raise BlurifyError(
+                f"the pictures are {_by(batch.canvases.shape[2:])}, the canvas {_by(geometry.canvas)}: bring the "
+                "pictures to the canvas, or give --canvas"
+            )
+        canvases = batch.canvases.to(subject.device, non_blocking=True)
+        first, second, beside = (
+            subject(_seen(canvases, place[batch.indices], geometry, circular=circular))
+            for place in (places.first, places.second, places.beside)
+        )
+        dense = first.ndim == 4
+        broken += [no_answer(logits) for logits in (first, second, beside)]
+        there = (places.second - places.first)[batch.indices]
+        step = (places.beside - places.first)[batch.indices]
+        agree.append(_compared(first, second, there, geometry, circular=circular)[0])
+        same, moved = _compared(first, beside, step, geometry, circular=circular)
+        change.append(moved)
+        flips.append(1 - same)
+        known = batch.labels >= 0
+        if not dense and bool(known.any()):
+            labels = batch.labels[known]
+            if int(labels.max()) >= first.shape[1]:
+                raise BlurifyError(
+                    f"a picture has the label {int(labels.max())}, the model only {first.shape[1]} classes: give the "
+                    "pictures that it was trained for, or none of their labels"
+                )
+            centre = _centre(canvases[known.to(subject.device)], geometry)
+            right.append((subject(centre).argmax(1).cpu() == labels).double())
+        if watch is not None:
+            watch("consistency", number + 1, math.ceil(len(pictures) / batch_size))
+    if bool(torch.stack(broken).any()):
+        raise BlurifyError(
+            "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, or "
+            "measure it in float32"
+        )
+    return Consistency(
+        agreement=_estimate(agree),
+        pixel_change=_estimate(change, yes_or_no=False),
+        pixel_flips=_estimate(flips),
+        accuracy=_estimate(right) if right else None,
+        circular=circular,
+        dense=dense,
+    )
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where each picture is seen: (N, 2) int64 each, (y, x) of the window's corner."""
+
+    first: Tensor
+    second: Tensor
+    beside: Tensor
+
+
+def _places(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -> _Places:
+    """Random places: any corner that keeps the window on the canvas; any shift at all where it is circular."""
+    spare = torch.tensor(geometry.canvas) - torch.tensor(geometry.crop)
+    if circular:
+        corners = torch.tensor(geometry.crop)
+    elif bool((spare >= 1).any()):
+        corners = spare + 1
+    else:
+        raise BlurifyError(
+            f"the canvas is no larger than the model's input ({_by(geometry.crop)}), so there is no room to shift: "
+            "give a larger --canvas, or --circular"
+        )
+    # A row a picture: what one gets does not depend on how many there are.
+    draws = torch.rand(count, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    first, second = ((draws[:, part] * corners).long() for part in (slice(0, 2), slice(2, 4)))
+    axis = (draws[:, 4] < 0.5).long()
+    if not circular:
+        axis = torch.where((spare >= 1)[axis], axis, 1 - axis)
+    sign = torch.where(draws[:, 5] < 0.5, -1, 1)
+    rows = torch.arange(count)
+    if not circular:  # at the canvas' edge there is a neighbour on one side only
+        at = first[rows, axis]
+        sign = torch.where(at == 0, 1, torch.where(at == spare[axis], -1, sign))
+    beside = first.clone()
+    beside[rows, axis] += sign
+    return _Places(first, second, beside)
+
+
+def _seen(canvases: Tensor, corners: Tensor, geometry: Preprocessing, *, circular: bool) -> Tensor:
+    """(N, C, H, W) canvases and (N, 2) corners -> (N, C, h, w), what the model sees."""
+    if circular:
+        centre = _centre(canvases, geometry)
+        moves = (-corners).tolist()
+        return torch.stack([torch.roll(one, move, (1, 2)) for one, move in zip(centre, moves, strict=True)])
+    height, width = geometry.crop
+    windows = canvases.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, rows, columns, h, w), without a copy
+    y, x = corners.to(canvases.device).unbind(1)
+    return windows[torch.arange(len(canvases), device=canvases.device), :, y, x]
+
+
+def _centre(canvases: Tensor, geometry: Preprocessing) -> Tensor:
+    """The middle of canvases."""
+    (height, width), (tall, wide) = geometry.crop, geometry.canvas
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return canvases[:, :, top : top + height, left : left + width]
+
+
+def _compared(
+    one: Tensor, other: Tensor, shifts: Tensor, geometry: Preprocessing, *, circular: bool
+) -> tuple[Tensor, Tensor]:
+    """How the answers of two sights of the same pictures compare.
+
+    Args:
+        one, other: logits (N, K), or (N, K, h', w').
+        shifts: (N, 2), the other window's corner less the one's.
+
+    Returns:
+        (N,) each: the share of equal top-1, and the mean absolute change of the probability of the one's top-1; nan for
+        label maps that have nothing in common.
+    """
+    if one.ndim == 2:
+        return _same_and_moved(one, other)
+    found = []
+    for index, (dy, dx) in enumerate(shifts.tolist()):  # one at a time: full-size logits of a whole batch are large
+        here, there = (
+            F.interpolate(logits[index : index + 1], geometry.crop, mode="bilinear", align_corners=False)
+            if logits.shape[2:] != geometry.crop
+            else logits[index : index + 1]
+            for logits in (one, other)
+        )
+        if circular:
+            there = torch.roll(there, (dy, dx), (2, 3))
+        else:
+            here, there = _overlap(here, dy, dx), _overlap(there, -dy, -dx)
+        found.append(torch.stack(_same_and_moved(here, there)))
+    same, moved = torch.cat(found, 1)
+    return same, moved
+
+
+def _overlap(image: Tensor, dy: int, dx: int) -> Tensor:
+    """The part of an image (..., h, w) that a window of its size, moved by (dy, dx), shows as well."""
+    height, width = image.shape[-2:]
+    return image[..., max(dy, 0) : max(height + min(dy, 0), 0), max(dx, 0) : max(width + min(dx, 0), 0)]
+
+
+def _same_and_moved(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K, ...) logits -> (N,) share of equal top-1, (N,) mean absolute change of the one's top-1 probability."""
+    top = one.argmax(1, keepdim=True)
+    # On the CPU from here on: not every device has double precision.
+    same = (top == other.argmax(1, keepdim=True)).cpu().double()
+    moved = (one.softmax(1).gather(1, top) - other.softmax(1).gather(1, top)).abs().cpu().double()
+    return same.flatten(1).mean(1), moved.flatten(1).mean(1)
+
+
+def _estimate(parts: list[Tensor], *, yes_or_no: bool = True) -> Estimate:
+    """Sum up per-picture values; nan where two crops had nothing in common."""
+    values = torch.cat(parts)
+    kept = values[~values.isnan()].tolist()
+    if not kept:
+        raise BlurifyError("no two crops of a picture overlap: give a smaller --canvas")
+    return Estimate.of(kept, yes_or_no=yes_or_no)
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))

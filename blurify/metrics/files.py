@@ -1,0 +1,106 @@
+"""Measurements in a file, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from blurify import checkpoints
+from blurify.errors import BlurifyError, one_line
+from blurify.metrics.results import Measurement
+from blurify.plan import Plan
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a file of measurements says besides: enough for a report, and to measure again.
+
+    Attributes:
+        plan: of the conversion, done or not; None where it is not known.
+        command: the command line that measured; '' where it was none.
+        versions: of what took part, by name.
+    """
+
+    plan: Plan | None = None
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_measurements(
+    path: str | Path, measurements: Sequence[Measurement], *, context: Context | None = None, force: bool = False
+) -> Path:
+    """Write measurements as JSON: `{"measurements": [...]}`. The file appears complete or not at all.
+
+    Args:
+        path: the file.
+        measurements: what `measure` returned, of one model or several.
+        context: what else to write down: "plan", "command" and "versions" beside "measurements".
+        force: replace a file that is there.
+
+    Returns:
+        The path written.
+
+    Raises:
+        BlurifyError: the target exists or can't be written.
+    """
+    path = Path(path).expanduser()
+    checkpoints.check_target(path, force=force)
+    text = json.dumps(as_json(measurements) | _context_data(context), indent=1, allow_nan=False) + "\n"
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    checkpoints.write_file(path, write, force=force)
+    return path
+
+
+def as_json(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """What `write_measurements` writes and `blurify measure --json` prints."""
+    return {"measurements": [measurement.to_dict() for measurement in measurements]}
+
+
+def _context_data(context: Context | None) -> dict[str, Any]:
+    if context is None:
+        return {}
+    plan = context.plan.to_dict() if context.plan else None
+    return {"plan": plan, "command": context.command, "versions": dict(context.versions)}
+
+
+def read_measurements(path: str | Path) -> tuple[Measurement, ...]:
+    """The measurements in a file that `write_measurements` wrote.
+
+    Raises:
+        BlurifyError: there is no such file, or it holds something else.
+    """
+    return read_all(path)[0]
+
+
+def read_all(path: str | Path) -> tuple[tuple[Measurement, ...], Context]:
+    """The measurements in a file that `write_measurements` wrote, and what else it says.
+
+    Raises:
+        BlurifyError: there is no such file, or it holds something else.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise BlurifyError(f"there is no file {path}: write one with blurify measure MODEL -o {path.name}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        entries = data["measurements"]
+        if not isinstance(entries, list) or not entries:
+            raise TypeError("no measurements in it")
+        plan = Plan.from_dict(data["plan"]) if data.get("plan") is not None else None
+        versions = {str(name): str(version) for name, version in data.get("versions", {}).items()}
+        context = Context(plan, str(data.get("command", "")), versions)
+        return tuple(Measurement.from_dict(entry) for entry in entries), context
+    except OSError as error:
+        raise BlurifyError(f"{path} can't be read: {error.strerror}") from error
+    except BlurifyError as error:
+        raise BlurifyError(f"{path}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BlurifyError(
+            f"{path} holds no measurements ({one_line(error)}): write one with blurify measure MODEL -o {path.name}"
+        ) from error

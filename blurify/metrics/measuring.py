@@ -1,0 +1,146 @@
+"""Several metrics on one model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from blurify.errors import BlurifyError, PictureError, one_line
+from blurify.metrics.aliasing import aliasing
+from blurify.metrics.consistency import consistency
+from blurify.metrics.equivariance import UnknownLayerError, equivariance
+from blurify.metrics.results import Equivariance, Measurement
+from blurify.metrics.stability import stability
+from blurify.metrics.subject import Pictures, Subject, Watch
+from blurify.metrics.worst_case import worst_case
+from blurify.surgery import plan_of
+
+METRICS = ("consistency", "aliasing", "equivariance", "stability", "worst-case")
+DEFAULT_METRICS = METRICS[:2]
+_ALIASING_BATCH = 16  # it keeps what enters every site
+
+
+def measure(
+    subject: Subject,
+    pictures: Pictures,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    circular: bool = False,
+    layers: Sequence[str] | None = None,
+    watch: Watch | None = None,
+) -> Measurement:
+    """How shift-invariant a model is, by one metric or several.
+
+    Args:
+        subject: the model, and how pictures become its input.
+        pictures: what to measure on; with the same pictures and seed, two models see exactly the same.
+        metrics: some of 'consistency', 'aliasing', 'equivariance', 'stability' and 'worst-case'; or 'all', which leaves
+            out those that this model can't be measured by, and says why in `skipped`.
+        seed: of all random choices.
+        batch_size: pictures a forward.
+        circular: 'consistency' shifts around instead of cropping elsewhere.
+        layers: names or globs for 'equivariance', where this model has them; else the choice is its own.
+        watch: told of the progress.
+
+    Returns:
+        The figures of each metric; those not asked for are None.
+
+    Raises:
+        BlurifyError: an unknown metric, no pictures, or a model that takes none of that size or gives no classes.
+
+    Example:
+        >>> subject = Subject(model, preprocessing_of(model))
+        >>> measure(subject, open_folder("photos", subject.preprocessing)).consistency.agreement
+    """
+    wanted = check_metrics(metrics)
+    if len(pictures) < 1:
+        raise BlurifyError("there are no pictures to measure on: give at least one")
+    if batch_size < 1:
+        raise BlurifyError(f"a batch of {batch_size} pictures is none: give at least 1")
+    answer_shape(subject)  # before the work: a model that can't be measured says so at once
+    common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "watch": watch}
+    small = {**common, "batch_size": min(batch_size, _ALIASING_BATCH)}
+    ways: dict[str, Callable[[], Any]] = {
+        "consistency": lambda: consistency(subject, pictures, circular=circular, **common),
+        "aliasing": lambda: aliasing(subject, pictures, **small),
+        "equivariance": lambda: _equivariance(subject, pictures, layers, common),
+        "stability": lambda: stability(subject, pictures, **common),
+        "worst-case": lambda: worst_case(subject, pictures, **common),
+    }
+    found: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    for name in wanted:
+        try:
+            found[name.replace("-", "_")] = ways[name]()
+        except BlurifyError as error:
+            if name in metrics or isinstance(error, PictureError):
+                raise
+            skipped[name] = str(error)
+    if not found:
+        raise BlurifyError(f"nothing can be measured: {'; '.join(skipped.values())}")
+    return Measurement(
+        model=subject.name,
+        data=pictures.name,
+        images=len(pictures),
+        settings=_settings(subject, seed, batch_size, circular=circular),
+        converted=plan_of(subject.model) is not None,
+        skipped=skipped,
+        **found,
+    )
+
+
+def _equivariance(
+    subject: Subject, pictures: Pictures, layers: Sequence[str] | None, common: dict[str, Any]
+) -> Equivariance:
+    if layers is not None:
+        with contextlib.suppress(UnknownLayerError):
+            return equivariance(subject, pictures, layers=layers, **common)
+    return equivariance(subject, pictures, **common)
+
+
+def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
+    """The metrics in their usual order, 'all' standing for each. Raises BlurifyError for one that doesn't exist."""
+    for name in metrics:
+        if name not in (*METRICS, "all"):
+            raise BlurifyError(f"there is no metric {name!r}: choose from {', '.join(METRICS)}, or all")
+    if not metrics:
+        raise BlurifyError(f"no metric is chosen: choose from {', '.join(METRICS)}, or all")
+    return tuple(name for name in METRICS if name in metrics or "all" in metrics)
+
+
+def answer_shape(subject: Subject) -> tuple[int, ...]:
+    """What a model gives for one picture: (K,) of a classifier, (K, h', w') of a dense model. Tried on a black one.
+
+    Raises:
+        BlurifyError: its output is not classes, or it refuses pictures of this size.
+    """
+    geometry = subject.preprocessing
+    try:
+        return tuple(subject(torch.zeros(1, geometry.channels, *geometry.crop)).shape[1:])
+    except (BlurifyError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        size = "x".join(map(str, (geometry.channels, *geometry.crop)))
+        raise BlurifyError(
+            f"the model refuses a picture of {size} ({type(error).__name__}: {one_line(error)}): give another --size"
+        ) from error
+
+
+def _settings(subject: Subject, seed: int, batch_size: int, *, circular: bool) -> dict[str, Any]:
+    """What else is needed to measure the same again, in JSON's own types."""
+    geometry = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(subject.preprocessing).items()}
+    return {
+        "seed": seed,
+        "batch_size": batch_size,
+        "circular": circular,
+        **geometry,
+        "device": str(subject.device.type),
+        "dtype": str(subject.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+    }

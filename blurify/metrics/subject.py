@@ -1,0 +1,213 @@
+"""A model under measurement: pictures in 0..1 in, answers out, on whatever device the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from blurify.errors import BlurifyError
+
+Watch = Callable[[str, int, int], None]
+"""Told (what is measured, batches done, batches in all) as a metric proceeds."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes a model's input.
+
+    Attributes:
+        crop: (height, width) of the model's input.
+        canvas: (height, width) that a picture is brought to before crops are taken from it; at least the crop.
+        channels: 1 (grey) or 3.
+        mean, std: of each channel, for pictures in 0..1.
+        interpolation: 'bilinear' | 'bicubic' | ..., as torchvision names them.
+    """
+
+    crop: tuple[int, int]
+    canvas: tuple[int, int]
+    channels: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pictures.
+
+    Attributes:
+        indices: (N,) int64, which pictures of the whole set; random choices are seeded by them, so that they do not
+            depend on the batch size.
+        canvases: (N, C, H, W) float32 in 0..1, of the canvas' size.
+        labels: (N,) int64, -1 where unknown.
+    """
+
+    indices: Tensor
+    canvases: Tensor
+    labels: Tensor
+
+
+class Pictures(Protocol):
+    """A set of pictures that can be gone through again and again."""
+
+    @property
+    def name(self) -> str:
+        """What to call them."""
+        ...
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any of them has a label."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All pictures in order, `size` at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorPictures:
+    """Pictures that are in memory already.
+
+    Attributes:
+        canvases: (N, C, H, W) float32 in 0..1.
+        labels: (N,) int64, -1 where unknown; None where there are none.
+    """
+
+    canvases: Tensor
+    labels: Tensor | None = None
+    name: str = "tensors"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any picture has a label."""
+        return self.labels is not None and bool((self.labels >= 0).any())
+
+    def __len__(self) -> int:
+        return len(self.canvases)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All pictures in order, `size` at a time."""
+        labels = self.labels if self.labels is not None else torch.full((len(self),), -1)
+        for part in torch.arange(len(self)).split(size):
+            yield Batch(part, self.canvases[part], labels[part])
+
+
+class Subject:
+    """A model under measurement.
+
+    Args:
+        model: on its device; it is run in eval mode, without gradients, and left in the mode that it had.
+        preprocessing: how pictures become its input.
+        name: what to call it.
+
+    Calling it with (N, C, h, w) pictures in 0..1 gives float32 logits (N, K) on the model's device, or (N, K, h', w')
+    of a dense model.
+    """
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, name: str = "") -> None:
+        self.model = model
+        self.preprocessing = preprocessing
+        self.name = name or type(model).__name__
+        like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.zeros(()))
+        self.device, self.dtype = like.device, like.dtype
+        shape = (preprocessing.channels, 1, 1)
+        self._mean = torch.tensor(preprocessing.mean, device=self.device).expand(preprocessing.channels).reshape(shape)
+        self._std = torch.tensor(preprocessing.std, device=self.device).expand(preprocessing.channels).reshape(shape)
+
+    def prepared(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, C, h, w) in 0..1, normalised, on the model's device and in its precision."""
+        moved = pictures.to(self.device, non_blocking=True)
+        return ((moved - self._mean) / self._std).to(self.dtype)
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """(N, C, h, w) in 0..1 -> logits (N, K) or (N, K, h', w'), float32."""
+        with torch.inference_mode():
+            return logits_of(self.run(pictures), len(pictures)).float()
+
+    @torch.inference_mode()
+    def run(self, pictures: Tensor) -> Any:
+        """(N, C, h, w) in 0..1 -> whatever the model returns."""
+        training = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            return self.model(self.prepared(pictures))
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+
+def middle(canvases: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle (N, C, h, w) of canvases. Raises BlurifyError where they are smaller."""
+    (top, left) = ((there - wanted) // 2 for there, wanted in zip(canvases.shape[2:], size, strict=True))
+    if min(top, left) < 0:
+        raise BlurifyError(
+            f"the pictures are {canvases.shape[2]}x{canvases.shape[3]}, smaller than the model's input of "
+            f"{size[0]}x{size[1]}: give a larger --canvas"
+        )
+    return canvases[:, :, top : top + size[0], left : left + size[1]]
+
+
+def no_answer(logits: Tensor) -> Tensor:
+    """Whether any of the logits (N, K, ...) say nothing, as their largest is nan or infinite: a scalar."""
+    return ~logits.amax(1).isfinite().all()
+
+
+def top1(subject: Subject, pictures: Tensor, metric: str) -> Tensor:
+    """A classifier's answers: (N, C, h, w) pictures in 0..1 -> (N,) int64 classes, on the CPU.
+
+    Args:
+        metric: what is measured, for the message.
+
+    Raises:
+        BlurifyError: the model gives a label map, for which this metric is not defined, or no numbers.
+    """
+    logits = subject(pictures)
+    if logits.ndim != 2:
+        raise BlurifyError(
+            f"{metric} is measured on classifiers only, {subject.name} gives a label map: leave {metric} out"
+        )
+    if bool(no_answer(logits)):
+        raise BlurifyError(
+            f"the output of {subject.name} is not finite (nan): give pictures and --mean and --std that suit it, or "
+            "measure it in float32"
+        )
+    return logits.argmax(1).cpu()
+
+
+def logits_of(output: Any, count: int) -> Tensor:
+    """The class scores in what a model returned: a tensor, the 'out' or 'logits' of a mapping, the first of a tuple.
+
+    Raises:
+        BlurifyError: it is none of (N, K) and (N, K, h, w) with at least two classes.
+    """
+    found = output
+    if isinstance(found, Mapping):
+        found = next((found[key] for key in ("out", "logits") if key in found), None)
+    elif hasattr(found, "logits"):  # inception's and googlenet's named tuples, transformers' outputs
+        found = found.logits
+    elif isinstance(found, tuple | list) and found:
+        found = found[0]
+    if (
+        not isinstance(found, Tensor)
+        or found.ndim not in (2, 4)
+        or len(found) != count
+        or found.shape[1] < 2
+        or not found.is_floating_point()
+    ):
+        what = (
+            f"a tensor of shape {'x'.join(map(str, found.shape))}"
+            if isinstance(found, Tensor)
+            else type(output).__name__
+        )
+        raise BlurifyError(
+            f"the model's output is not classes ({what} for {count} pictures): measure takes classifiers (N x classes) "
+            "and segmentation models (N x classes x height x width); give the model with its head"
+        )
+    return found

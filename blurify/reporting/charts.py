@@ -1,0 +1,234 @@
+"""Where each mark of the page's charts goes.
+
+The charts are SVG without a view box: across they are measured in percent of their own width and down in pixels, so
+that a chart fills whatever width there is and its text keeps its size, on a wide screen and on a phone. The templates
+only write down what is computed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from blurify.metrics.results import Estimate
+from blurify.reporting import words
+from blurify.reporting.content import Curve, Row
+
+_ROW_TEXT, _ROW_MARK, _ROW_GAP = 22, 16, 12  # pixels: the line of text over the marks, each mark, the space below
+_AXIS = 24  # pixels below a chart, for the labels of its axis
+_LEFT, _RIGHT = 1.5, 98.5  # percent: keeps marks at the ends whole
+_FIRST, _LAST = 14.0, 97.0  # percent: of the first and last point of a curve; the values of the axis stand before them
+_TOP = 18  # pixels above the highest value
+_MOST_TICKS = 12
+
+_Value = tuple[float, float | None, float | None]  # a value, and the ends of its interval where it has one
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A line of the axis: where (percent across, or pixels down), and what it says."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One estimate: its place, and the ends of its interval along the axis of the values.
+
+    Attributes:
+        series: which measurement.
+        x, y: percent across, pixels down.
+        low, high: in the unit of the axis of the values; None where there is no interval.
+        text: what it says in words.
+    """
+
+    series: int
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A piece of a curve between two neighbouring points."""
+
+    series: int
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+@dataclass(frozen=True)
+class DotRow:
+    """A row of a chart of intervals: its text, where that stands, and the marks below it."""
+
+    label: str
+    text: str
+    y: float
+    bottom: float
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class DotChart:
+    """Estimates with their intervals, one row a figure, values to the right."""
+
+    height: float
+    ticks: tuple[Tick, ...]
+    rows: tuple[DotRow, ...]
+
+
+@dataclass(frozen=True)
+class CurveChart:
+    """Estimates by depth or severity, values upwards."""
+
+    height: float
+    bottom: float
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...]
+    marks: tuple[Mark, ...]
+
+
+def dots(rows: Sequence[Row]) -> DotChart:
+    """Rows of shares as a chart of intervals on one axis from 0."""
+    values = ticks_to(max((item.high for row in rows for item in row.estimates if drawable(item)), default=1.0))
+
+    def across(value: float) -> float:
+        return _LEFT + (_RIGHT - _LEFT) * value / values[-1]
+
+    y, found = 0.0, []
+    for row in rows:
+        top, marks, texts = y, [], []
+        y += _ROW_TEXT
+        for series, item in enumerate(row.estimates):
+            if item is not None:
+                texts.append(words.percent(item.value))
+            if drawable(item):
+                text = f"{words.percent(item.value)} ({words.interval(item)})"
+                marks.append(
+                    Mark(series, across(item.value), y + _ROW_MARK / 2, across(item.low), across(item.high), text)
+                )
+            y += _ROW_MARK
+        found.append(DotRow(row.label, " → ".join(texts), top + _ROW_TEXT - 7, y, tuple(marks)))
+        y += _ROW_GAP
+    axis = tuple(Tick(across(value), share(value)) for value in values)
+    return DotChart(y + _AXIS, axis, tuple(found))
+
+
+def curves(curve: Curve, *, height: float = 220.0, highest: float | None = None) -> CurveChart:
+    """Shares with intervals at the points of a curve.
+
+    Args:
+        curve: the shares.
+        height: in pixels, without the axis.
+        highest: the value at the top of the axis; the largest of the curve where None. Charts that are to be compared
+            share it.
+    """
+    top = highest if highest is not None else largest([curve])
+    values: list[list[_Value | None]] = []
+    texts = []
+    for part in curve.series:
+        values.append([(item.value, item.low, item.high) if drawable(item) else None for item in part])
+        texts.append(
+            [
+                f"{point}: {words.percent(item.value)} ({words.interval(item)})" if drawable(item) else ""
+                for item, point in zip(part, curve.points, strict=True)
+            ]
+        )
+    return _curves(len(curve.points), values, texts, [(value, share(value)) for value in ticks_to(top)], height)
+
+
+def depth(points: Sequence[str], series: Sequence[Sequence[float | None]], *, height: float = 220.0) -> CurveChart:
+    """Distances without intervals, by depth.
+
+    Args:
+        points: the names of the layers.
+        series: one entry a measurement, in it one entry a layer.
+        height: in pixels, without the axis.
+    """
+    kept = [[item if item is not None and math.isfinite(item) else None for item in part] for part in series]
+    top = ticks_to(max((item for part in kept for item in part if item is not None), default=1.0), most=None)
+    texts = [
+        ["" if item is None else f"{point}: {words.distance(item)}" for item, point in zip(part, points, strict=True)]
+        for part in kept
+    ]
+    values: list[list[_Value | None]] = [
+        [None if item is None else (item, None, None) for item in part] for part in kept
+    ]
+    return _curves(len(points), values, texts, [(value, f"{value:.3g}") for value in top], height)
+
+
+def largest(found: Sequence[Curve]) -> float:
+    """The upper end of all intervals of some curves."""
+    return max((item.high for curve in found for part in curve.series for item in part if drawable(item)), default=1.0)
+
+
+def ticks_to(highest: float, *, most: float | None = 1.0) -> list[float]:
+    """Round values from 0 to the first at or above the highest, three to six of them; never beyond `most`."""
+    if not highest > 0:
+        highest = 0.01
+    if most is not None:
+        highest = min(highest, most)
+    unit = 10.0 ** math.floor(math.log10(highest))
+    step = next(
+        step for step in (unit / 5, unit / 4, unit / 2, unit, 2 * unit, 2.5 * unit) if step * 5 >= highest * (1 - 1e-9)
+    )
+    count = math.ceil(highest / step - 1e-9)
+    values = [round(index * step, 12) for index in range(count + 1)]
+    return [value for value in values if most is None or value <= most]
+
+
+def share(value: float) -> str:
+    """A value of an axis: 0.125 -> '12.5%'."""
+    return f"{100 * value:g}%"
+
+
+def drawable(item: Estimate | None) -> TypeGuard[Estimate]:
+    """Whether there is an estimate with a place on an axis: a model that answers nan gives figures without one."""
+    return item is not None and all(map(math.isfinite, (item.value, item.low, item.high)))
+
+
+def _curves(
+    count: int,
+    series: Sequence[Sequence[_Value | None]],
+    texts: Sequence[Sequence[str]],
+    ticks: list[tuple[float, str]],
+    height: float,
+) -> CurveChart:
+    bottom = _TOP + height
+
+    def across(index: int) -> float:
+        return _FIRST + (_LAST - _FIRST) * (index / (count - 1) if count > 1 else 0.5)
+
+    def down(value: float | None) -> float | None:
+        return None if value is None else bottom - height * value / ticks[-1][0]
+
+    lines, marks = [], []
+    for number, (part, said) in enumerate(zip(series, texts, strict=True)):
+        before: Mark | None = None
+        for index, (item, text) in enumerate(zip(part, said, strict=True)):
+            if item is None:
+                before = None
+                continue
+            value, low, high = item
+            mark = Mark(number, across(index), bottom - height * value / ticks[-1][0], down(low), down(high), text)
+            if before is not None:
+                lines.append(Line(number, before.x, before.y, mark.x, mark.y))
+            marks.append(mark)
+            before = mark
+    every = max(1, math.ceil(count / _MOST_TICKS))
+    return CurveChart(
+        bottom + _AXIS,
+        bottom,
+        tuple(Tick(across(index), str(index + 1)) for index in range(0, count, every)),
+        tuple(Tick(bottom - height * value / ticks[-1][0], text) for value, text in ticks),
+        tuple(lines),
+        tuple(marks),
+    )

@@ -1,0 +1,313 @@
+"""What a report shows, as rows of figures that the page and the files share. Plain data: nothing is drawn here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from blurify.errors import BlurifyError
+from blurify.metrics.results import Consistency, Estimate, LayerMap, Measurement, WorstCase
+from blurify.plan import Plan
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report is made of.
+
+    Attributes:
+        measurements: one, or two of the same pictures to be seen side by side.
+        plan: of the conversion; None where it is not known, and then no sites are listed.
+        command: the command line that measured; '' where it is not known.
+        versions: of what took part, by name.
+
+    Raises:
+        BlurifyError: there are more measurements than two, or none, or a map that is no rectangle.
+    """
+
+    measurements: tuple[Measurement, ...]
+    plan: Plan | None = None
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.measurements) not in (1, 2):
+            raise BlurifyError(
+                f"a report shows one measurement or two side by side, not {len(self.measurements)}: measure one "
+                "model or two"
+            )
+        for measured in self.measurements:
+            for layer in measured.equivariance.layers if measured.equivariance else ():
+                if not layer.distances or not layer.distances[0] or len(set(map(len, layer.distances))) > 1:
+                    raise BlurifyError(f"the map of the layer {layer.name!r} is no rectangle: measure again")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What each measurement is here: ('before', 'after') for a model and its conversion."""
+        if len(self.measurements) == 1:
+            return ("measured",)
+        first, second = self.measurements
+        related = second.converted and not first.converted and _same_network(first, second)
+        return ("before", "after") if related else ("first", "second")
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """In what the two were measured differently, so that their figures don't compare."""
+        if len(self.measurements) == 1:
+            return ()
+        first, second = self.measurements
+        found = [name for name in ("data", "images") if getattr(first, name) != getattr(second, name)]
+        names = [*first.settings, *(name for name in second.settings if name not in first.settings)]
+        found += [name for name in names if first.settings.get(name) != second.settings.get(name)]
+        if first.equivariance and second.equivariance:
+            one, other = first.equivariance, second.equivariance
+            found += [
+                f"equivariance's {name.replace('_', ' ')}"
+                for name in ("images", "input_shape", "largest_shift", "step", "circular")
+                if getattr(one, name) != getattr(other, name)
+            ]
+        return tuple(found)
+
+
+def _same_network(first: Measurement, second: Measurement) -> bool:
+    """Whether the parts that both measurements name are called alike; so, too, where they name none."""
+    for one, other in (
+        ([site.site for site in m.aliasing.sites] if m.aliasing else [] for m in (first, second)),
+        ([layer.name for layer in m.equivariance.layers] if m.equivariance else [] for m in (first, second)),
+    ):
+        if one and other and not set(one) & set(other):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, in every measurement of a report.
+
+    Attributes:
+        label: what it is.
+        estimates: one entry a measurement; None where it was not measured.
+        better: 'higher' | 'lower', which way is good.
+        name: which figure it is, for the definitions.
+    """
+
+    label: str
+    estimates: tuple[Estimate | None, ...]
+    better: str
+    name: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether any measurement has it."""
+        return any(estimate is not None for estimate in self.estimates)
+
+    @property
+    def pair(self) -> tuple[Estimate, Estimate] | None:
+        """Both estimates, where there are two."""
+        if len(self.estimates) != 2 or self.estimates[0] is None or self.estimates[1] is None:
+            return None
+        return self.estimates[0], self.estimates[1]
+
+    @property
+    def change(self) -> float | None:
+        """By how much the second is above the first."""
+        return self.pair[1].value - self.pair[0].value if self.pair else None
+
+    @property
+    def verdict(self) -> str:
+        """What the intervals allow to say: 'better', 'worse', 'intervals overlap'; '' where there is one estimate."""
+        if self.pair is None:
+            return ""
+        first, second = self.pair
+        if second.low > first.high:
+            return "better" if self.better == "higher" else "worse"
+        if second.high < first.low:
+            return "better" if self.better == "lower" else "worse"
+        return "intervals overlap"
+
+
+def consistency(report: Report) -> list[Row]:
+    """The rows of the consistency section; none where it was not measured."""
+    dense = any(measured.consistency and measured.consistency.dense for measured in report.measurements)
+    answer = "labels" if dense else "answer"
+    wanted: list[tuple[str, str, str, Callable[[Consistency], Estimate | None]]] = [
+        ("agreement", f"Same {answer}, two crops", "higher", lambda found: found.agreement),
+        ("pixel_flips", f"Other {answer}, one-pixel shift", "lower", lambda found: found.pixel_flips),
+        ("pixel_change", "Probability change, one pixel", "lower", lambda found: found.pixel_change),
+        ("accuracy", "Accuracy", "higher", lambda found: found.accuracy),
+    ]
+    rows = [
+        Row(
+            label,
+            tuple(get(measured.consistency) if measured.consistency else None for measured in report.measurements),
+            better,
+            name,
+        )
+        for name, label, better, get in wanted
+    ]
+    return [row for row in rows if row.measured]
+
+
+def worst_case(report: Report) -> list[Row]:
+    """The rows of the worst case; none where it was not measured."""
+    wanted: list[tuple[str, str, Callable[[WorstCase], Estimate | None]]] = [
+        ("steady", "Same answer at all points", lambda found: found.steady),
+        ("unmoved", "Accuracy, unmoved", lambda found: found.unmoved),
+        ("mean", "Accuracy, mean of all points", lambda found: found.mean),
+        ("worst", "Right at all points", lambda found: found.worst),
+    ]
+    rows = [
+        Row(
+            label,
+            tuple(get(measured.worst_case) if measured.worst_case else None for measured in report.measurements),
+            "higher",
+            name,
+        )
+        for name, label, get in wanted
+    ]
+    return [row for row in rows if row.measured]
+
+
+def flip_rates(report: Report) -> list[Row]:
+    """One row a perturbation, in the order of the measurements."""
+    found = [
+        {item.perturbation: item for item in (measured.stability.flip_rates if measured.stability else ())}
+        for measured in report.measurements
+    ]
+    return [
+        Row(_words(name), tuple(rates[name].rate if name in rates else None for rates in found), "lower", name)
+        for name in _names(found)
+    ]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Figures at several points: severities, or sites by depth.
+
+    Attributes:
+        label: what it is.
+        points: the names of the points.
+        series: one entry a measurement, in it one entry a point; None where it was not measured.
+    """
+
+    label: str
+    points: tuple[str, ...]
+    series: tuple[tuple[Estimate | None, ...], ...]
+
+
+def corruptions(report: Report, figure: str) -> list[Curve]:
+    """One curve a corruption, by severity, of 'accuracy' or 'agreement'; none where there are no such figures."""
+    found = [
+        {
+            item.corruption: getattr(item, figure)
+            for item in (measured.stability.corruptions if measured.stability else ())
+        }
+        for measured in report.measurements
+    ]
+    curves = []
+    for name in _names(found):
+        lists: list[tuple[Estimate, ...]] = [results.get(name, ()) for results in found]
+        count = max(map(len, lists))
+        if count:
+            points = tuple(str(severity) for severity in range(1, count + 1))
+            curves.append(Curve(_words(name), points, tuple((*part, *[None] * (count - len(part))) for part in lists)))
+    return curves
+
+
+def aliasing(report: Report) -> Curve | None:
+    """The share of energy that aliases, site by site in the order in which they run; None where it was not measured."""
+    found = [
+        {item.site: item for item in (measured.aliasing.sites if measured.aliasing else ())}
+        for measured in report.measurements
+    ]
+    names = _names(found)
+    if not names:
+        return None
+    shares = tuple(tuple(sites[name].share if name in sites else None for name in names) for sites in found)
+    return Curve("Share of energy above the new Nyquist frequency", tuple(names), shares)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's maps.
+
+    Attributes:
+        name, kind, stride: the layer's.
+        maps: one entry a measurement; None where that one has no such layer.
+    """
+
+    name: str
+    kind: str
+    stride: tuple[int, int]
+    maps: tuple[LayerMap | None, ...]
+
+    @property
+    def flat(self) -> bool:
+        """Whether there is nothing to see: only the shift by nothing was tried, as for a layer without subsampling."""
+        return all(len(found.distances) == len(found.distances[0]) == 1 for found in self.maps if found)
+
+
+def layers(report: Report) -> list[Layer]:
+    """The layers with maps, in the order in which they run; none where they were not measured."""
+    found = [
+        {layer.name: layer for layer in (measured.equivariance.layers if measured.equivariance else ())}
+        for measured in report.measurements
+    ]
+    result = []
+    for name in _names(found):
+        maps = tuple(maps.get(name) for maps in found)
+        like = next(item for item in maps if item is not None)
+        result.append(Layer(name, like.kind, like.stride, maps))
+    return result
+
+
+def largest_distance(shown: Sequence[Layer]) -> float:
+    """The largest distance of all maps, for one scale of colours."""
+    values = [value for layer in shown for item in layer.maps if item for row in item.distances for value in row]
+    return max((value for value in values if math.isfinite(value)), default=0.0)
+
+
+PARTS = {
+    "consistency": "consistency",
+    "equivariance": "equivariance maps",
+    "aliasing": "aliasing by site",
+    "stability": "stability to perturbations and corruptions",
+    "worst_case": "worst case over translations and rotations",
+}
+
+
+def missing(report: Report) -> list[str]:
+    """What a reader might expect and was not measured, in words."""
+    reasons = {name: why for item in report.measurements for name, why in item.skipped.items()}
+    found = [
+        f"{words} ({reasons[name]})" if (name := part.replace("_", "-")) in reasons else words
+        for part, words in PARTS.items()
+        if all(getattr(item, part) is None for item in report.measurements)
+    ]
+    if report.plan is None:
+        found.append("the table of sites (no plan was given)")
+    has_accuracy = any(item.consistency and item.consistency.accuracy for item in report.measurements)
+    if not has_accuracy and any(item.consistency for item in report.measurements):
+        notes = [str(item.settings.get("labels", "")) for item in report.measurements]
+        note = next((note.removeprefix("no labels: ") for note in notes if note.startswith("no labels: ")), "")
+        dense = any(item.consistency and item.consistency.dense for item in report.measurements)
+        why = "a label map has none" if dense else note or "no labels were used"
+        found.append(f"accuracy ({why})")
+    return found
+
+
+def _names(found: Sequence[Mapping[str, object]]) -> list[str]:
+    """The names of all measurements in order: what only the second has stands behind what precedes it there."""
+    names: list[str] = []
+    for part in found:
+        place = 0
+        for name in part:
+            if name not in names:
+                names.insert(place, name)
+            place = names.index(name) + 1
+    return names
+
+
+def _words(name: str) -> str:
+    """'gaussian-noise' -> 'gaussian noise'."""
+    return name.replace("-", " ").replace("_", " ")

@@ -1,0 +1,119 @@
+"""What each figure means and where it comes from, in the words of the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blurify.reporting.content import Report
+
+_ZHANG = "Zhang, Making Convolutional Networks Shift-Invariant Again, ICML 2019"
+_AZULAY = (
+    "Azulay and Weiss, Why do deep convolutional networks generalize so poorly to small image transformations?, 2018"
+)
+_HENDRYCKS = (
+    "Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, "
+    "ICLR 2019"
+)
+_ENGSTROM = "Engstrom et al., Exploring the Landscape of Spatial Robustness, arXiv 1712.02779, 2018"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One figure.
+
+    Attributes:
+        part: the part of a measurement that holds it; 'plan' for the table of sites, '' for what every page has.
+        name: what the page calls it.
+        text: what it is.
+        source: who defined it.
+    """
+
+    part: str
+    name: str
+    text: str
+    source: str
+
+
+_DEFINITIONS = (
+    Definition(
+        "",
+        "95% intervals",
+        "Of the mean over pictures. For shares of yes or no, the score interval; for other figures, the normal "
+        "approximation. The pictures are taken as a random sample; the network's training is not repeated, so the "
+        "interval says nothing of other trainings.",
+        "Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927",
+    ),
+    Definition(
+        "plan",
+        "Extra multiply-adds",
+        "What the conversion adds to one forward at the traced input size; convolutions and matrix products counted.",
+        "counted by blurify from the shapes of the plan",
+    ),
+    Definition(
+        "consistency",
+        "Same answer, two crops (consistency)",
+        "The share of pictures of which two crops at random places get the same top-1 class. For models that give a "
+        "label map: the share of pixels with the same label in both crops, where these overlap.",
+        f"{_ZHANG}, section 4",
+    ),
+    Definition(
+        "consistency",
+        "Other answer, probability change, one-pixel shift",
+        "How often a shift of the crop by one pixel changes the top-1 class, and by how much (in absolute terms, on "
+        "average) it changes the probability of the class that was the top one.",
+        _AZULAY,
+    ),
+    Definition(
+        "consistency",
+        "Accuracy",
+        "The share of pictures whose centre crop gets its own label as the top-1 class; of those that have a label.",
+        f"{_ZHANG}, section 4",
+    ),
+    Definition(
+        "equivariance",
+        "Distance from equivariance",
+        "Take the features of the shifted picture, and the shifted features of the picture as it was, each at the "
+        "picture's own resolution. The distance is the cosine distance, 1 − ⟨a, b⟩ / (|a| |b|), of the two feature "
+        "vectors at each position, averaged over positions and pictures: 0 is perfect equivariance, 2 the most. Shifts "
+        "are circular.",
+        f"{_ZHANG}, sections 3.1 and 4.1",
+    ),
+    Definition(
+        "aliasing",
+        "Energy that aliases",
+        "The share of the features' energy, just before a subsampling step, at frequencies above the new Nyquist "
+        "frequency (π / stride along any axis): what the subsampling folds back onto lower ones. White noise has 75% "
+        "there for a stride of 2 in two dimensions, a signal without frequencies above the limit 0%.",
+        "the sampling theorem: Shannon, Communication in the Presence of Noise, 1949; the filter in front of the "
+        f"subsampling: {_ZHANG}, section 3",
+    ),
+    Definition(
+        "stability",
+        "Flip rate",
+        "Sequences of frames that a perturbation changes a little from one to the next. The share of comparisons in "
+        "which the top-1 class changes: each frame with the one before it, or, for noise, with the unperturbed one.",
+        f"{_HENDRYCKS}, section 4.2",
+    ),
+    Definition(
+        "stability",
+        "Accuracy under corruption, same answer as for the clean picture",
+        "Corruptions of the centre crop at severities 1 (mild) to 5. Accuracy is the share of right answers; the other "
+        "figure, the share of answers that stay those for the clean picture.",
+        f"{_HENDRYCKS}, section 4.1",
+    ),
+    Definition(
+        "worst_case",
+        "Worst case",
+        "Each picture is tried at every point of a grid of translations and rotations. Same answer: the share of "
+        "pictures with one answer at all points. Right at all points: the share that is never wrong.",
+        f"{_ENGSTROM}, section 3",
+    ),
+)
+
+
+def definitions(report: Report) -> list[Definition]:
+    """The definitions of what a report shows."""
+    shown = {"", *(["plan"] if report.plan else [])}
+    for measured in report.measurements:
+        shown |= {item.part for item in _DEFINITIONS if item.part and getattr(measured, item.part, None) is not None}
+    return [item for item in _DEFINITIONS if item.part in shown]

@@ -1,0 +1,244 @@
+"""The charts as PNG and SVG files, drawn by matplotlib on white."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from blurify import checkpoints
+from blurify.errors import BlurifyError
+from blurify.reporting import charts, content, heatmaps, words
+from blurify.reporting.content import Curve, Layer, Report, Row
+from blurify.reporting.page import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAMES = ("consistency", "heatmaps", "aliasing", "stability", "corruptions", "worst-case")
+FORMATS = ("png", "svg")
+_COLOURS, _MARKERS, _STYLES = ("#a34a00", "#0b57b0"), ("s", "o"), ("--", "-")
+_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "blurify", "font.size": 9.0, "axes.spines.top": False,
+          "axes.spines.right": False, "axes.edgecolor": "#525c67", "grid.color": "#e3e7eb"}  # fmt: skip
+_DPI = 160
+_LONGEST = 40  # characters of a name; its end says more than its start
+_ACROSS = 8  # layers side by side
+_QUIET = "#525c67"
+
+
+def check_figures(directory: str | Path, *, force: bool = False) -> None:
+    """Raise BlurifyError where the figures can't be written into `directory`: worth asking before the work is done."""
+    require("matplotlib")
+    directory = Path(directory).expanduser()
+    if directory.exists() and not directory.is_dir():
+        raise BlurifyError(f"{directory} is a file: --figures takes a directory")
+    if directory.is_dir():
+        for path in (directory / f"{name}.{format}" for name in NAMES for format in FORMATS):
+            checkpoints.check_target(path, force=force)
+
+
+def write_figures(report: Report, directory: str | Path, *, force: bool = False) -> list[Path]:
+    """Write every figure that there are measurements for, as NAME.png and NAME.svg.
+
+    Args:
+        report: what to draw.
+        directory: is made where it does not exist.
+        force: replace files that are there.
+
+    Returns:
+        The files.
+
+    Raises:
+        BlurifyError: matplotlib is not installed, or a file exists or can't be written.
+    """
+    check_figures(directory, force=force)
+    from matplotlib import rc_context
+
+    directory = Path(directory).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BlurifyError(f"the directory {directory} can't be made: {error.strerror}") from error
+    written = []
+    with rc_context(_STYLE):
+        for name, figure in _figures(report).items():
+            for format in FORMATS:
+                path = directory / f"{name}.{format}"
+                checkpoints.write_file(path, functools.partial(_draw, figure, format), force=force)
+                figure.set_layout_engine("none")  # laid out once; the other formats look the same
+                written.append(path)
+    return written
+
+
+def _figures(report: Report) -> dict[str, Figure]:
+    """The figures by name, those without measurements left out."""
+    flips, grid = content.flip_rates(report), content.worst_case(report)
+    steady = content.consistency(report)
+    maps = [layer for layer in content.layers(report) if not layer.flat]
+    curve = content.aliasing(report)
+    accuracy = content.corruptions(report, "accuracy")
+    corrupted = accuracy or content.corruptions(report, "agreement")
+    what = "Accuracy" if accuracy else "Same answer as for the clean picture"
+    found: dict[str, Figure | None] = {
+        "consistency": _dots(report, steady, "Consistency") if steady else None,
+        "heatmaps": _heatmaps(report, maps) if maps else None,
+        "aliasing": _depth(report, curve) if curve else None,
+        "stability": _dots(report, flips, "Flip rates: lower is better") if flips else None,
+        "corruptions": _multiples(report, corrupted, f"{what}, by severity") if corrupted else None,
+        "worst-case": _dots(report, grid, "Worst case over translations and rotations") if grid else None,
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _draw(figure: Figure, format: str, file: BinaryIO) -> None:
+    # Neither a date nor matplotlib's version: the same report gives the same files.
+    metadata: dict[str, Any] = {"Date": None, "Creator": "blurify"} if format == "svg" else {"Software": "blurify"}
+    figure.savefig(file, format=format, dpi=_DPI, metadata=metadata)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), facecolor="white", layout="constrained")
+
+
+def _legend(report: Report, on: Axes | Figure, **place: Any) -> None:
+    """Which marks are which model's."""
+    from matplotlib.lines import Line2D
+
+    if len(report.roles) == 1:
+        return
+    handles: list[Any] = [
+        Line2D([], [], color=colour, marker=marker, ls=style, markerfacecolor="white" if index == 0 else colour)
+        for index, (colour, marker, style) in enumerate(zip(_COLOURS, _MARKERS, _STYLES, strict=True))
+    ]
+    labels = [f"{role}: {_short(item.model)}" for role, item in zip(report.roles, report.measurements, strict=True)]
+    for text in on.legend(handles, labels, frameon=False, **place).get_texts():
+        text.set_parse_math(False)
+
+
+def _title(axes: Axes, text: str, **more: Any) -> None:
+    axes.set_title(text, loc="left", parse_math=False, **more)
+
+
+def _dots(report: Report, rows: Sequence[Row], title: str) -> Figure:
+    """Estimates with their intervals, one row a figure."""
+    figure = _figure(7.5, 1.1 + 0.42 * len(rows) * len(report.measurements) ** 0.5)
+    axes = figure.subplots()
+    highest = 0.0
+    for number, row in enumerate(rows):
+        for series, item in enumerate(row.estimates):
+            if charts.drawable(item):
+                offset = (series - (len(row.estimates) - 1) / 2) * 0.3
+                _mark(
+                    axes,
+                    series,
+                    [item.value],
+                    [number + offset],
+                    xerr=[[item.value - item.low], [item.high - item.value]],
+                )
+                highest = max(highest, item.high)
+    axes.set_yticks(range(len(rows)), [_short(row.label, 60) for row in rows], parse_math=False)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    ticks = charts.ticks_to(highest)
+    axes.set_xticks(ticks, [charts.share(value) for value in ticks])
+    axes.set_xlim(0, ticks[-1] * 1.01)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.tick_params(left=False)
+    _title(axes, title)
+    _legend(report, figure, loc="outside lower left", ncols=2)
+    return figure
+
+
+def _mark(axes: Axes, series: int, x: Sequence[float], y: Sequence[float], **errors: Any) -> None:
+    colour = _COLOURS[series]
+    axes.errorbar(
+        x, y, fmt=_MARKERS[series], color=colour, markersize=5, elinewidth=1.6, capsize=2,
+        markerfacecolor="white" if series == 0 else colour, **errors,
+    )  # fmt: skip
+
+
+def _curve(axes: Axes, curve: Curve, highest: float) -> None:
+    """A line a measurement through the points of a curve, broken where one is not known."""
+    for series, part in enumerate(curve.series):
+        values = [item.value if charts.drawable(item) else math.nan for item in part]
+        axes.plot(range(1, len(part) + 1), values, color=_COLOURS[series], linestyle=_STYLES[series], linewidth=1.4)
+        for number, item in enumerate(part, 1):
+            if charts.drawable(item):
+                _mark(axes, series, [number], [item.value], yerr=[[item.value - item.low], [item.high - item.value]])
+    ticks = charts.ticks_to(highest)
+    axes.set_yticks(ticks, [charts.share(value) for value in ticks])
+    axes.set_ylim(0, ticks[-1] * 1.02)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+
+
+def _depth(report: Report, curve: Curve) -> Figure:
+    figure = _figure(max(7.5, 1.5 + 0.24 * len(curve.points)), 4.2)
+    axes = figure.subplots()
+    _curve(axes, curve, charts.largest([curve]))
+    axes.set_xticks(
+        range(1, len(curve.points) + 1), [_short(name) for name in curve.points], rotation=60, ha="right",
+        rotation_mode="anchor", parse_math=False,
+    )  # fmt: skip
+    _title(axes, "Share of energy above the new Nyquist frequency, by site")
+    _legend(report, axes, loc="best")
+    return figure
+
+
+def _multiples(report: Report, curves: Sequence[Curve], title: str) -> Figure:
+    """One small chart a curve, all on the same axes."""
+    columns = min(4, len(curves))
+    lines = math.ceil(len(curves) / columns)
+    figure = _figure(2.4 * columns, 0.8 + 1.8 * lines)
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    highest = charts.largest(curves)
+    for number, axes in enumerate(grid.flat):
+        if number >= len(curves):
+            axes.set_visible(False)
+            continue
+        _curve(axes, curves[number], highest)
+        axes.set_xticks(range(1, len(curves[number].points) + 1))
+        _title(axes, _short(curves[number].label), fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left")
+    _legend(report, figure, loc="outside lower left", ncols=2)
+    return figure
+
+
+def _heatmaps(report: Report, layers: Sequence[Layer]) -> Figure:
+    """The maps of each layer, one measurement below the other, on one scale of colours."""
+    from matplotlib.colors import ListedColormap
+
+    models = len(report.measurements)
+    columns = min(_ACROSS, len(layers))
+    bands = math.ceil(len(layers) / columns)
+    figure = _figure(max(4.0, 1.5 * columns + 0.8), bands * (1.35 * models + 0.35) + 0.9)
+    grid = figure.subplots(bands * models, columns, squeeze=False)
+    colours = [tuple(sample / 255 for sample in colour) for colour in heatmaps.SCALE]
+    scale = ListedColormap(colours).with_extremes(bad="grey")
+    highest = content.largest_distance(layers) or 1.0
+    drawn = None
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for number, layer in enumerate(layers):
+        band, column = divmod(number, columns)
+        for series, (role, found) in enumerate(zip(report.roles, layer.maps, strict=True)):
+            if found is None:
+                continue
+            axes = grid[band * models + series, column]
+            drawn = axes.imshow(found.distances, cmap=scale, vmin=0, vmax=highest, interpolation="nearest")
+            name = f"{_short(layer.name, 18)}\n" if series == 0 else ""
+            _title(axes, f"{name}{role if models > 1 else 'mean'} {words.distance(found.mean)}", fontsize=7)
+    figure.colorbar(drawn, ax=grid, shrink=0.6, label="distance from equivariance (0: none)")  # type: ignore[arg-type]
+    figure.suptitle("Equivariance maps: down, shifts in y; across, shifts in x", x=0.01, ha="left")
+    return figure
+
+
+def _short(name: str, longest: int = _LONGEST) -> str:
+    """A name that fits, in characters that every file format can hold."""
+    text = words.plain(name)
+    return text if len(text) <= longest else f"\N{HORIZONTAL ELLIPSIS}{text[1 - longest :]}"

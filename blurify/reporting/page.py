@@ -1,0 +1,415 @@
+"""The page: what was measured as one HTML file that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blurify.errors import BlurifyError
+from blurify.metrics.results import Estimate
+from blurify.reporting import charts, content, heatmaps, words
+from blurify.reporting.content import Curve, Layer, Report, Row
+from blurify.reporting.definitions import definitions
+
+if TYPE_CHECKING:
+    from blurify.plan import Site
+
+TEMPLATES = Path(__file__).parent / "templates"
+_DASH = "\N{EN DASH}"
+_SMALL = 150.0  # pixels: height of a chart of one corruption
+
+
+def require(package: str) -> None:
+    """Raise BlurifyError where a package of the extra `report` is not installed."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise BlurifyError(
+            f"a report needs {package}, which is not installed: pip install 'blurify[report]'"
+        ) from error
+
+
+def render(report: Report) -> str:
+    """The page as HTML.
+
+    All text of others (names of models, sites, files) is escaped; the page carries a content security policy that
+    forbids scripts and the network all the same.
+
+    Raises:
+        BlurifyError: jinja2 is not installed.
+    """
+    require("jinja2")
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(place=lambda number: f"{number:.2f}", words=" and ".join)
+    text: str = environment.get_template("page.html.j2").render(page=_page(report))
+    # JSON may hold half a surrogate pair, which no file can.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _page(report: Report) -> dict[str, Any]:
+    """Everything that the template shows, as plain values."""
+    pair = len(report.measurements) == 2
+    shown = content.layers(report)
+    page: dict[str, Any] = {
+        "title": report.measurements[0].model,
+        "roles": [
+            {"name": role, "model": measured.model, "converted": measured.converted}
+            for role, measured in zip(report.roles, report.measurements, strict=True)
+        ],
+        "pair": pair,
+        "before_after": report.roles == ("before", "after"),
+        "pictures": _pictures(report),
+        "headlines": [_figure(row) for row in _headline_rows(report)] + _means(report, shown),
+        "missing": content.missing(report),
+        "differences": report.differences,
+        "plan": _plan(report),
+        "consistency": _rows_section(content.consistency(report)),
+        "circular": any(item.consistency and item.consistency.circular for item in report.measurements),
+        "dense": any(item.consistency and item.consistency.dense for item in report.measurements),
+        "equivariance": _equivariance(report, shown),
+        "aliasing": _aliasing(report),
+        "stability": _stability(report),
+        "worst_case": _worst_case(report),
+        "methods": definitions(report),
+        "settings": _settings(report),
+        "command": report.command,
+        "versions": list(report.versions.items()),
+    }
+    page["sections"] = [(id, name) for id, name, key in _SECTIONS if key is None or page[key]]
+    return page
+
+
+_SECTIONS = (
+    ("summary", "Summary", None),
+    ("sites", "Sites", "plan"),
+    ("consistency", "Consistency", "consistency"),
+    ("equivariance", "Equivariance maps", "equivariance"),
+    ("aliasing", "Aliasing by depth", "aliasing"),
+    ("stability", "Stability", "stability"),
+    ("worst-case", "Worst case", "worst_case"),
+    ("methods", "What the figures mean", None),
+    ("again", "How to measure this again", None),
+)
+
+
+def _pictures(report: Report) -> list[tuple[str, str]]:
+    found = [f"{measured.images} from {measured.data}" for measured in report.measurements]
+    if len(set(found)) == 1:
+        return [("pictures", found[0])]
+    return [(f"pictures, {role}", text) for role, text in zip(report.roles, found, strict=True)]
+
+
+def _headline_rows(report: Report) -> list[Row]:
+    wanted = ("steady", "worst")
+    return content.consistency(report) + [row for row in content.worst_case(report) if row.name in wanted]
+
+
+def _figure(row: Row) -> dict[str, Any]:
+    """A row of a table of figures: label, one cell a measurement, the change."""
+    change = "" if row.change is None else f"{words.points(row.change)} points"
+    return {
+        "label": row.label,
+        "better": row.better,
+        "cells": [_cell(item) for item in row.estimates],
+        "change": change,
+        "verdict": row.verdict,
+    }
+
+
+def _cell(item: Estimate | None) -> dict[str, str]:
+    if item is None:
+        return {"value": _DASH, "interval": "not measured"}
+    return {"value": words.percent(item.value), "interval": words.interval(item)}
+
+
+def _means(report: Report, shown: Sequence[Layer]) -> list[dict[str, Any]]:
+    """Headlines that are means over parts of the network or kinds of perturbation, without an interval."""
+    rows = []
+    flips = _values(_columns(content.flip_rates(report)))
+    if any(flips):
+        rows.append(_mean_row("Flip rate, mean of", "perturbations", flips, words.percent))
+    curve = content.aliasing(report)
+    if curve is not None:
+        rows.append(_mean_row("Energy that aliases, mean of", "sites", _values(curve.series), words.percent))
+    if shown:
+        means = [
+            [found.mean if found else None for found in column]
+            for column in zip(*(layer.maps for layer in shown), strict=True)
+        ]
+        rows.append(_mean_row("Distance from equivariance, mean of", "layers", means, words.distance))
+    return rows
+
+
+def _values(series: Sequence[Sequence[Estimate | None]]) -> list[list[float | None]]:
+    return [[item.value if item else None for item in part] for part in series]
+
+
+def _mean_row(
+    label: str, parts: str, series: Sequence[Sequence[float | None]], say: Callable[[float], str]
+) -> dict[str, Any]:
+    """A mean over what all measurements have; where they have nothing in common each has its own, and no change."""
+    shared = [values for values in zip(*series, strict=True) if None not in values]
+    measured = [[value for value in part if value is not None] for part in series]
+    if shared:
+        measured = [list(part) for part in zip(*shared, strict=True)]
+    means = [_mean(part) if part else None for part in measured]
+    counts = list(dict.fromkeys(len(part) for part in measured if part))
+    label = f"{label} {' and '.join(map(str, counts))} {parts}"
+    change = ""
+    if shared and len(means) == 2 and means[0] is not None and means[1] is not None:
+        difference = means[1] - means[0]
+        change = f"{words.points(difference)} points" if say is words.percent else words.signed(f"{difference:+.3f}")
+    return {
+        "label": label,
+        "better": "lower",
+        "cells": [
+            {"value": _DASH, "interval": "not measured"} if mean is None else {"value": say(mean), "interval": ""}
+            for mean in means
+        ],
+        "change": change,
+        "verdict": "",
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    found = [value for value in values if value is not None]
+    return math.fsum(found) / len(found)
+
+
+def _columns(rows: Sequence[Row]) -> list[list[Estimate | None]]:
+    """Rows of estimates as one list a measurement."""
+    return [list(part) for part in zip(*(row.estimates for row in rows), strict=True)]
+
+
+def _rows_section(rows: list[Row]) -> dict[str, Any] | None:
+    """A chart of intervals and its table."""
+    if not rows:
+        return None
+    return {"chart": charts.dots(rows), "rows": [_figure(row) for row in rows], "says": _says(rows)}
+
+
+def _says(rows: Sequence[Row]) -> str:
+    """A chart of intervals in words."""
+    return "; ".join(
+        f"{row.label}: {' to '.join(words.percent(item.value) for item in row.estimates if item)}" for row in rows
+    )
+
+
+def _plan(report: Report) -> dict[str, Any] | None:
+    plan = report.plan
+    if plan is None:
+        return None
+    curve = content.aliasing(report)
+    shares: list[dict[str, Estimate | None]] = (
+        [dict(zip(curve.points, part, strict=True)) for part in curve.series] if curve else []
+    )
+    return {
+        "sites": [_site(number, site, shares) for number, site in enumerate(plan.sites, 1)],
+        "shares": bool(curve),
+        "model": plan.model,
+        "recipe": plan.recipe.name,
+        "taps": " ".join(f"{tap:.4g}" for tap in plan.recipe.resolved_taps),
+        "inputs": ", ".join(words.dimensions(shape) for shape in plan.input_shapes),
+        "done": any(measured.converted for measured in report.measurements),
+        "blurred": len(plan.converted),
+        "skipped": len(plan.skipped),
+        "macs": words.amount(plan.macs),
+        "macs_after": words.amount(plan.macs + plan.extra_macs),
+        "growth": f"{plan.extra_macs / plan.macs:+.0%}" if plan.macs else "",
+    }
+
+
+def _site(number: int, site: Site, shares: Sequence[dict[str, Estimate | None]]) -> dict[str, Any]:
+    blurred = site.action == "blur"
+    return {
+        "number": number,
+        "name": site.name,
+        "kind": site.kind,
+        "window": f"{words.dimensions(site.kernel_size)} / {words.dimensions(site.stride)}",
+        "input": words.dimensions(site.input_shape[1:]),
+        "output": words.dimensions(site.output_shape[1:]),
+        "action": site.action,
+        "rule": site.rule,
+        "reason": f"{site.placement}: {site.reason}" if blurred and site.placement else site.reason,
+        "extra": words.signed(f"{'+' if site.extra_macs > 0 else ''}{words.amount(site.extra_macs)}")
+        if blurred
+        else _DASH,
+        "shares": " → ".join(_cell(part.get(site.name))["value"] for part in shares),
+    }
+
+
+def _equivariance(report: Report, shown: Sequence[Layer]) -> dict[str, Any] | None:
+    measured = [item.equivariance for item in report.measurements if item.equivariance]
+    if not shown:
+        return None
+    highest = content.largest_distance(shown)
+    columns = zip(*(layer.maps for layer in shown), strict=True)
+    means = [[found.mean if found else None for found in column] for column in columns]
+    return {
+        "chart": charts.depth([layer.name for layer in shown], means),
+        "says": "; ".join(
+            f"{role}: mean of all layers {words.distance(_mean(part))}"
+            for role, part in zip(report.roles, means, strict=True)
+            if any(value is not None for value in part)
+        ),
+        "layers": [
+            _layer(number, layer, report.roles, highest, measured[0].step) for number, layer in enumerate(shown, 1)
+        ],
+        "flat": sum(layer.flat for layer in shown),
+        "highest": words.distance(highest),
+        "scale": heatmaps.address([[*heatmaps.SCALE]]),
+        "images": measured[0].images,
+        "input": words.dimensions(measured[0].input_shape),
+        "largest_shift": measured[0].largest_shift,
+        "step": measured[0].step,
+        "circular": measured[0].circular,
+    }
+
+
+def _layer(number: int, layer: Layer, roles: Sequence[str], highest: float, step: int) -> dict[str, Any]:
+    maps: list[dict[str, Any] | None] = []
+    for role, found in zip(roles, layer.maps, strict=True):
+        if found is None:
+            maps.append(None)
+            continue
+        rows, columns = len(found.distances), len(found.distances[0])
+        largest = max((value, dy, dx) for dy, row in enumerate(found.distances) for dx, value in enumerate(row))
+        where = f"a shift of {largest[1] * step} down and {largest[2] * step} right"
+        maps.append(
+            {
+                "role": role,
+                "picture": heatmaps.picture(found.distances, highest),
+                "says": f"Map of {layer.name}, {role}: {rows} by {columns} shifts, mean distance "
+                f"{words.distance(found.mean)}, largest {words.distance(largest[0])} at {where}",
+                "rows": rows,
+                "columns": columns,
+                "mean": words.distance(found.mean),
+                "largest": words.distance(largest[0]),
+                # Across, in percent of the room that a map has: maps of other than square strides keep their shape.
+                "width": 100 * columns / max(rows, columns),
+            }
+        )
+    return {
+        "number": number,
+        "name": layer.name,
+        "kind": layer.kind,
+        "stride": words.dimensions(layer.stride),
+        "flat": layer.flat,
+        "maps": maps,
+    }
+
+
+def _aliasing(report: Report) -> dict[str, Any] | None:
+    curve = content.aliasing(report)
+    if curve is None:
+        return None
+    sites = [
+        {site.site: site for site in (item.aliasing.sites if item.aliasing else ())} for item in report.measurements
+    ]
+    rows = []
+    for number, name in enumerate(curve.points, 1):
+        found = [part.get(name) for part in sites]
+        like = next(site for site in found if site)
+        cells = [{**_cell(site.share if site else None), "blurred": bool(site and site.blurred)} for site in found]
+        stride = words.dimensions(like.stride)
+        rows.append({"number": number, "name": name, "kind": like.kind, "stride": stride, "cells": cells})
+    images = next(item.aliasing.images for item in report.measurements if item.aliasing)
+    return {"chart": charts.curves(curve), "rows": rows, "images": images, "says": _curve_says(curve, report.roles)}
+
+
+def _curve_says(curve: Curve, roles: Sequence[str]) -> str:
+    """A curve in words: its ends and its largest value, a sentence a measurement."""
+    said = []
+    for role, part in zip(roles, curve.series, strict=True):
+        found = [(item.value, point) for item, point in zip(part, curve.points, strict=True) if item]
+        if found:
+            top = max(found)
+            said.append(
+                f"{role}: {words.percent(found[0][0])} at {found[0][1]}, {words.percent(found[-1][0])} at "
+                f"{found[-1][1]}, largest {words.percent(top[0])} at {top[1]}"
+            )
+    return "; ".join(said)
+
+
+def _stability(report: Report) -> dict[str, Any] | None:
+    flips = content.flip_rates(report)
+    figure, found = "accuracy", content.corruptions(report, "accuracy")
+    if not found:
+        figure, found = "agreement", content.corruptions(report, "agreement")
+    if not flips and not found:
+        return None
+    highest = charts.largest(found)
+    tables = {name: [_corruption(curve) for curve in content.corruptions(report, name)] for name in _FIGURES}
+    return {
+        "flips": _rows_section(flips),
+        "frames": sorted(
+            {rate.frames for item in report.measurements if item.stability for rate in item.stability.flip_rates}
+        ),
+        "figure": figure,
+        "words": _FIGURES[figure],
+        "corruptions": [
+            {
+                "name": curve.label,
+                "chart": charts.curves(curve, height=_SMALL, highest=highest),
+                "says": _curve_says(curve, report.roles),
+            }
+            for curve in found
+        ],
+        "tables": [
+            {
+                "caption": f"{_FIGURES[name]} by severity",
+                "severities": max(len(row["points"]) for row in rows),
+                "rows": rows,
+            }
+            for name, rows in tables.items()
+            if rows
+        ],
+    }
+
+
+_FIGURES = {"accuracy": "Accuracy under corruption", "agreement": "Same answer as for the clean picture"}
+
+
+def _corruption(curve: Curve) -> dict[str, Any]:
+    return {
+        "name": curve.label,
+        "points": curve.points,
+        "series": [[_cell(item) for item in part] for part in curve.series],
+    }
+
+
+def _worst_case(report: Report) -> dict[str, Any] | None:
+    section = _rows_section(content.worst_case(report))
+    if section is None:
+        return None
+    grid = next(item.worst_case for item in report.measurements if item.worst_case)
+    return {
+        **section,
+        "translations": ", ".join(words.signed(f"{value:g}") for value in grid.translations),
+        "rotations": ", ".join(words.signed(f"{value:g}") for value in grid.rotations),
+        "points": len(grid.translations) ** 2 * len(grid.rotations),
+    }
+
+
+def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Titles and settings: one list where both were measured alike."""
+    found = [
+        [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+         for name, value in measured.settings.items()]
+        for measured in report.measurements
+    ]  # fmt: skip
+    if all(settings == found[0] for settings in found):
+        return [("Settings", found[0])]
+    return [(f"Settings, {role}", settings) for role, settings in zip(report.roles, found, strict=True)]

@@ -1,0 +1,57 @@
+"""Figures in words, the same on the page, in its charts and in the files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from blurify.metrics.results import Estimate
+
+
+def percent(value: float) -> str:
+    """0.853 -> '85.3%'; two digits more where it is small: 0.0042 -> '0.42%'."""
+    if not math.isfinite(value):
+        return "no number"
+    digits = 2 if 0 < abs(value) < 0.01 else 1
+    return f"{100 * value:.{digits}f}%"
+
+
+def interval(estimate: Estimate) -> str:
+    """The 95% interval: '84.1 to 86.2%'."""
+    return f"{percent(estimate.low).removesuffix('%')} to {percent(estimate.high)}"
+
+
+def distance(value: float) -> str:
+    """A distance between feature maps: 0.3142 -> '0.314'."""
+    return f"{value:.3f}" if math.isfinite(value) else "no number"
+
+
+def points(value: float) -> str:
+    """A difference of two shares in percentage points: 0.071 -> '+7.1', with a true minus sign."""
+    if not math.isfinite(value):
+        return "no number"
+    digits = 2 if 0 < abs(value) < 0.01 else 1
+    return signed(f"{100 * value:+.{digits}f}")
+
+
+def signed(text: str) -> str:
+    """A number's text with a true minus sign."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def dimensions(values: Sequence[int]) -> str:
+    """(3, 3) -> '3×3'."""
+    return "×".join(str(value) for value in values)
+
+
+def amount(number: float) -> str:
+    """A count with a unit: 1820000000 -> '1.82 G'."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def plain(text: str) -> str:
+    """A name of somebody else's as one line of printable characters, which every file format can hold."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

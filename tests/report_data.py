@@ -1,0 +1,149 @@
+"""A report with everything on it, built by hand: what the tests of the page and of the browser show."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from blurify.metrics.results import (
+    Aliasing,
+    Consistency,
+    CorruptionResult,
+    Equivariance,
+    Estimate,
+    FlipRate,
+    LayerMap,
+    Measurement,
+    SiteAliasing,
+    Stability,
+    WorstCase,
+)
+from blurify.plan import Blur, BlurOutput, Plan, SetStride, Site
+from blurify.recipes import Recipe
+
+STRIDES = (("conv1", 2), ("maxpool", 4), ("layer1", 4), ("layer2", 8), ("layer3", 16), ("layer4", 16))
+PERTURBATIONS = ("gaussian-noise", "shot-noise", "motion-blur", "brightness", "translate", "rotate", "tilt", "scale")
+CORRUPTIONS = ("gaussian-noise", "defocus-blur", "brightness", "contrast", "pixelate", "jpeg")
+IMAGES = 480
+
+
+def estimate(value: float, spread: float = 0.02, count: int = IMAGES) -> Estimate:
+    return Estimate(value, max(value - spread, 0.0), min(value + spread, 1.0), count)
+
+
+def layer_map(name: str, stride: int, scale: float) -> LayerMap:
+    """0 for no shift, most for a shift by half the stride, 0 again where the stride is 1."""
+    waves = [math.sin(math.pi * shift / stride) ** 2 for shift in range(stride)]
+    rows = tuple(tuple(scale * (1 - (1 - dy) * (1 - 0.7 * dx)) for dx in waves) for dy in waves)
+    return LayerMap(
+        name, "Conv2d" if name == "conv1" else "Sequential", (stride, stride), (64, 224 // stride, 224 // stride), rows
+    )
+
+
+def measurement(*, converted: bool = False, **changes: Any) -> Measurement:
+    """Realistic figures of all sections; those of a converted model are better."""
+    gain = 1.0 if converted else 0.0
+    parts: dict[str, Any] = {
+        "model": "torchvision/resnet18" + (" + blurify (zhang2019)" if converted else ""),
+        "data": "pictures/val",
+        "images": IMAGES,
+        "settings": {"seed": 0, "crop": [224, 224], "canvas": [256, 256], "interpolation": "bilinear", "device": "cpu"},
+        "converted": converted,
+        "consistency": Consistency(
+            agreement=estimate(0.8511 + 0.0725 * gain),
+            pixel_change=estimate(0.0612 - 0.0287 * gain, 0.006),
+            pixel_flips=estimate(0.0941 - 0.0505 * gain, 0.012),
+            accuracy=estimate(0.6974 + 0.0081 * gain, 0.041),
+        ),
+        "equivariance": Equivariance(
+            layers=(
+                LayerMap("bn1", "BatchNorm2d", (1, 1), (64, 224, 224), ((0.0,),)),
+                *(layer_map(name, stride, (0.08 + 0.022 * stride) * (1 - 0.55 * gain)) for name, stride in STRIDES),
+            ),
+            images=8,
+            input_shape=(3, 224, 224),
+            largest_shift=15,
+        ),
+        "aliasing": Aliasing(
+            sites=tuple(
+                SiteAliasing(site.name, site.kind, site.stride, converted and site.action == "blur", estimate(share))
+                for site, share in zip(
+                    plan().sites,
+                    (0.1201, 0.2412 - 0.2012 * gain, 0.3127 - 0.2517 * gain, 0.2804 - 0.2014 * gain, 0.0021),
+                    strict=True,
+                )
+            ),
+            images=IMAGES,
+        ),
+        "stability": Stability(
+            flip_rates=tuple(
+                FlipRate(name, 9, estimate((0.02 + 0.011 * number) * (1 - 0.4 * gain), 0.007))
+                for number, name in enumerate(PERTURBATIONS)
+            ),
+            corruptions=tuple(
+                CorruptionResult(
+                    name,
+                    accuracy=tuple(estimate(0.66 - 0.03 * number - 0.085 * level + 0.03 * gain) for level in range(5)),
+                    agreement=tuple(estimate(0.93 - 0.03 * number - 0.1 * level + 0.02 * gain) for level in range(5)),
+                )
+                for number, name in enumerate(CORRUPTIONS)
+            ),
+        ),
+        "worst_case": WorstCase(
+            translations=(-24.0, -12.0, 0.0, 12.0, 24.0),
+            rotations=(-30.0, -15.0, 0.0, 15.0, 30.0),
+            steady=estimate(0.2371 + 0.0943 * gain, 0.03),
+            unmoved=estimate(0.6974 + 0.0081 * gain, 0.041),
+            mean=estimate(0.5122 + 0.0314 * gain, 0.02),
+            worst=estimate(0.2039 + 0.0642 * gain, 0.035),
+        ),
+    }  # fmt: skip
+    return Measurement(**{**parts, **changes})
+
+
+def plan(first: str = "conv1") -> Plan:
+    """Five sites of a ResNet, with the name of the first to choose."""
+    blur = Blur((2, 2), (2, 2), (0.125, 0.375, 0.375, 0.125))
+
+    def site(name: str, kind: str, kernel: int, size: int, channels: tuple[int, int], **more: Any) -> Site:
+        return Site(
+            name,
+            kind,
+            (kernel, kernel),
+            (2, 2),
+            (1, channels[0], size, size),
+            (1, channels[1], size // 2, size // 2),
+            **more,
+        )
+
+    def blurred(rule: str, where: str, macs: int) -> dict[str, Any]:
+        edits = (SetStride("x", (1, 1)), BlurOutput("y", blur))
+        reason = "the blur goes behind the nonlinearity"
+        return {
+            "action": "blur",
+            "rule": rule,
+            "reason": reason,
+            "placement": where,
+            "extra_macs": macs,
+            "edits": edits,
+        }
+
+    stem = {
+        "action": "skip",
+        "rule": "stem",
+        "reason": "reads the image: its dense version would cost most; the recipe 'full' converts it",
+    }
+    whole = {"action": "skip", "rule": "already-filtered", "reason": "its kernel is a constant low-pass filter"}
+    return Plan(
+        recipe=Recipe(),
+        sites=(
+            site(first, "conv", 7, 224, (3, 64), **stem),
+            site("maxpool", "maxpool", 3, 112, (64, 64), **blurred("maxpool", "in maxpool", 12_845_056)),
+            site("layer2.0.conv1", "conv", 3, 56, (64, 128), **blurred("after-activation", "in layer2.0", 175_000_000)),
+            site("layer3.0.conv1", "conv", 3, 28, (128, 256), **blurred("after-activation", "in layer3.0", -2_000)),
+            site("pool", "avgpool", 2, 14, (256, 256), **whole),
+        ),
+        macs=1_814_073_344,
+        model="torchvision.models.resnet.ResNet",
+        input_shapes=((1, 3, 224, 224),),
+    )  # fmt: skip
