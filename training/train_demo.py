@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from blurify import demo
 from blurify.demo.network import DigitNet
 from blurify.demo.shifts import CANVAS, DIGIT, FIRST, WINDOW, answers, place, steadiness
+from training import digits
 
 SETTINGS: dict[str, Any] = {
     "split_seed": 0,  # apart from the next, so that another training keeps the held-out images
@@ -67,13 +67,10 @@ NOTE = (
 
 def main(seeds: int = 1) -> None:
     """Split, train three times, measure, write; then other seeds, for the record only."""
-    from sklearn.datasets import load_digits
-
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
-    digits = load_digits()
-    images, labels = torch.from_numpy(digits.images).to(torch.uint8), torch.from_numpy(digits.target).long()
+    images, labels = digits.load()
     training, held = split(labels)
 
     print(f"{len(training)} samples to train on, {len(held)} held out")
@@ -137,54 +134,26 @@ def train_all(seed: int, images: Tensor, labels: Tensor) -> dict[str, nn.Module]
 
 
 def split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices (training, held out), chosen by sample with a seed of its own, as many held out of every digit."""
-    generator = torch.Generator().manual_seed(SETTINGS["split_seed"])
-    order = torch.randperm(len(labels), generator=generator)
-    count = SETTINGS["held_out_per_digit"]
-    held = torch.cat([order[labels[order] == digit][:count] for digit in range(10)])
-    mask = torch.ones(len(labels), dtype=torch.bool)
-    mask[held] = False
-    return mask.nonzero().flatten(), held
+    """Indices (training, held out)."""
+    return digits.split(labels, SETTINGS["held_out_per_digit"], SETTINGS["split_seed"])
 
 
 def train(
     make: Callable[[], nn.Module], seed: int, images: Tensor, labels: Tensor, epochs: int, learning_rate: float
 ) -> nn.Module:
     """Train a network on augmented digits; in eval mode afterwards."""
-    torch.manual_seed(seed)
-    model = make()
-    batch = SETTINGS["batch_size"]
-    steps = len(labels) // batch
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=SETTINGS["weight_decay"])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
-    model.train()
-    for _ in range(epochs):
-        order = torch.randperm(len(labels))
-        for step in range(steps):
-            chosen = order[step * batch : (step + 1) * batch]
-            logits = model(augmented(images[chosen]))
-            loss = F.cross_entropy(logits, labels[chosen], label_smoothing=SETTINGS["label_smoothing"])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+    options = {key: SETTINGS[key] for key in ("batch_size", "weight_decay", "label_smoothing")}
+    return digits.train(
+        make, seed, images, labels, picture=augmented, epochs=epochs, learning_rate=learning_rate, **options
+    )
 
 
 def augmented(images: Tensor) -> Tensor:
     """Digits (N, 8, 8) uint8 on canvases (N, 1, 40, 40): any position, some scale, rotation, contrast and noise."""
-    count = len(images)
     options = SETTINGS["augmentation"]
-    scale = CANVAS / (DIGIT * torch.empty(count).uniform_(*options["scale"]))
-    angle = torch.empty(count).uniform_(-options["rotation"], options["rotation"])
-    shift = torch.empty(2, count).uniform_(-options["translation"], options["translation"]) * 2 / CANVAS
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    rows = [[cos, -sin, sin * shift[0] - cos * shift[1]], [sin, cos, -cos * shift[0] - sin * shift[1]]]
-    affine = torch.stack([torch.stack(row, 1) for row in rows], 1)
-    grid = F.affine_grid(affine, [count, 1, CANVAS, CANVAS], align_corners=False)
-    canvases = F.grid_sample(images[:, None].float() / 16, grid, align_corners=False)
-    canvases = canvases * torch.empty(count, 1, 1, 1).uniform_(*options["contrast"])
-    return canvases + torch.empty(count, 1, 1, 1).uniform_(0, options["noise"]) * torch.randn_like(canvases)
+    where = {key: options[key] for key in ("scale", "rotation", "translation")}
+    canvases = digits.scattered(images, canvas=CANVAS, digit=DIGIT, **where)
+    return digits.noisy(canvases, contrast=options["contrast"], noise=options["noise"])
 
 
 def measure(model: nn.Module, images: Tensor, labels: Tensor, training: Tensor, held: Tensor) -> dict[str, Any]:

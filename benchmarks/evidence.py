@@ -1,0 +1,428 @@
+"""The paper's claim on small networks: `make evidence`, or `python benchmarks/evidence.py -j 2`.
+
+VGG, ResNet, DenseNet and MobileNetV2 in small (`training/families.py`) learn scikit-learn's digits at random places of
+a canvas, with several seeds, in four arms:
+
+    aliased       the network as it is
+    antialiased   converted by blurify (default recipe) before training: same initial weights, same pictures and order
+    control       the first, trained for some more epochs
+    finetuned     the first, converted, trained for as many more epochs on the same pictures
+
+What each does on held-out digits is measured with blurify.metrics. Trained weights, and one JSON line for each network
+measured, are kept in .cache/evidence, under a hash of the settings, torch's version, training/ and the metrics' files:
+a run that was stopped goes on where it was, and a change of the metrics trains nothing again. After any other change
+(of the conversion, of this file) use --fresh. Writes benchmarks/evidence.json and docs/evidence.md.
+
+    python benchmarks/evidence.py --page     only the page, from the JSON
+    python benchmarks/evidence.py --check    exit code 1 where the page is not what the JSON says
+    python benchmarks/evidence.py --pilot    how the settings were found: aliased networks only, seeds of their own
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import multiprocessing
+import platform
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import blurify
+from benchmarks import evidence_page
+from blurify import metrics
+from blurify.metrics.consistency import consistency
+from blurify.metrics.stability import stability
+from blurify.metrics.worst_case import worst_case
+from training import digits
+from training.families import FAMILIES
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / ".cache" / "evidence"
+DATA = ROOT / "benchmarks" / "evidence.json"
+SEEDS = tuple(range(8))
+PILOT_SEEDS = (1000, 1001)
+PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
+
+SETTINGS: dict[str, Any] = {
+    "data": {
+        "split_seed": 0,
+        "held_out_per_digit": 40,
+        "crop": 32,
+        "canvas": 44,  # of held-out pictures; crops at all places show the digit
+        "digit": 20,
+        "contrast": [0.4, 1.0],
+        "noise": 0.3,
+    },
+    "training": {
+        "epochs": 12,
+        "learning_rate": 1e-2,
+        "batch_size": 64,
+        "weight_decay": 1e-2,
+        "label_smoothing": 0.1,
+        "scale": [0.9, 1.1],
+        "rotation": 0.15,
+        "translation": 6.0,
+    },
+    "finetuning": {"epochs": 4, "learning_rate": 3e-3},
+    "measuring": {
+        "crop_seeds": 5,  # pairs of crops a picture
+        "every": 4,  # stability and worst case take every fourth picture, for time
+        "frames": 9,
+        "severities": [3],
+        "rotations": [-10, 0, 10],
+    },
+}
+
+# What `--pilot` tries: changes of SETTINGS. See evidence_page.PILOT for what it gave.
+PILOT: tuple[dict[str, dict[str, Any]], ...] = (
+    {"training": {"learning_rate": 3e-3}},
+    {"training": {"learning_rate": 3e-3}, "data": {"noise": 0.6}},
+    {},
+    {"training": {"epochs": 16}, "data": {"noise": 0.2}},
+)
+
+ARMS: dict[str, dict[str, Any]] = {
+    "aliased": {"converted": False, "after": None},
+    "antialiased": {"converted": True, "after": None},
+    "control": {"converted": False, "after": "aliased"},
+    "finetuned": {"converted": True, "after": "aliased"},
+}
+
+Run = dict[str, Any]
+
+
+def networks(settings: Mapping[str, Any], families: Sequence[str]) -> dict[str, Any]:
+    """What is trained: parameters and sites of each family, as blurify finds and converts them."""
+    found = {}
+    for family in families:
+        model = FAMILIES[family]()
+        report = blurify.inspect(model, example_inputs(settings))
+        found[family] = {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "sites": [
+                {"name": site.name, "kind": site.kind, "stride": list(site.stride), "action": site.action}
+                for site in report.sites
+            ],
+        }
+    return found
+
+
+def example_inputs(settings: Mapping[str, Any]) -> tuple[Tensor]:
+    return (torch.zeros(1, 1, settings["data"]["crop"], settings["data"]["crop"]),)
+
+
+def training_data(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Images (N, 8, 8) uint8 and labels (N,) of the samples to train on."""
+    images, labels = digits.load()
+    chosen, _ = digits.split(labels, settings["data"]["held_out_per_digit"], settings["data"]["split_seed"])
+    return images[chosen], labels[chosen]
+
+
+def held_out(settings: Mapping[str, Any]) -> metrics.TensorPictures:
+    """The held-out digits in the middle of canvases; contrast and noise are the same for every network."""
+    data = settings["data"]
+    images, labels = digits.load()
+    _, held = digits.split(labels, data["held_out_per_digit"], data["split_seed"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(data["split_seed"])
+        still = digits.scattered(
+            images[held], canvas=data["canvas"], digit=data["digit"], scale=(1, 1), rotation=0, translation=0
+        )
+        canvases = shaded(still, settings)
+    return metrics.TensorPictures(canvases, labels[held], "digits")
+
+
+def training_pictures(images: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Digits (N, 8, 8) uint8 -> (N, 1, crop, crop) in 0..1: any place, some scale, rotation, contrast and noise."""
+    data = settings["data"]
+    where = {key: settings["training"][key] for key in ("scale", "rotation", "translation")}
+    return shaded(digits.scattered(images, canvas=data["crop"], digit=data["digit"], **where), settings)
+
+
+def shaded(canvases: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """The canvases with random contrast and noise, in 0..1."""
+    data = settings["data"]
+    return digits.noisy(canvases, contrast=data["contrast"], noise=data["noise"]).clamp(0, 1)
+
+
+def train(
+    family: str, seed: int, arm: str, settings: Mapping[str, Any], start: Mapping[str, Tensor] | None
+) -> nn.Module:
+    """One network of one arm. All arms of a seed see the same pictures in the same order.
+
+    Args:
+        start: the weights to go on from; None: train from scratch.
+    """
+
+    def make() -> nn.Module:
+        model = network(family, arm, settings, start)
+        torch.manual_seed(seed)  # whatever making it has drawn
+        return model
+
+    how = settings["training"] | (settings["finetuning"] if start is not None else {})
+    names = ("epochs", "learning_rate", "batch_size", "weight_decay", "label_smoothing")
+    return digits.train(
+        make,
+        seed,
+        *training_data(settings),
+        picture=lambda images: training_pictures(images, settings),
+        **{name: how[name] for name in names},
+    )
+
+
+def network(family: str, arm: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
+    """A network as an arm has it: converted or not."""
+    model = FAMILIES[family]()
+    if weights is not None:
+        model.load_state_dict(weights)
+    if ARMS[arm]["converted"]:
+        model = blurify.convert(model, example_inputs=example_inputs(settings))
+    return model.to(memory_format=torch.channels_last)  # quicker on a CPU
+
+
+def measure(model: nn.Module, pictures: metrics.TensorPictures, settings: Mapping[str, Any]) -> dict[str, float]:
+    """All figures of one network, as shares."""
+    data, how = settings["data"], settings["measuring"]
+    geometry = metrics.Preprocessing(
+        crop=(data["crop"],) * 2, canvas=(data["canvas"],) * 2, channels=1, mean=(0.0,), std=(1.0,)
+    )
+    subject = metrics.Subject(model, geometry)
+    crops = [consistency(subject, pictures, seed=seed) for seed in range(how["crop_seeds"])]
+    some = metrics.TensorPictures(pictures.canvases[:: how["every"]], pictures.labels[:: how["every"]], pictures.name)
+    steady = stability(subject, some, frames=how["frames"], severities=how["severities"])
+    worst = worst_case(subject, some, rotations=how["rotations"])
+    mean = statistics.fmean
+    figures = {
+        "accuracy": crops[0].accuracy.value,
+        "consistency": mean(found.agreement.value for found in crops),
+        "pixel_flips": mean(found.pixel_flips.value for found in crops),
+        "pixel_change": mean(found.pixel_change.value for found in crops),
+        "flip_rate": mean(found.rate.value for found in steady.flip_rates),
+        "corruption_accuracy": mean(one.value for found in steady.corruptions for one in found.accuracy),
+        "worst_accuracy": worst.worst.value,
+        "worst_steady": worst.steady.value,
+        **{f"flip_rate {found.perturbation}": found.rate.value for found in steady.flip_rates},
+        **{f"accuracy {found.corruption}": mean(one.value for one in found.accuracy) for found in steady.corruptions},
+    }
+    return {name: round(value, 6) for name, value in figures.items()}
+
+
+def hashed(*parts: Any) -> str:
+    """A name for all that something depends on: JSON data, and files by their bytes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.read_bytes() if isinstance(part, Path) else json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def keys(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """(of the trained weights, of what is measured on them)."""
+    files = [ROOT / "training" / name for name in ("digits.py", "families.py")]
+    trained = hashed({name: settings[name] for name in ("data", "training", "finetuning")}, version("torch"), *files)
+    names = ("consistency", "corruptions", "effects", "perturbations", "stability", "subject", "worst_case")
+    package = Path(metrics.__file__).parent
+    return trained, hashed(trained, settings["measuring"], *(package / f"{name}.py" for name in names))
+
+
+def journal(work: Path, key: str) -> list[Run]:
+    """What has been measured. Empty lines, and one that was cut off by the end of a run, do not count."""
+    path = work / f"{key}.jsonl"
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def work_on(
+    family: str, seed: int, arms: Sequence[str], settings: Mapping[str, Any], work: Path, names: tuple[str, str]
+) -> list[Run]:
+    """Train and measure the arms of one family and seed that are not in the journal yet; returns what it added.
+
+    Args:
+        names: the `keys`, taken once: a file that is edited during the run must not divide it.
+    """
+    torch.set_num_threads(1)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        return _work_on(family, seed, arms, settings, work, names)
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _work_on(
+    family: str, seed: int, arms: Sequence[str], settings: Mapping[str, Any], work: Path, names: tuple[str, str]
+) -> list[Run]:
+    trained, measured = names
+    folder = work / trained
+    folder.mkdir(parents=True, exist_ok=True)
+    done = {(run["family"], run["seed"], run["arm"]) for run in journal(work, measured)}
+    pictures = held_out(settings)
+    added = []
+    for arm in arms:
+        if (family, seed, arm) in done:
+            continue
+        weights, training = weights_of(family, seed, arm, settings, folder)
+        begin = time.process_time()
+        figures = measure(network(family, arm, settings, weights).eval(), pictures, settings)
+        # Of the processor: others may keep it busy.
+        seconds = {"train": training, "measure": round(time.process_time() - begin, 1)}
+        run = {"family": family, "seed": seed, "arm": arm, "figures": figures, "seconds": seconds}
+        with open(work / f"{measured}.jsonl", "a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps(run)}\n")  # the line before may have been cut off
+        added.append(run)
+    return added
+
+
+def weights_of(
+    family: str, seed: int, arm: str, settings: Mapping[str, Any], folder: Path
+) -> tuple[dict[str, Tensor], float]:
+    """The trained weights of one network, kept ones or trained now and kept; and the seconds that training took."""
+    path = folder / f"{family}-{seed}-{arm}.safetensors"
+    if not path.is_file():
+        before = ARMS[arm]["after"]
+        start = weights_of(family, seed, before, settings, folder)[0] if before else None
+        begin = time.process_time()
+        state = train(family, seed, arm, settings, start).state_dict()
+        seconds = str(round(time.process_time() - begin, 1))
+        unfinished = path.with_suffix(".part")
+        unfinished.write_bytes(
+            save({name: tensor.contiguous() for name, tensor in state.items()}, {"seconds": seconds})
+        )
+        unfinished.replace(path)
+    with safe_open(path, "pt") as file:
+        return load_file(path), float(file.metadata()["seconds"])
+
+
+def run_all(
+    settings: Mapping[str, Any],
+    work: Path,
+    *,
+    families: Sequence[str] = tuple(FAMILIES),
+    seeds: Sequence[int] = SEEDS,
+    arms: Sequence[str] = tuple(ARMS),
+    jobs: int = 1,
+) -> list[Run]:
+    """Every family, seed and arm, in that order; what an earlier run did is not done again."""
+    todo = [(family, seed) for seed in seeds for family in families]
+    names = keys(settings)
+    for count, added in enumerate(finished(todo, jobs, arms, settings, work, names), 1):
+        for run in added:
+            figures, seconds = run["figures"], run["seconds"]
+            print(
+                f"[{count}/{len(todo)}] {run['family']} seed {run['seed']} {run['arm']}: accuracy "
+                f"{figures['accuracy']:.3f}, consistency {figures['consistency']:.3f} "
+                f"(train {seconds['train']:.0f} s, measure {seconds['measure']:.0f} s)",
+                flush=True,
+            )
+    found = {(run["family"], run["seed"], run["arm"]): run for run in journal(work, names[1])}
+    return [found[family, seed, arm] for family in families for seed in seeds for arm in arms]
+
+
+def finished(todo: Sequence[tuple[str, int]], jobs: int, *common: Any) -> Iterator[list[Run]]:
+    """What `work_on(family, seed, *common)` gives for each of `todo`, as they end."""
+    if jobs == 1:
+        for family, seed in todo:
+            yield work_on(family, seed, *common)
+        return
+    # A forked child of a process with torch's threads may hang.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(work_on, family, seed, *common) for family, seed in todo]):
+            yield future.result()
+
+
+def record(settings: Mapping[str, Any], runs: Sequence[Run], command: str) -> dict[str, Any]:
+    """What is written down."""
+    families = list(dict.fromkeys(run["family"] for run in runs))
+    training, _ = training_data(settings)
+    return {
+        "command": command,
+        "versions": {
+            "blurify": blurify.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+        "settings": dict(settings),
+        "training_samples": len(training),
+        "held_out_samples": len(held_out(settings)),
+        "networks": networks(settings, families),
+        "seeds": sorted({run["seed"] for run in runs}),
+        "seconds": {what: round(sum(run["seconds"][what] for run in runs)) for what in ("train", "measure")},
+        "runs": list(runs),
+    }
+
+
+def text_of(data: Mapping[str, Any]) -> str:
+    """JSON with a line for each network measured."""
+    head = json.dumps({key: value for key, value in data.items() if key != "runs"}, indent=1)
+    lines = ",\n".join(f"  {json.dumps(run)}" for run in data["runs"])
+    return f'{head[:-2]},\n "runs": [\n{lines}\n ]\n}}\n'
+
+
+def pilot(settings: Mapping[str, Any], work: Path, jobs: int) -> None:
+    """The aliased networks alone, with seeds of their own, under each of the settings that were tried."""
+    for change in PILOT:
+        changed = copy.deepcopy(dict(settings))
+        for part, values in change.items():
+            changed[part].update(values)
+        runs = run_all(changed, work, seeds=PILOT_SEEDS, arms=("aliased",), jobs=jobs)
+        print(f"{change or 'as in SETTINGS'}:")
+        for family in FAMILIES:
+            mine = [run for run in runs if run["family"] == family]
+            shown = {
+                name: "  ".join(f"{100 * run['figures'][name]:.1f}" for run in mine)
+                for name in ("accuracy", "consistency")
+            }
+            seconds = statistics.fmean(run["seconds"]["train"] for run in mine)
+            print(f"  {family}: accuracy {shown['accuracy']}, consistency {shown['consistency']}, {seconds:.0f} s")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("-j", "--jobs", type=int, default=2, help="processes, of one thread each (default 2)")
+    parser.add_argument("--fresh", action="store_true", help="forget what earlier runs trained and measured")
+    parser.add_argument("--page", action="store_true", help="only write the page, from the data")
+    parser.add_argument("--check", action="store_true", help="only compare the page with the data")
+    parser.add_argument("--pilot", action="store_true", help="show how the settings were found; writes no result")
+    parser.add_argument("--work", type=Path, default=WORK, help="where unfinished work is (default .cache/evidence)")
+    parser.add_argument("--data", type=Path, default=DATA, help="the JSON (default benchmarks/evidence.json)")
+    parser.add_argument("--doc", type=Path, default=evidence_page.PAGE, help="the page (default docs/evidence.md)")
+    options = parser.parse_args(arguments)
+    if options.check or options.page:
+        return evidence_page.write(options.data, options.doc, check=options.check)
+    if options.fresh:
+        shutil.rmtree(options.work, ignore_errors=True)
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.pilot:
+        pilot(SETTINGS, options.work, options.jobs)
+        return 0
+    begin = time.perf_counter()
+    runs = run_all(SETTINGS, options.work, jobs=options.jobs)
+    data = record(SETTINGS, runs, "python benchmarks/evidence.py")
+    options.data.write_text(text_of(data), encoding="utf-8")
+    evidence_page.write(options.data, options.doc)
+    print(f"{time.perf_counter() - begin:.0f} s; wrote {options.data} and {options.doc}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
