@@ -119,16 +119,29 @@ def _families(rows: Sequence[Row]) -> str:
 
 
 def _times(data: dict[str, Any]) -> str:
-    times = data["inspection"]
-    if not times:
-        return "Not measured.\n"
-    seconds = times["seconds"]
-    return (
-        f"Summed over {times['models']:,} models, {data['machine']['jobs']} processes side by side: building "
-        f"{seconds['build']:.0f} s, one bare forward on the meta device {seconds['bare-forward']:.0f} s, inspecting "
-        f"{seconds['inspect']:.0f} s. Building and inspecting takes {times['ratio']:.2f} times as long as building and "
-        f"one bare forward (median of the models {times['ratio_median']:.2f}; allowed {times['ratio_allowed']}).\n"
+    lines = []
+    clock = data["inspection_by_the_clock"]
+    if clock:
+        lines.append(
+            f"`blurify zoo 'timm/*' --inspect-only -j {clock['jobs']}` takes {clock['wall_seconds']:.0f} s for all "
+            f"{clock['models']:,} (wanted: {clock['wall_seconds_wanted']:.0f} s on two cores).\n\n"
+        )
+    lines.append(
+        "Against building the model and running one bare forward of it on the meta device, or with data where it needs "
+        f"values; seconds summed over models, {data['machine']['jobs']} processes side by side:\n\n"
     )
+    rows = []
+    for library, times in data["inspection"].items():
+        if times:
+            seconds = (f"{times['seconds'][stage]:.0f}" for stage in ("build", "bare-forward", "inspect"))
+            ratios = (f"{times[name]:.2f}" for name in ("ratio", "ratio_median", "ratio_largest"))
+            rows.append((library, f"{times['models']:,}", *seconds, *ratios))
+    lines.append(
+        table(("library", "models", "build", "bare forward", "inspect", "ratio", "median", "largest"), rows)
+        + "\nThe ratio is (build + inspect) / (build + bare forward): of the sums, then the median and the largest of "
+        "the models.\n"
+    )
+    return "".join(lines)
 
 
 def _total(rows: Iterable[Row], column: str) -> int:

@@ -23,6 +23,9 @@ from blurify.tracing import Inputs, copy_model, map_tensors, tensors_in
 
 # How deep the modules lie whose outputs are compared one by one; all of them take gigabytes.
 _DETECTORS_DEPTH = 3
+_VARIED = 16  # different numbers among the first of each output
+_LOOKED_AT = 4096
+_SHOWS = 1e-3  # relative change of an output that the filter makes: then it would show a mistake of the plan too
 _BLOCKS_DEPTH = 4  # blocks of stages: within a whole stage rounding may grow too much already
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 """Largest relative error of the identity check. float64 is the arbiter where float32 is too noisy."""
@@ -37,8 +40,9 @@ class Proof:
         dtype: the precision in which that was computed ('float32', or 'float64' where float32 was too noisy).
         outputs: how many output tensors were compared.
         stepwise: the outputs of modules were compared, each given what the original computed before it. That is done
-            where a model has no outputs to compare (a detector that finds nothing in noise), and where it amplifies
-            rounding so much that even float64 does not agree with itself end to end (deep random networks).
+            where a model has no outputs to compare (a detector that finds nothing in noise) or such as do not even
+            show the filter, and where it amplifies rounding so much that even float64 does not agree with itself end
+            to end (deep random networks).
         sites_converted: the sites that the plan converts.
         sites_left: those of them that tracing the converted model still finds (0).
         tensors_equal: the tensors of the state_dict, all with the same name and the same bits.
@@ -164,12 +168,18 @@ def _kind_of(site: Site) -> tuple[str, str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Identity:
-    """How far the plan with the one-tap filter is from the original; the fields are those of `Proof`."""
+    """How far the plan with the one-tap filter is from the original.
+
+    Attributes:
+        error, dtype, outputs, stepwise: as those of `Proof`.
+        varied: the outputs hold many different numbers, so that they can't agree by being clipped or saturated.
+    """
 
     error: float
     dtype: str
     outputs: int
     stepwise: bool = False
+    varied: bool = False
 
     @property
     def within_tolerance(self) -> bool:
@@ -187,17 +197,36 @@ def identity_error(original: nn.Module, plan: Plan, inputs: Inputs) -> Identity:
     if _like(probe).dtype != torch.float64:
         found = _compare(probe, unfiltered, noise)
         if found.error <= TOLERANCE["float32"]:
-            return found
+            return _told(found, probe, plan, noise)
         # Half precision, or sums so long that the order of additions shows: compute again in float64.
         probe = copy_model(probe)
         if _like(probe).device.type == "mps":  # which has no double precision
             probe, noise = probe.cpu(), map_tensors(noise, Tensor.cpu)
         probe, noise = probe.double(), map_tensors(noise, _to_double)
     found = _compare(probe, unfiltered, noise)
+    if found.within_tolerance:
+        return _told(found, probe, plan, noise)
     # An error that is rounding grows from module to module; one of the plan stands where it is made.
-    return (
-        found if found.within_tolerance or found.stepwise else _compare(probe, unfiltered, noise, depth=_BLOCKS_DEPTH)
-    )
+    return found if found.stepwise else _compare(probe, unfiltered, noise, depth=_BLOCKS_DEPTH)
+
+
+def _told(found: Identity, original: nn.Module, plan: Plan, inputs: Inputs) -> Identity:
+    """What was found if it tells anything, else what comparing module by module tells.
+
+    Outputs that agree to the last bit may be right, or may be such that would agree anyway: a detector's boxes that are
+    clipped at the picture's edge with scores of 1. The filter itself changes features a lot: where the outputs do not
+    show even that, they show nothing.
+    """
+    like = _like(original)
+    if found.stepwise or found.varied or found.error > torch.finfo(like.dtype).eps:
+        return found
+    blurred = sharing_copy(original)
+    apply_plan(blurred, plan)
+    expected, actual = (_outputs(model, inputs, lambda *_: None, 0) for model in (original, blurred))
+    pairs = [(a, b) for a, b in itertools.zip_longest(expected, actual) if a is not None and b is not None]
+    if any(a.shape == b.shape and a.is_floating_point() and _relative(a, b) > _SHOWS for a, b in pairs):
+        return found
+    return _compare(original, identity(plan), inputs, depth=_DETECTORS_DEPTH)
 
 
 def _lively(model: nn.Module) -> nn.Module:
@@ -282,7 +311,13 @@ def _compare(original: nn.Module, plan: Plan, inputs: Inputs, *, depth: int = 0)
         right = [t.shape for t in expected] == [t.shape for t in actual]
         errors = [_relative(a, b) for a, b in zip(expected, actual, strict=True)] if right else []
     dtype = str(_like(original).dtype).removeprefix("torch.")
-    return Identity(max(errors, default=0.0) if right else float("inf"), dtype, len(errors), stepwise)
+    error = max(errors, default=0.0) if right else float("inf")
+    return Identity(error, dtype, len(errors), stepwise, varied=_are_varied(expected))
+
+
+def _are_varied(outputs: Sequence[Tensor]) -> bool:
+    some = [t.detach().flatten()[:_LOOKED_AT].cpu().double() for t in outputs if t.is_floating_point()]
+    return bool(some) and len(torch.cat(some).unique()) >= _VARIED
 
 
 def _track(converted: nn.Module, plan: Plan) -> set[str]:

@@ -1018,3 +1018,22 @@ def test_dict_inputs_meant_as_one_argument():
     with pytest.raises(BlurifyError, match="give a tuple with that dict"):
         blurify.inspect(Takes(), batch)
     assert blurify.inspect(Takes(), (batch,)).converted
+
+
+class Saturated(Map):
+    """As a detector whose boxes are all clipped at the picture's edge, with scores of 1: nothing shows in them."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return (x.mean((1, 2, 3)).abs() * 1e6 + 1).clamp(max=1), (x.amax((1, 2, 3)).abs() * 1e6 + 50).clamp(max=32)
+
+
+@pytest.mark.parametrize("broken", [name for name, (cls, _) in BROKEN.items() if cls is Map])
+def test_outputs_that_show_nothing_are_no_proof(broken):
+    torch.manual_seed(0)
+    model = Saturated().eval()
+    plan = blurify.inspect(model, image())
+    proof = prove(model, plan)
+    assert proof.stepwise and proof.identity_error < 1e-5
+    with pytest.raises(VerificationError):
+        prove(model, changed(plan, BROKEN[broken][1]))
