@@ -44,7 +44,8 @@ and `make evidence` makes both anew.
 READING = """\
 All figures are in percent: the mean over {seeds} seeds and its 95% confidence interval (Student's t). The difference is
 that of the two networks of the same seed, anti-aliased less aliased, in points, with the interval of the paired
-differences. "Apart" asks more: that the anti-aliased network's interval lies wholly above the aliased one's.
+differences; it is **bold** where that leaves out 0, whether for the better or for the worse. "Apart" asks more: that
+the anti-aliased network's interval lies wholly above the aliased one's.
 """
 
 COLUMNS = """\
@@ -188,7 +189,12 @@ def page(data: Mapping[str, Any]) -> str:
         HEAD.format(seeds=seeds),
         "## Consistency\n\n" + READING.format(seeds=seeds) + "\n" + _consistency(results) + "\n" + _verdict(results),
         "## Accuracy\n\n" + _accuracy(results),
-        "## Everything measured\n\n" + columns + "\n" + "\n".join(_family(results, name) for name in results.families),
+        "## Everything measured\n\n"
+        + columns
+        + "\n"
+        + _losses(results)
+        + "\n"
+        + "\n".join(_family(results, name) for name in results.families),
         "## By perturbation\n\nThe flip rate by perturbation: the paired difference, in points; below 0 is better.\n\n"
         + _details(results, perturbations)
         + "\nAccuracy by corruption: the paired difference, in points; above 0 is better. A level "
@@ -255,6 +261,20 @@ def _accuracy(results: Results) -> str:
     return table(("family", "trained", "aliased", "anti-aliased", "difference", "anti-aliased is"), rows) + note
 
 
+def _losses(results: Results) -> str:
+    """Where anti-aliasing made a figure worse, in words."""
+    found = []
+    for family in results.families:
+        for arm, other, how in PAIRS:
+            for figure, (label, more) in FIGURES.items():
+                difference = results.difference(family, arm, other, figure)
+                if (difference.high < 0) if more else (difference.low > 0):
+                    found.append(f"{family}, {how}: {label} {signed(difference)}")
+    if not found:
+        return "No figure of any family is worse for anti-aliasing by the interval of the paired difference.\n"
+    return "Worse for anti-aliasing, by the interval of the paired difference: " + "; ".join(found) + ".\n"
+
+
 def _family(results: Results, family: str) -> str:
     """All figures of a family: a row an arm, and a row for each paired difference."""
     rows = [(label, *(shown(results.arm(family, arm, figure)) for figure in FIGURES)) for arm, label in ARMS.items()]
@@ -294,7 +314,8 @@ def shown(found: Interval) -> str:
 
 def signed(found: Interval) -> str:
     """A difference, in points; bold where its interval leaves out 0."""
-    text = f"{100 * found.mean:+.2f} ± {100 * found.half:.2f}"
+    mean = f"{100 * found.mean:+.2f}"
+    text = f"{'0.00' if float(mean) == 0 else mean} ± {100 * found.half:.2f}"
     return f"**{text}**" if found.low > 0 or found.high < 0 else text
 
 

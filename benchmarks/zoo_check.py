@@ -84,8 +84,7 @@ def main() -> int:
         },
         "inspection_by_the_clock": by_the_clock,
         "inspection": {
-            library: timing([r for r in inspected if r["model"].startswith(library)])
-            for library in zoo_libraries(rows)
+            library: timing([r for r in inspected if r["model"].startswith(library)]) for library in zoo_libraries(rows)
         },
         "proofs": proofs(rows),
         "failed": {row["model"]: row["error"] for row in rows if row["status"] == "failed"},

@@ -311,8 +311,8 @@ def _compare(original: nn.Module, plan: Plan, inputs: Inputs, *, depth: int = 0)
         right = [t.shape for t in expected] == [t.shape for t in actual]
         errors = [_relative(a, b) for a, b in zip(expected, actual, strict=True)] if right else []
     dtype = str(_like(original).dtype).removeprefix("torch.")
-    error = max(errors, default=0.0) if right else float("inf")
-    return Identity(error, dtype, len(errors), stepwise, varied=_are_varied(expected))
+    largest = max(errors, default=0.0) if right else float("inf")
+    return Identity(largest, dtype, len(errors), stepwise, varied=_are_varied(expected))
 
 
 def _are_varied(outputs: Sequence[Tensor]) -> bool:

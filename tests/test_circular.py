@@ -95,6 +95,47 @@ def test_a_network_with_circular_padding_is_periodic(name, converted):
             assert torch.equal(model(x), outside), "the model is not as it was"
 
 
+class Unnamed(nn.Module):
+    """A pad of its own before what subsamples."""
+
+    def __init__(self, pad, op):
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.pad, self.op = pad, op
+        self.last = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(F.relu(self.op(self.pad(F.relu(self.first(x))))))
+
+
+PADDED = {
+    "conv": (nn.ZeroPad2d(1), lambda: nn.Conv2d(6, 6, 3, 2)),
+    "conv, one side": (nn.ZeroPad2d((0, 1, 0, 1)), lambda: nn.Conv2d(6, 6, 3, 2)),
+    "large conv": (nn.ReflectionPad2d(2), lambda: nn.Conv2d(6, 6, 5, 2)),
+    "padded twice": (nn.ZeroPad2d(1), lambda: nn.Conv2d(6, 6, 5, 2, padding=1)),
+    "max pool": (nn.ZeroPad2d((0, 1, 0, 1)), lambda: nn.MaxPool2d(3, 2)),
+    "max pool, both sides": (nn.ReplicationPad2d(1), lambda: nn.MaxPool2d(3, 2)),
+}
+
+
+@pytest.mark.parametrize("recipe", ["zhang2019", "light"])
+@pytest.mark.parametrize("name", PADDED)
+def test_a_pad_before_what_a_conversion_blurs(name, recipe):
+    torch.manual_seed(0)
+    pad, op = PADDED[name]
+    model = _double(Unnamed(pad, op()))
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    converted = blurify.convert(model, recipe, example_inputs=x)
+    before, after = _run(converted, "last", x), _run(converted, "last", torch.roll(x, (2, -4), (2, 3)))
+    scale = before.abs().max().item()
+    torch.testing.assert_close(torch.roll(before, (1, -2), (2, 3)), after, rtol=0, atol=1e-12 * scale)
+    assert (before - _run(converted, "last", torch.roll(x, (1, 0), (2, 3)))).abs().max() > 1e-7 * scale
+    # Away from the border nothing is different from what the model computes.
+    inner = (..., slice(4, 10), slice(4, 10))
+    with torch.no_grad():
+        torch.testing.assert_close(before[inner], converted(x)[inner], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("filter_size", [2, 7])
 @pytest.mark.parametrize("recipe", ["zhang2019", "light", "published/resnet"])
 def test_every_filter_and_recipe_stays_periodic(recipe, filter_size):

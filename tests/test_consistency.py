@@ -22,9 +22,9 @@ def noise(count: int, size: tuple[int, int] = CANVAS, seed: int = 0) -> Tensor:
 
 
 def coordinates(count: int, size: tuple[int, int] = CANVAS) -> Tensor:
-    """Canvases whose pixels say where they are: (y, x, which picture) / 1000."""
+    """Canvases whose pixels say where they are: (y, x, which picture) / 10000."""
     y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
-    return torch.stack([torch.stack([y, x, torch.full_like(y, index)]) for index in range(count)]) / 1000.0
+    return torch.stack([torch.stack([y, x, torch.full_like(y, index)]) for index in range(count)]) / 10000.0
 
 
 class Recorder(nn.Module):
@@ -45,7 +45,7 @@ def windows(count: int, *, seed: int = 0, circular: bool = False, geometry: Prep
     pictures = TensorPictures(coordinates(count, geometry.canvas))
     consistency(Subject(recorder, geometry), pictures, seed=seed, batch_size=count, circular=circular)
     assert len(recorder.seen) == 3
-    return torch.stack([(seen[:, :2, 0, 0] * 1000).round().long() for seen in recorder.seen])
+    return torch.stack([(seen[:, :2, 0, 0] * 10000).round().long() for seen in recorder.seen])
 
 
 class Strided(nn.Sequential):
@@ -89,7 +89,7 @@ def test_a_window_is_that_part_of_the_canvas(circular: bool) -> None:
     consistency(Subject(recorder, PLAIN), TensorPictures(canvases), circular=circular)
     for seen in recorder.seen:
         for picture in range(5):
-            y, x = (seen[picture, :2, 0, 0] * 1000).round().long().tolist()
+            y, x = (seen[picture, :2, 0, 0] * 10000).round().long().tolist()
             for row in range(CROP[0]):
                 for column in range(CROP[1]):
                     at = (y + row, x + column)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import scipy.stats
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -62,10 +63,35 @@ class Features(nn.Module):
         return x.mean((1, 2, 3), keepdim=True)
 
 
+def tuned() -> nn.Module:
+    """Converted, and other weights since."""
+    net = Net()
+    with torch.no_grad():
+        net[-1].bias += 0.1
+    return blurify.convert(net.eval(), example_inputs=torch.zeros(1, 3, 24, 28))
+
+
+class OneByOne(Colour):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1 and not x.is_meta:
+            raise AssertionError("only one")
+        return super().forward(x)
+
+
+class Pyramid(nn.Module):
+    """Features of several layers, as a backbone gives them: no label map."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x, x[:, :, ::2, ::2]]
+
+
 MAKERS = {
+    "one-by-one": OneByOne, "pyramid": Pyramid,
+    "grey": lambda: nn.Sequential(nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     "colour": Colour, "net": Net, "five": lambda: Net(5), "fussy": Fussy, "features": Features,
     "colour-net": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     "broken": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Broken()),
+    "tuned": lambda: tuned(),
     "dense": lambda: nn.Conv2d(3, 4, 1), "sound": lambda: nn.Conv1d(1, 4, 3),
 }  # fmt: skip
 
@@ -150,7 +176,8 @@ class TestCommand:
 
     def test_side_by_side_with_its_own_conversion(self, capsys: pytest.CaptureFixture[str]) -> None:
         out = run(capsys, TRAINED, "--convert", "--images", 24, "--device", "cpu")
-        heading, *rows = out.splitlines()[1:]
+        remark, _, heading, *rows = out.splitlines()
+        assert remark.startswith(f"{TRAINED} converted has exactly the weights of {TRAINED}")
         assert heading.split() == ["figure", TRAINED, TRAINED, "converted", "difference"]
         assert re.search(r"block2\.conv1 +conv +2x2 .* blurred +-\d\.\d\d points \*", out)
         assert rows[-1] == "* the two intervals do not overlap"
@@ -195,13 +222,47 @@ class TestCommand:
             assert word in out
 
     def test_one_picture_tells_nothing_of_others(self) -> None:
-        found = Estimate.of([0.25])
+        found = Estimate.of([0.25], yes_or_no=False)
         assert (found.value, found.low, found.high, found.count) == (0.25, 0, 1, 1)
 
+    @pytest.mark.parametrize(("right", "count"), [(0, 60), (1, 60), (47, 60), (60, 60), (1, 1)])
+    def test_the_score_interval_is_scipys(self, right: int, count: int) -> None:
+        found = Estimate.of([1.0] * right + [0.0] * (count - right))
+        wanted = scipy.stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
+        assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+
+    def test_one_flip_is_not_surer_than_none(self) -> None:
+        """The kind of interval depends on what is measured, not on what came out."""
+        none, one, two = (Estimate.of([0.0] * (60 - flips) + [1 / 8] * flips) for flips in (0, 1, 2))
+        assert none.high < one.high < two.high and none.low <= one.low <= two.low
+
+    def test_shares_of_answers_are_within_their_interval_often_enough(self) -> None:
+        """Flip rates, whose eight answers a picture depend on each other: at least 95 of 100 intervals hold."""
+        generator = torch.Generator().manual_seed(0)
+        rates = 0.1 * torch.rand(400, 50, generator=generator, dtype=torch.float64) ** 2
+        draws = (torch.rand(400, 50, 8, generator=generator) < rates[:, :, None]).double().mean(2)
+        true = 0.1 / 3
+        held = [found.low <= true <= found.high for found in map(Estimate.of, draws.tolist())]
+        assert sum(held) >= 0.95 * len(held)
+
     def test_the_same_layers_of_both_models(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Those of the same stride in both: the second convolution's blur comes after its activation."""
         pair = measured(capsys, "net", "--convert", "--data", photos, *SMALL, "--metrics", "equivariance")
-        names = [[layer.name for layer in one.equivariance.layers] for one in pair if one.equivariance]
-        assert names[0] == names[1] == ["0", "1", "2", "3", "4"]
+        layers = [[(layer.name, layer.stride) for layer in one.equivariance.layers] for one in pair if one.equivariance]
+        assert layers[0] == layers[1] == [("0", (1, 1)), ("1", (1, 1)), ("2", (2, 2)), ("4", (4, 4))]
+
+    def test_a_conversion_alone_is_said_to_be_no_more(
+        self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        kept = tmp_path / "found.json"
+        out = run(capsys, "net", "--convert", "--data", photos, *SMALL, "-o", kept)
+        assert "net converted has exactly the weights of net: it was not fine-tuned" in out
+        assert files.read_all(kept)[1].same_weights
+        for other in ("net", "tuned"):
+            run(capsys, "net", other, "--data", photos, *SMALL, "-o", kept, "--force")
+            assert not files.read_all(kept)[1].same_weights
+        out = run(capsys, TRAINED, TUNED, "--images", "4", "-o", kept, "--force")
+        assert "not fine-tuned" not in out and not files.read_all(kept)[1].same_weights
 
     def test_layers_of_another_network_are_its_own(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
         pair = measured(capsys, "net", "colour-net", "--data", photos, *SMALL, "--metrics", "equivariance")
@@ -262,6 +323,18 @@ class TestCommand:
         assert crops.consistency.pixel_change != other.consistency.pixel_change
         assert around.settings["circular"] is True and other.settings["seed"] == 1
 
+    def test_a_model_without_sites_says_so(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = run(capsys, "colour", "--data", photos, *SMALL, "--metrics", "aliasing")
+        assert "colour has no sites" in out
+
+    def test_a_smaller_limit_of_shifts(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("net", "--data", photos, *SMALL, "--metrics", "equivariance")
+        (whole,), (corner,) = measured(capsys, *options), measured(capsys, *options, "--most-shift", "1")
+        assert whole.equivariance and corner.equivariance
+        for one, other in zip(whole.equivariance.layers, corner.equivariance.layers, strict=True):
+            assert other.distances == tuple(row[:2] for row in one.distances[:2])
+        assert (whole.equivariance.largest_shift, corner.equivariance.largest_shift) == (3, 1)
+
     def test_help_needs_no_torch(self) -> None:
         code = (
             "import sys; from blurify import cli; cli.main(['measure', '--help']); "
@@ -278,6 +351,12 @@ class TestErrors:
             (["net", "--metrics", "consistency,speed"], "no metric 'speed': choose from consistency, aliasing"),
             (["net", "--metrics", ","], "no metric is chosen"),
             (["net", "--images", "0"], "--images 0"),
+            (["net", "--seed", "-1"], "the seed -1 is none"),
+            (["net", "--seed", "99999999999999999999999"], "is none: give a whole number from 0"),
+            (["net", "--most-shift", "-1"], "--most-shift -1"),
+            (["net", "one-by-one"], "one-by-one refuses 9 pictures at once of 3x24x28 (AssertionError: only one)"),
+            (["net", "grey"], "grey refuses a picture of 3x24x28"),
+            (["pyramid"], "the model's output is not classes (list for 1 pictures)"),
             (["net", "--batch-size", "0"], "--batch-size 0"),
             (["net", "--size", "0"], "--size '0' is no size"),
             (["net", "--size", "a,b"], "--size 'a,b' is no size"),
@@ -294,7 +373,7 @@ class TestErrors:
             (["net", "--device", "meta"], "--device meta can't be used"),
             (["net", "--device", "cuda:99"], "--device cuda:99 can't be used"),
             (["net", "-o", "nowhere/x.json"], "nowhere doesn't exist"),
-            (["fussy", "--size", "24"], "the model refuses a picture of 3x24x24 (AssertionError: I want 32x32)"),
+            (["fussy", "--size", "24"], "fussy refuses a picture of 3x24x24 (AssertionError: I want 32x32)"),
             (["features"], "the model's output is not classes"),
             (["sound"], "takes no pictures of 24x28"),
             (["net", "five"], "net tells 3 classes apart and five 5"),
@@ -374,6 +453,30 @@ class TestLibrary:
     def test_the_public_names_are_there(self) -> None:
         assert all(getattr(metrics, name) is not None for name in metrics.__all__)
         assert callable(metrics.measure) and set(metrics.__all__) <= set(dir(metrics))
+
+    def test_a_measured_model_can_still_be_trained(self) -> None:
+        """What it makes in a forward and keeps is no tensor of inference mode."""
+
+        class Keeps(Net):
+            def forward(self, x: Tensor) -> Tensor:
+                if not hasattr(self, "ramp"):
+                    self.ramp = torch.linspace(0, 1, x.shape[-1])
+                return super().forward(x * self.ramp)
+
+        model = Keeps().train()
+        geometry = metrics.Preprocessing((8, 8), (12, 12), 3, (0.0,) * 3, (1.0,) * 3)
+        metrics.measure(metrics.Subject(model, geometry), metrics.TensorPictures(torch.rand(3, 3, 12, 12)))
+        assert model.training
+        model(torch.rand(2, 3, 8, 8)).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+    @pytest.mark.parametrize(
+        "canvases",
+        [255 * torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8) - 0.5, torch.ones(2, 3, 8, 8, dtype=torch.uint8)],
+    )
+    def test_pictures_of_another_scale_are_none(self, canvases: Tensor) -> None:
+        with pytest.raises(BlurifyError, match=r"in 0\.\.1, not"):
+            metrics.TensorPictures(canvases)
 
     def test_files_that_are_none(self, tmp_path: Path) -> None:
         path = tmp_path / "x.json"

@@ -69,6 +69,16 @@ def test_a_picture_covers_the_canvas(tmp_path: Path, size: tuple[int, int]) -> N
         assert torch.equal(canvas, whole)  # not touched at all
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 41), (35, 40), (32, 42), (32, 57), (63, 40)])
+def test_cutting_alone_changes_no_pixel(tmp_path: Path, height: int, width: int) -> None:
+    """An odd surplus has no middle: half a pixel to the side would mix neighbours, and blur."""
+    array = noise(height, width)
+    save(tmp_path / "a.png", array)
+    top, left = (height - 32) // 2, (width - 40) // 2
+    expected = torch.from_numpy(array[top : top + 32, left : left + 40]).permute(2, 0, 1).float() / 255
+    assert torch.equal(only(tmp_path), expected)
+
+
 def test_a_large_picture_is_reduced_without_aliasing(tmp_path: Path) -> None:
     """A checkerboard of single pixels becomes grey, not another pattern."""
     board = np.indices((320, 400)).sum(0) % 2 * 255

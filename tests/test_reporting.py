@@ -6,6 +6,7 @@ import base64
 import html
 import importlib.util
 import itertools
+import json
 import math
 import re
 import struct
@@ -161,10 +162,10 @@ def test_flip_rates_and_worst_case_and_means(full: Page) -> None:
         assert says(first, before.rate) and says(second, after.rate)
     table = full.table("Worst case; small")
     for label, name in (
-        ("Same answer at all points", "steady"),
+        ("Same answer, whole grid", "steady"),
         ("Accuracy, unmoved", "unmoved"),
-        ("Accuracy, mean of all points", "mean"),
-        ("Right at all points", "worst"),
+        ("Accuracy, mean of the grid", "mean"),
+        ("Right on the whole grid", "worst"),
     ):
         first, second, _ = table[f"{label} higher is better"]
         assert says(first, getattr(BEFORE.worst_case, name)) and says(second, getattr(AFTER.worst_case, name))
@@ -265,6 +266,51 @@ def test_map_pixels_follow_the_distances_on_one_scale() -> None:
     highest = max(value for layer in maps for row in layer.distances for value in row)
     assert all(max(values) - min(values) <= highest / 255 for values in by_colour.values())
     assert by_colour[heatmaps.SCALE[0]] >= {0.0} and highest in by_colour[heatmaps.SCALE[-1]]
+
+
+def test_layers_of_another_stride_are_shown_and_not_compared() -> None:
+    """A convolution whose blur comes later keeps a smaller stride in the converted network: other features."""
+    assert BEFORE.equivariance and AFTER.equivariance
+    other = LayerMap("layer2", "Sequential", (4, 4), (64, 56, 56), ((0.9, 0.9), (0.9, 0.9)))
+    layers = tuple(other if layer.name == "layer2" else layer for layer in AFTER.equivariance.layers)
+    after = replace(AFTER, equivariance=replace(AFTER.equivariance, layers=layers))
+    page = Page(render(Report((BEFORE, after), plan())))
+    rows = {row[0]: row[1:] for row in page.table("Distance from equivariance").values()}
+    assert rows["layer2"][1] == "8×8 → 4×4 other features: not compared" and rows["layer1"][1] == "4×4"
+    means = [
+        [layer.mean for layer in found.layers if layer.name != "layer2"]
+        for found in (BEFORE.equivariance, after.equivariance)
+        if found
+    ]
+    (label,) = [name for name in page.table("Headline") if name.startswith("Distance from equivariance, mean of")]
+    assert f"mean of {len(means[0])} layers" in label
+    shown = [numbers(cell)[0] for cell in page.table("Headline")[label][:2]]
+    assert shown == pytest.approx([sum(part) / len(part) for part in means], abs=0.0006)
+
+
+def test_a_conversion_alone_is_said_to_be_no_more() -> None:
+    report = both()
+    assert "Not fine-tuned" not in render(report)
+    page = Page(render(replace(report, same_weights=True)))
+    assert "Not fine-tuned: the anti-aliased network has exactly" in page.text
+
+
+def test_a_global_pool_is_no_part_of_the_mean_of_aliasing() -> None:
+    report = both()
+    assert report.plan and BEFORE.aliasing
+    sites = tuple(replace(site, rule="global-pool") if site.name == "pool" else site for site in report.plan.sites)
+    page = Page(render(replace(report, plan=replace(report.plan, sites=sites))))
+    shares = [site.share.value for site in BEFORE.aliasing.sites if site.site != "pool"]
+    shown = page.table("Headline figures")["Energy that aliases, mean of 4 sites lower is better"][0]
+    assert numbers(shown)[0] / 100 == pytest.approx(sum(shares) / len(shares), abs=0.0006)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.853, "85.3%"), (0.0042, "0.42%"), (0.00012, "0.012%"), (0.9996, "99.960%"), (0.995, "99.50%"), (1.0, "100.0%")],
+)
+def test_shares_near_the_ends_keep_their_digits(value: float, text: str) -> None:
+    assert words.percent(value) == text
 
 
 # --- the scale of colours
@@ -674,7 +720,11 @@ def test_command_with_wrong_usage(measured: Path, tmp_path: Path, capsys: pytest
     assert "has --json" in failure(capsys, "report", DEMO, "--json", "-o", out)
     assert "doesn't exist" in failure(capsys, "report", measured, "-o", tmp_path / "none" / "report.html")
     assert "takes a directory" in failure(capsys, "report", measured, "-o", out, "--figures", measured)
-    assert not out.exists()
+    # Nothing is measured, so that nothing is lost, where the result has no place.
+    unmeasured = ("report", DEMO, "--data", tmp_path / "not-looked-at", "-o", out)
+    assert "can't be made" in failure(capsys, *unmeasured, "--figures", measured / "below")
+    assert "what the report is made from" in failure(capsys, "report", measured, "-o", measured, "--force")
+    assert not out.exists() and Measurement.from_dict(json.loads(measured.read_text())["measurements"][0])
 
 
 def test_command_without_the_extra(

@@ -81,6 +81,9 @@ def measure(
     circular: Annotated[
         bool, typer.Option("--circular", help="Consistency under circular shifts of the whole crop.")
     ] = False,
+    most_shift: Annotated[
+        int, typer.Option(metavar="N", help="Equivariance: shifts of at most so many pixels; 15 takes a quarter of 31.")
+    ] = 31,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures a forward.")] = 64,
     seed: Annotated[int, typer.Option(metavar="N", help="Of all random choices.")] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the models run.")] = "auto",
@@ -98,6 +101,8 @@ def measure(
     for name, number in (("--images", images), ("--batch-size", batch_size)):
         if number is not None and number < 1:
             raise BlurifyError(f"{name} {number} is no picture at all: give at least 1")
+    if most_shift < 0:
+        raise BlurifyError(f"--most-shift {most_shift} is no number of pixels: give 0 or more")
     geometry = _Geometry(
         parse_size("--size", size),
         parse_size("--canvas", canvas),
@@ -113,6 +118,7 @@ def measure(
 
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
     measuring.check_metrics(wanted)
+    measuring.check_seed(seed)
     blur = load_recipe(recipe) if convert else None
     if output is not None:
         checkpoints.check_target(output, force=force)  # before the work, so that none is wasted
@@ -132,15 +138,17 @@ def measure(
         subjects, answer = _subjects(models, used, place)
         shown = _pictures(subjects[0], answer, opened[0][1], data, images, seed, labels=labels)
         note = getattr(shown, "note", "")
+        unchanged = same_weights([model for _, model in models])
         if output is not None:
             with console.working("listing the sites"):
-                about = files.Context(_plan(models, used), _command_line(context), _versions())
+                about = files.Context(_plan(models, used), _command_line(context), _versions(), same_weights=unchanged)
+        layers = _shared_layers(subjects) if "equivariance" in wanted or "all" in wanted else None
         results: list[Measurement] = []
         for subject in subjects:
             with _watching(subject.name) as watch:
                 found = measuring.measure(
-                    subject, shown, wanted, seed=seed, batch_size=batch_size, circular=circular,
-                    layers=_layers_of(subject, subjects[0], results), watch=watch,
+                    subject, shown, wanted, seed=seed, batch_size=batch_size, circular=circular, layers=layers,
+                    most_shift=most_shift, watch=watch,
                 )  # fmt: skip
             results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
     if output is not None:
@@ -148,7 +156,8 @@ def measure(
     if json:
         console.print_json(files.as_json(results))
         return
-    for remark in dict.fromkeys((*(loaded.note for _, loaded in opened), note)):
+    notes = [*(loaded.note for _, loaded in opened), note, UNCHANGED.format(*results) if unchanged else ""]
+    for remark in dict.fromkeys(notes):
         if remark:
             console.say(remark)
     for found in results:
@@ -159,11 +168,35 @@ def measure(
         console.say(f"wrote {output}", style="bold")
 
 
-def _layers_of(subject: Subject, first: Subject, results: Sequence[Measurement]) -> list[str] | None:
-    """For the same network again, the layers that the first one's maps are of: side by side they are then the same."""
-    alike = list(subject.model.state_dict()) == list(first.model.state_dict())
-    maps = results[0].equivariance if results and alike else None
-    return [layer.name for layer in maps.layers] if maps is not None else None
+UNCHANGED = "{1.model} has exactly the weights of {0.model}: it was not fine-tuned, and has never seen blurred features"
+"""To be said of a conversion alone: what it does to accuracy is no more than a start."""
+
+
+def same_weights(models: Sequence[nn.Module]) -> bool:
+    """Whether two models have the same tensors under the same names, and one of them is converted."""
+    import torch
+
+    import blurify
+
+    if len(models) != 2 or (blurify.plan_of(models[0]) is None) == (blurify.plan_of(models[1]) is None):
+        return False
+    first, second = (model.state_dict() for model in models)
+    return list(first) == list(second) and all(
+        first[name].shape == second[name].shape and torch.equal(first[name].cpu(), second[name].cpu())
+        for name in first
+        if isinstance(first[name], torch.Tensor)
+    )
+
+
+def _shared_layers(subjects: Sequence[Subject]) -> list[str] | None:
+    """For the same network twice, the layers that compare; None where each has its own."""
+    from blurify.metrics.equivariance import shared_layers
+
+    if len(subjects) != 2 or list(subjects[0].model.state_dict()) != list(subjects[1].model.state_dict()):
+        return None
+    with contextlib.suppress(BlurifyError):  # where there are no maps, measuring says so
+        return shared_layers(*subjects) or None
+    return None
 
 
 def _plan(models: Sequence[tuple[str, nn.Module]], used: Preprocessing) -> Plan | None:

@@ -72,6 +72,9 @@ def print_measurements(measurements: Sequence[Measurement]) -> None:
             _layers,
         ),
     ]
+    for one in measurements:
+        if one.aliasing is not None and not one.aliasing.sites:
+            console.say(f"aliasing: {one.model} has no sites, it never subsamples with a stride")
     if any(marked):
         console.say(f"{_APART.strip()} the two intervals do not overlap")
 
@@ -116,6 +119,8 @@ def _print_section(
 def _difference(one: Figure | None, other: Figure | None) -> str:
     """'+2.10 points', marked where the intervals don't overlap."""
     if one is None or other is None:
+        return ""
+    if not one.share and one.remark != other.remark:  # a layer of another stride has other features
         return ""
     change = other.value - one.value
     text = f"{100 * change:+.2f} points" if one.share else f"{change:+.4f}"

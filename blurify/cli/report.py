@@ -46,6 +46,9 @@ def report(
     with console.working("loading"):
         from blurify import checkpoints, reporting
 
+    for source in sources:
+        if Path(source).expanduser().resolve() == output.expanduser().resolve():
+            raise BlurifyError(f"{output} is what the report is made from: give --output another name")
     checkpoints.check_target(output, force=force)  # before the work, so that none is wasted
     reporting.require("jinja2")
     if figures is not None:
@@ -87,6 +90,7 @@ def _read(paths: list[str]) -> Report:
         plans[0] if plans else None,
         "\n".join(context.command for context in about if context.command),
         {name: version for context in about for name, version in context.versions.items()},
+        same_weights=any(context.same_weights for context in about),
     )
 
 

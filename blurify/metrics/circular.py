@@ -53,7 +53,7 @@ def circular_padding(model: nn.Module, *, whole: bool = False) -> Iterator[None]
                 stack.callback(module.register_forward_hook(mode.resume, always_call=True).remove)
             elif isinstance(module, (*_MAX_BLUR_POOLS, BlurredMaxPool)):
                 run: Callable[..., Any] = _max_blur_call if isinstance(module, BlurredMaxPool) else _max_blur_pool
-                module.forward = functools.partial(run, module, whole)  # type: ignore[method-assign]
+                module.forward = functools.partial(run, module, mode)  # type: ignore[method-assign]
                 stack.callback(delattr, module, "forward")
         for path, rest in _made_dense(model).items():
             module = model.get_submodule(path)
@@ -79,8 +79,9 @@ class _Circular(TorchFunctionMode):
 
     def __init__(self, whole: bool) -> None:
         super().__init__()
-        self._whole = whole
+        self.whole = whole
         self._resting = 0
+        self._to_wrap: list[Pads | None] = []
         self._dense: list[tuple[int, ...]] = []
         # What `F.pad` gave last, of what, and by how much: a call that pads it further, or that a conversion made
         # dense, must know the map's own period.
@@ -94,13 +95,25 @@ class _Circular(TorchFunctionMode):
         """Forward hook of such a convolution."""
         self._dense.pop()
 
-    def rest(self, *_: Any) -> None:
-        """Forward pre-hook of a BlurPool, which pads by itself."""
+    def rest(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Forward pre-hook of a BlurPool, which pads by itself. Of a padded map it blurs the map, before the pads."""
         self._resting += 1
+        source, pads = self.source(args[0], args[0].dim() - 2)
+        if not any(map(any, pads)) or max(module.stride) > 1:  # type: ignore[arg-type]
+            self._to_wrap.append(None)
+            return None
+        self._to_wrap.append(pads)
+        return (source, *(source.shape[2:] if size is not None else None for size in args[1:]))
 
-    def resume(self, *_: Any) -> None:
-        """Forward hook of a BlurPool."""
+    def resume(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        """Forward hook of a BlurPool: pads the blurred map as the map was."""
         self._resting -= 1
+        pads = self._to_wrap.pop()
+        if pads is None or not isinstance(out, Tensor):
+            return None
+        padded = wrapped(out, pads)
+        self._padded = padded, out, pads
+        return padded
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -125,7 +138,7 @@ class _Circular(TorchFunctionMode):
             return func(*args, **kwargs)
         amounts += [0] * (4 - len(amounts))
         pads = [(amounts[2], amounts[3]), (amounts[0], amounts[1])]
-        x, before = self._source(x, 2)
+        x, before = self.source(x, 2)
         pads = _sum(before, pads)
         out = wrapped(x, pads)
         self._padded = out, x, pads
@@ -143,9 +156,9 @@ class _Circular(TorchFunctionMode):
             own = [(r // 2, r - r // 2) if padding == "same" else (0, 0) for r in reach]
         else:
             own = [(p, p) for p in per_dim(padding, rank)]
-        x, before = self._source(given["input"], rank)
+        x, before = self.source(given["input"], rank)
         pads = _sum(before, own)
-        if self._whole:
+        if self.whole:
             needed = [
                 s * (n // s - 1) + r + 1 if n % s == 0 else 0
                 for n, s, r in zip(x.shape[-rank:], stride, reach, strict=True)
@@ -169,7 +182,7 @@ class _Circular(TorchFunctionMode):
         given = given | changed | {"input": wrapped(x, pads)}
         return func(given.pop("input"), **given)
 
-    def _source(self, x: Tensor, rank: int) -> tuple[Tensor, Pads]:
+    def source(self, x: Tensor, rank: int) -> tuple[Tensor, Pads]:
         """What a tensor was padded from, and by how much, where `F.pad` just did that."""
         if self._padded is not None and self._padded[0] is x and rank == 2:
             return self._padded[1], self._padded[2]
@@ -214,7 +227,7 @@ def _rest(site: Site, stride: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(whole // kept for whole, kept in zip(site.stride, stride, strict=True))
 
 
-def _max_blur_pool(pool: Any, whole: bool, input: Tensor) -> Tensor:
+def _max_blur_pool(pool: Any, mode: _Circular, input: Tensor) -> Tensor:
     """The forward of a MaxBlurPool1d/2d/3d on a periodic map."""
     rank = pool.blurpool.ndim
     stride = pool.kernel_size if pool.stride is None else pool.stride
@@ -222,10 +235,12 @@ def _max_blur_pool(pool: Any, whole: bool, input: Tensor) -> Tensor:
         per_dim(value, rank) for value in (pool.kernel_size, stride, pool.padding, pool.dilation)
     )
     ceil, dense_kernel = pool.ceil_mode, pool.dense_kernel_size
-    return _blurred(input, kernel, stride, padding, dilation, ceil, pool.blurpool, dense_kernel, whole)
+    return _blurred(input, kernel, stride, padding, dilation, ceil, pool.blurpool, dense_kernel, mode)
 
 
-def _max_blur_call(pool: BlurredMaxPool, whole: bool, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _max_blur_call(
+    pool: BlurredMaxPool, mode: _Circular, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     """The forward of the stand-in for `F.max_pool2d`, on a periodic map."""
     given = pool.bind(args, kwargs)
     kernel, stride, padding = pool.geometry(given)
@@ -233,7 +248,7 @@ def _max_blur_call(pool: BlurredMaxPool, whole: bool, function: Callable[..., An
         return function(*args, **kwargs)
     dilation, ceil_mode = per_dim(given.get("dilation", 1), len(stride)), given.get("ceil_mode", False)
     x = given["input"]
-    pooled = _blurred(x, kernel, stride, padding, dilation, ceil_mode, pool.blurpool, pool.dense_kernel_size, whole)
+    pooled = _blurred(x, kernel, stride, padding, dilation, ceil_mode, pool.blurpool, pool.dense_kernel_size, mode)
     indexed = given.get("return_indices") or getattr(function, "__name__", "").endswith("_with_indices")
     return (pooled, None) if indexed else pooled
 
@@ -247,13 +262,15 @@ def _blurred(
     ceil_mode: bool,
     blurpool: nn.Module,
     dense_kernel: tuple[int, ...] | None,
-    whole: bool,
+    mode: _Circular,
 ) -> Tensor:
     """Dense max pool over the whole period (a plain one may miss its last samples), then blur and subsample."""
     rank = len(kernel)
     dims = zip(x.shape[-rank:], kernel, stride, padding, dilation, strict=True)
-    sizes = [max(pool_output_size(*dim, ceil_mode), dim[0] // dim[2] if whole else 0) for dim in dims]
+    sizes = [max(pool_output_size(*dim, ceil_mode), dim[0] // dim[2] if mode.whole else 0) for dim in dims]
     window, lead = (kernel, padding) if dense_kernel is None else (dense_kernel, (0,) * rank)
+    x, before = mode.source(x, rank)
+    lead = tuple(p + left for p, (left, _) in zip(lead, before, strict=True))
     pads = [(p, d * (k - 1) - p) for k, p, d in zip(window, lead, dilation, strict=True)]
     padded = wrapped(x, pads)
     with torch._C.DisableTorchFunction():  # it is padded already

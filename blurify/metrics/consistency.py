@@ -93,9 +93,9 @@ def consistency(
             "measure it in float32"
         )
     return Consistency(
-        agreement=_estimate(agree),
+        agreement=_estimate(agree, yes_or_no=not dense),
         pixel_change=_estimate(change, yes_or_no=False),
-        pixel_flips=_estimate(flips),
+        pixel_flips=_estimate(flips, yes_or_no=not dense),
         accuracy=_estimate(right) if right else None,
         circular=circular,
         dense=dense,

@@ -24,8 +24,8 @@ from blurify.tracing import Trace
 
 MOST_LAYERS = 24
 """Layers that are looked at where none are named."""
-MOST_SHIFT = 15
-"""The largest shift where none is given: all 16 x 16 shifts of a layer of total stride 16."""
+MOST_SHIFT = 31
+"""The largest shift where none is given: all 32 x 32 shifts of a layer of total stride 32."""
 
 _DEPTH = 2  # the model's children, and theirs
 _GROWTH = 192  # pixels; a multiple of the usual total strides, so that a map grows by exactly 192 / stride
@@ -44,6 +44,7 @@ def equivariance(
     *,
     images: int = 8,
     largest_shift: int | None = None,
+    most_shift: int = MOST_SHIFT,
     step: int = 1,
     circular: bool = True,
     layers: Sequence[str] | None = None,
@@ -64,15 +65,16 @@ def equivariance(
     Shifts are circular: what leaves the picture on one side comes in on the other. Pictures are the middle of the
     canvas, of the model's input size cut to a multiple of the largest total stride.
 
-    The cost is one forward of every picture for each shift: 256 by default for a network of total stride 16 or more
-    (32 x 32 = 1024 shifts is what total stride 32 would take), the square of `step` times fewer.
+    The cost is one forward of every picture for each shift: 1024 for a network of total stride 32, 256 for one of 16 or
+    with `most_shift=15`; the square of `step` times fewer.
 
     Args:
         subject: the model.
         pictures: what to shift; canvases at least as large as the model's input.
         images: how many of them.
-        largest_shift: pixels. By default each layer is tried up to its own total stride less one, and none beyond 15;
-            if given, every layer is tried up to this shift, so that the period of the finer layers shows.
+        largest_shift: pixels. By default each layer is tried up to its own total stride less one; if given, every
+            layer is tried up to this shift, so that the period of the finer layers shows.
+        most_shift: pixels; where no largest shift is given, none beyond this is tried.
         step: only every step-th shift (a layer whose stride is no larger sees the unshifted picture alone, then).
         circular: pad circularly too (see `circular_padding`), so that borders play no part.
         layers: names of modules, or globs of names. By default up to 24 of the model's children and their children,
@@ -87,11 +89,11 @@ def equivariance(
         BlurifyError: no layer fits, a name matches none (UnknownLayerError), the canvas is too small, or features are
             not finite.
     """
-    if images < 1 or step < 1 or (largest_shift is not None and largest_shift < 0):
+    if images < 1 or step < 1 or most_shift < 0 or (largest_shift is not None and largest_shift < 0):
         raise BlurifyError("images and step must be at least 1, the largest shift at least 0")
     found, size, whole = _find_layers(subject, layers, circular)
     largest = max(max(layer.stride) for layer in found)
-    reach = min(largest - 1, MOST_SHIFT) if largest_shift is None else largest_shift
+    reach = min(largest - 1, most_shift) if largest_shift is None else largest_shift
     for layer in found:
         layer.begin(reach, step, whole=largest_shift is not None)
     rows, columns = (max(len(layer.sums[0]) if axis else len(layer.sums) for layer in found) for axis in (0, 1))
@@ -136,6 +138,7 @@ class _Layer:
     kind: str
     stride: tuple[int, int]
     shape: tuple[int, ...]
+    place: int  # in running order; a container has its last child's
 
     def begin(self, reach: int, step: int, *, whole: bool) -> None:
         """Make room for the shifts up to `reach`; up to the stride only, if not `whole`."""
@@ -189,7 +192,19 @@ def _unit(features: Tensor) -> tuple[Tensor, Tensor]:
 def _find_layers(
     subject: Subject, names: Sequence[str] | None, circular: bool
 ) -> tuple[list[_Layer], tuple[int, int], bool]:
-    """The layers to look at, in running order; the (height, width) of the pictures; whether to pad whole periods.
+    """The layers to look at, in running order; the (height, width) of the pictures; whether to pad whole periods."""
+    layers, size, whole = _candidates(subject, circular)
+    chosen = _chosen(subject.model, layers, names)
+    if not chosen:
+        raise BlurifyError(
+            "no layer of this model gives maps (N, C, H, W) whose size divides the picture's: equivariance maps need "
+            "one; leave equivariance out"
+        )
+    return chosen, size, whole
+
+
+def _candidates(subject: Subject, circular: bool) -> tuple[dict[str, _Layer], tuple[int, int], bool]:
+    """All layers with maps by name, in running order; the pictures' size; whether to pad whole periods.
 
     The last for networks of which most maps don't divide the picture, as they pad too little (AlexNet, Inception).
     """
@@ -201,7 +216,7 @@ def _find_layers(
         size = _multiple(size[0], {y for y, _ in fitting}), _multiple(size[1], {x for _, x in fitting})
     seen = first if size == subject.preprocessing.crop else _traced(subject, size)
     order = {node: index for index, node in enumerate(seen.graph.nodes)}
-    layers: dict[str, tuple[int, _Layer]] = {}
+    layers: dict[str, _Layer] = {}
     short = set()  # their maps are smaller than the picture over the stride
     for name, shape, node in _maps(seen):
         stride = strides.get(name)
@@ -210,19 +225,13 @@ def _find_layers(
         period = tuple(n // s for n, s in zip(size, stride, strict=True))
         if all(n <= most for n, most in zip(shape[2:], period, strict=True)):
             kind = type(subject.model.get_submodule(name)).__name__
-            layers[name] = order[node], _Layer(name, kind, stride, (shape[1], *period))
+            layers[name] = _Layer(name, kind, stride, (shape[1], *period), order[node])
             if shape[2:] != period:
                 short.add(name)
     whole = circular and 2 * len(short) > len(layers)
     if not whole:
         layers = {name: layer for name, layer in layers.items() if name not in short}
-    chosen = _chosen(subject.model, layers, names)
-    if not chosen:
-        raise BlurifyError(
-            "no layer of this model gives maps (N, C, H, W) whose size divides the picture's: equivariance maps need "
-            "one; leave equivariance out"
-        )
-    return chosen, size, whole
+    return dict(sorted(layers.items(), key=lambda item: item[1].place)), size, whole
 
 
 def _multiple(n: int, strides: set[int]) -> int:
@@ -232,34 +241,48 @@ def _multiple(n: int, strides: set[int]) -> int:
     return n // period * period
 
 
-def _chosen(model: nn.Module, layers: dict[str, tuple[int, _Layer]], names: Sequence[str] | None) -> list[_Layer]:
-    ordered = [name for name, _ in sorted(layers.items(), key=lambda item: item[1][0])]
+def shared_layers(first: Subject, second: Subject, *, circular: bool = True) -> list[str]:
+    """The layers to look at in two models of the same network, side by side: [] where there are none.
+
+    Only such as have the same total stride in both. A convolution whose blur comes after the activation has a smaller
+    one in the converted model: its map is not what the original subsamples, but what the blur still reads.
+
+    Raises:
+        BlurifyError: a model can't be traced.
+    """
+    (layers, *_), (others, *_) = (_candidates(subject, circular) for subject in (first, second))
+    common = {n: layer for n, layer in layers.items() if n in others and others[n].stride == layer.stride}
+    return [layer.name for layer in _chosen(first.model, common, None)]
+
+
+def _chosen(model: nn.Module, layers: dict[str, _Layer], names: Sequence[str] | None) -> list[_Layer]:
+    ordered = list(layers)
     if names is not None:
         for glob in names:
             if not any(_matches(name, glob) for name in ordered):
                 shown = ", ".join(ordered[:: max(1, len(ordered) // 5)])
                 raise UnknownLayerError(f"no layer with maps is called {glob!r}: there are {shown or 'none'}, ...")
-        return [layers[name][1] for name in ordered if any(_matches(name, glob) for glob in names)]
+        return [layers[name] for name in ordered if any(_matches(name, glob) for glob in names)]
     minor = (*_MINOR, *BLUR_POOLS)  # a blur is part of the module it was put into, which both models have
     near = [name for name in ordered if name.count(".") < _DEPTH and not isinstance(model.get_submodule(name), minor)]
     # A container returns what its last child returns: the child stands for both.
     last: dict[int, str] = {}
     for name in near:
-        index = layers[name][0]
+        index = layers[name].place
         if index not in last or name.count(".") >= last[index].count("."):
             last[index] = name
     distinct = list(last.values())
     turns = [
         name
         for before, name in zip([None, *distinct], distinct, strict=False)
-        if before is None or layers[before][1].stride != layers[name][1].stride
+        if before is None or layers[before].stride != layers[name].stride
     ]
     rest = [name for name in distinct if name not in turns]
     room = max(MOST_LAYERS - len(turns), 0)
     if len(rest) > room:
         rest = [rest[index * len(rest) // room] for index in range(room)]
     kept = {*turns[:MOST_LAYERS], *rest}
-    return [layers[name][1] for name in distinct if name in kept]
+    return [layers[name] for name in distinct if name in kept]
 
 
 def _matches(name: str, glob: str) -> bool:

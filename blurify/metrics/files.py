@@ -22,11 +22,13 @@ class Context:
         plan: of the conversion, done or not; None where it is not known.
         command: the command line that measured; '' where it was none.
         versions: of what took part, by name.
+        same_weights: the converted model has the original's weights, bit for bit: it was not fine-tuned.
     """
 
     plan: Plan | None = None
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    same_weights: bool = False
 
 
 def write_measurements(
@@ -37,7 +39,7 @@ def write_measurements(
     Args:
         path: the file.
         measurements: what `measure` returned, of one model or several.
-        context: what else to write down: "plan", "command" and "versions" beside "measurements".
+        context: what else to write down, beside "measurements": "plan", "command", "versions" and "same_weights".
         force: replace a file that is there.
 
     Returns:
@@ -66,7 +68,12 @@ def _context_data(context: Context | None) -> dict[str, Any]:
     if context is None:
         return {}
     plan = context.plan.to_dict() if context.plan else None
-    return {"plan": plan, "command": context.command, "versions": dict(context.versions)}
+    return {
+        "plan": plan,
+        "command": context.command,
+        "versions": dict(context.versions),
+        "same_weights": context.same_weights,
+    }
 
 
 def read_measurements(path: str | Path) -> tuple[Measurement, ...]:
@@ -94,7 +101,8 @@ def read_all(path: str | Path) -> tuple[tuple[Measurement, ...], Context]:
             raise TypeError("no measurements in it")
         plan = Plan.from_dict(data["plan"]) if data.get("plan") is not None else None
         versions = {str(name): str(version) for name, version in data.get("versions", {}).items()}
-        context = Context(plan, str(data.get("command", "")), versions)
+        same = data.get("same_weights") is True
+        context = Context(plan, str(data.get("command", "")), versions, same_weights=same)
         return tuple(Measurement.from_dict(entry) for entry in entries), context
     except OSError as error:
         raise BlurifyError(f"{path} can't be read: {error.strerror}") from error

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from blurify.errors import BlurifyError, PictureError, one_line
+from blurify.errors import BlurifyError, PictureError
 from blurify.metrics.aliasing import aliasing
 from blurify.metrics.consistency import consistency
-from blurify.metrics.equivariance import UnknownLayerError, equivariance
+from blurify.metrics.equivariance import MOST_SHIFT, UnknownLayerError, equivariance
 from blurify.metrics.results import Equivariance, Measurement
 from blurify.metrics.stability import stability
 from blurify.metrics.subject import Pictures, Subject, Watch
@@ -33,6 +33,7 @@ def measure(
     batch_size: int = 64,
     circular: bool = False,
     layers: Sequence[str] | None = None,
+    most_shift: int = MOST_SHIFT,
     watch: Watch | None = None,
 ) -> Measurement:
     """How shift-invariant a model is, by one metric or several.
@@ -46,6 +47,7 @@ def measure(
         batch_size: pictures a forward.
         circular: 'consistency' shifts around instead of cropping elsewhere.
         layers: names or globs for 'equivariance', where this model has them; else the choice is its own.
+        most_shift: the largest shift that 'equivariance' tries, in pixels.
         watch: told of the progress.
 
     Returns:
@@ -63,13 +65,14 @@ def measure(
         raise BlurifyError("there are no pictures to measure on: give at least one")
     if batch_size < 1:
         raise BlurifyError(f"a batch of {batch_size} pictures is none: give at least 1")
+    check_seed(seed)
     answer_shape(subject)  # before the work: a model that can't be measured says so at once
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "watch": watch}
     small = {**common, "batch_size": min(batch_size, _ALIASING_BATCH)}
     ways: dict[str, Callable[[], Any]] = {
         "consistency": lambda: consistency(subject, pictures, circular=circular, **common),
         "aliasing": lambda: aliasing(subject, pictures, **small),
-        "equivariance": lambda: _equivariance(subject, pictures, layers, common),
+        "equivariance": lambda: _equivariance(subject, pictures, layers, {**common, "most_shift": most_shift}),
         "stability": lambda: stability(subject, pictures, **common),
         "worst-case": lambda: worst_case(subject, pictures, **common),
     }
@@ -114,6 +117,12 @@ def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in METRICS if name in metrics or "all" in metrics)
 
 
+def check_seed(seed: int) -> None:
+    """Raise BlurifyError for what is no seed of torch's generators."""
+    if not 0 <= seed < 2**63:
+        raise BlurifyError(f"the seed {seed} is none: give a whole number from 0 to {2**63 - 1}")
+
+
 def answer_shape(subject: Subject) -> tuple[int, ...]:
     """What a model gives for one picture: (K,) of a classifier, (K, h', w') of a dense model. Tried on a black one.
 
@@ -121,15 +130,7 @@ def answer_shape(subject: Subject) -> tuple[int, ...]:
         BlurifyError: its output is not classes, or it refuses pictures of this size.
     """
     geometry = subject.preprocessing
-    try:
-        return tuple(subject(torch.zeros(1, geometry.channels, *geometry.crop)).shape[1:])
-    except (BlurifyError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever the model's own code raises
-        size = "x".join(map(str, (geometry.channels, *geometry.crop)))
-        raise BlurifyError(
-            f"the model refuses a picture of {size} ({type(error).__name__}: {one_line(error)}): give another --size"
-        ) from error
+    return tuple(subject(torch.zeros(1, geometry.channels, *geometry.crop)).shape[1:])
 
 
 def _settings(subject: Subject, seed: int, batch_size: int, *, circular: bool) -> dict[str, Any]:

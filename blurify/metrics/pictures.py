@@ -233,6 +233,8 @@ def _covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, fl
     scale = min(size[0] / target[0], size[1] / target[1])
     width, height = target[0] * scale, target[1] * scale
     left, top = (size[0] - width) / 2, (size[1] - height) / 2
+    if scale == 1:  # cut only: half a pixel would mix neighbours
+        left, top = left // 1, top // 1
     return max(left, 0.0), max(top, 0.0), min(left + width, size[0]), min(top + height, size[1])
 
 

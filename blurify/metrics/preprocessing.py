@@ -185,7 +185,10 @@ def _channels(model: nn.Module, size: tuple[int, int], first: int | None) -> int
             problem = problem or error
         else:
             return channels
-    raise BlurifyError(f"the model takes no pictures of {_by(size)} ({problem}): give another --size") from problem
+    raise BlurifyError(
+        f"the model takes no pictures of {_by(size)} with {' or '.join(map(str, candidates))} channels ({problem}): "
+        "give another --size, or a model of pictures"
+    ) from problem
 
 
 def _statistic(

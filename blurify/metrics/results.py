@@ -31,18 +31,19 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float], *, bounded: bool = True, yes_or_no: bool = True) -> Estimate:
-        """The mean of one value a picture.
+        """The mean of one value a picture. The kind of interval depends on what is measured, never on what came out.
 
         Args:
-            values: at least one. Where all are 0 or 1 the interval is Wilson's score interval (Wilson 1927), which
-                holds near 0 and 1 too; else the normal approximation.
+            values: at least one.
             bounded: the values are shares, so that the interval stays within 0..1.
-            yes_or_no: False where values that are all 0 or all 1 are so by accident, and no answers: then always the
-                normal approximation.
+            yes_or_no: each value is an answer (0 or 1), or the share of a few answers about one picture: the interval
+                is Wilson's score interval (Wilson 1927) over pictures, which holds near 0 and 1 too. For shares it is
+                wider than need be, as their variance is below that of single answers. False: the normal
+                approximation.
         """
         count = len(values)
         mean = math.fsum(values) / count
-        if yes_or_no and all(value in (0, 1) for value in values):
+        if yes_or_no:
             middle = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
             half = _Z * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
             # Rounding must not push the mean out of its own interval.

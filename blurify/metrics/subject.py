@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, one_line
 
 Watch = Callable[[str, int, int], None]
 """Told (what is measured, batches done, batches in all) as a metric proceeds."""
@@ -76,13 +76,28 @@ class TensorPictures:
     """Pictures that are in memory already.
 
     Attributes:
-        canvases: (N, C, H, W) float32 in 0..1.
+        canvases: (N, C, H, W) floats in 0..1.
         labels: (N,) int64, -1 where unknown; None where there are none.
+
+    Raises:
+        BlurifyError: the canvases are something else.
     """
 
     canvases: Tensor
     labels: Tensor | None = None
     name: str = "tensors"
+
+    def __post_init__(self) -> None:
+        canvases = self.canvases
+        if canvases.ndim != 4 or not canvases.is_floating_point():
+            shape = "x".join(map(str, canvases.shape))
+            raise BlurifyError(f"pictures are floats (N, C, H, W) in 0..1, not {shape} of {canvases.dtype}")
+        if canvases.numel() and bool(((canvases < 0) | (canvases > 1)).any()):
+            low, high = canvases.aminmax()
+            raise BlurifyError(
+                f"pictures have values in 0..1, not {low:g} to {high:g}: divide by 255, and leave mean and standard "
+                "deviation to the preprocessing"
+            )
 
     @property
     def labelled(self) -> bool:
@@ -128,16 +143,32 @@ class Subject:
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """(N, C, h, w) in 0..1 -> logits (N, K) or (N, K, h', w'), float32."""
-        with torch.inference_mode():
+        with torch.no_grad():
             return logits_of(self.run(pictures), len(pictures)).float()
 
-    @torch.inference_mode()
+    # Not inference_mode: what a model makes in its forward and keeps could never be trained with.
+    @torch.no_grad()
     def run(self, pictures: Tensor) -> Any:
-        """(N, C, h, w) in 0..1 -> whatever the model returns."""
+        """(N, C, h, w) in 0..1 -> whatever the model returns.
+
+        Raises:
+            BlurifyError: the model refuses them; the message has its own reason.
+        """
         training = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
             return self.model(self.prepared(pictures))
+        except (BlurifyError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the model's own code raises
+            if "can't allocate memory" in str(error):
+                raise
+            count, *size = pictures.shape
+            size_text = "x".join(map(str, size))
+            what = f"{'a picture' if count == 1 else f'{count} pictures at once'} of {size_text}"
+            cause = f"{type(error).__name__}: {one_line(error, 120)}"
+            remedy = "give a --size (and channels) that it takes" if count == 1 else "give --batch-size 1, or mend it"
+            raise BlurifyError(f"{self.name} refuses {what} ({cause}): {remedy}") from error
         finally:
             for module, mode in training.items():
                 module.training = mode
@@ -193,7 +224,9 @@ def logits_of(output: Any, count: int) -> Tensor:
     elif hasattr(found, "logits"):  # inception's and googlenet's named tuples, transformers' outputs
         found = found.logits
     elif isinstance(found, tuple | list) and found:
-        found = found[0]
+        # Several maps are features of several layers, unless they are of the same size and classes.
+        maps = {tuple(item.shape) for item in found if isinstance(item, Tensor) and item.ndim == 4}
+        found = found[0] if len(maps) < 2 else found
     if (
         not isinstance(found, Tensor)
         or found.ndim not in (2, 4)

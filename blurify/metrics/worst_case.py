@@ -92,6 +92,6 @@ def worst_case(
         rotations=tuple(turns),
         steady=Estimate.of(steadiness),
         unmoved=Estimate.of(unmoved) if unmoved else None,
-        mean=Estimate.of(mean) if mean else None,
+        mean=Estimate.of(mean, yes_or_no=False) if mean else None,
         worst=Estimate.of(worst) if worst else None,
     )

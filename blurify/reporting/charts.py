@@ -22,6 +22,7 @@ _LEFT, _RIGHT = 1.5, 98.5  # percent: keeps marks at the ends whole
 _FIRST, _LAST = 14.0, 97.0  # percent: of the first and last point of a curve; the values of the axis stand before them
 _TOP = 18  # pixels above the highest value
 _MOST_TICKS = 12
+_ASIDE = 1.1  # percent: by how much the marks of two measurements at one point stand aside of it
 
 _Value = tuple[float, float | None, float | None]  # a value, and the ends of its interval where it has one
 
@@ -203,9 +204,12 @@ def _curves(
     height: float,
 ) -> CurveChart:
     bottom = _TOP + height
+    # Side by side, so that equal values of two measurements both show.
+    aside = min(_ASIDE, (_LAST - _FIRST) / max(count - 1, 1) / 6) if len(series) > 1 else 0.0
 
-    def across(index: int) -> float:
-        return _FIRST + (_LAST - _FIRST) * (index / (count - 1) if count > 1 else 0.5)
+    def across(index: int, number: float = 0.5) -> float:
+        middle = _FIRST + (_LAST - _FIRST) * (index / (count - 1) if count > 1 else 0.5)
+        return middle + aside * (2 * number - 1)
 
     def down(value: float | None) -> float | None:
         return None if value is None else bottom - height * value / ticks[-1][0]
@@ -218,7 +222,8 @@ def _curves(
                 before = None
                 continue
             value, low, high = item
-            mark = Mark(number, across(index), bottom - height * value / ticks[-1][0], down(low), down(high), text)
+            y = bottom - height * value / ticks[-1][0]
+            mark = Mark(number, across(index, number), y, down(low), down(high), text)
             if before is not None:
                 lines.append(Line(number, before.x, before.y, mark.x, mark.y))
             marks.append(mark)

@@ -20,6 +20,7 @@ class Report:
         plan: of the conversion; None where it is not known, and then no sites are listed.
         command: the command line that measured; '' where it is not known.
         versions: of what took part, by name.
+        same_weights: the second is the first, converted and not fine-tuned.
 
     Raises:
         BlurifyError: there are more measurements than two, or none, or a map that is no rectangle.
@@ -29,6 +30,7 @@ class Report:
     plan: Plan | None = None
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    same_weights: bool = False
 
     def __post_init__(self) -> None:
         if len(self.measurements) not in (1, 2):
@@ -151,10 +153,10 @@ def consistency(report: Report) -> list[Row]:
 def worst_case(report: Report) -> list[Row]:
     """The rows of the worst case; none where it was not measured."""
     wanted: list[tuple[str, str, Callable[[WorstCase], Estimate | None]]] = [
-        ("steady", "Same answer at all points", lambda found: found.steady),
+        ("steady", "Same answer, whole grid", lambda found: found.steady),
         ("unmoved", "Accuracy, unmoved", lambda found: found.unmoved),
-        ("mean", "Accuracy, mean of all points", lambda found: found.mean),
-        ("worst", "Right at all points", lambda found: found.worst),
+        ("mean", "Accuracy, mean of the grid", lambda found: found.mean),
+        ("worst", "Right on the whole grid", lambda found: found.worst),
     ]
     rows = [
         Row(
@@ -232,14 +234,26 @@ class Layer:
     """One layer's maps.
 
     Attributes:
-        name, kind, stride: the layer's.
+        name, kind: the layer's.
         maps: one entry a measurement; None where that one has no such layer.
     """
 
     name: str
     kind: str
-    stride: tuple[int, int]
     maps: tuple[LayerMap | None, ...]
+
+    @property
+    def strides(self) -> tuple[tuple[int, int], ...]:
+        """Its total strides in the measurements, each once."""
+        return tuple(dict.fromkeys(found.stride for found in self.maps if found))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it has the same total stride wherever it was measured.
+
+        If not, the maps are of other features: a convolution whose blur comes later in the converted network.
+        """
+        return len(self.strides) == 1
 
     @property
     def flat(self) -> bool:
@@ -257,7 +271,7 @@ def layers(report: Report) -> list[Layer]:
     for name in _names(found):
         maps = tuple(maps.get(name) for maps in found)
         like = next(item for item in maps if item is not None)
-        result.append(Layer(name, like.kind, like.stride, maps))
+        result.append(Layer(name, like.kind, maps))
     return result
 
 

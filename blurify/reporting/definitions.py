@@ -38,9 +38,10 @@ _DEFINITIONS = (
     Definition(
         "",
         "95% intervals",
-        "Of the mean over pictures. For shares of yes or no, the score interval; for other figures, the normal "
-        "approximation. The pictures are taken as a random sample; the network's training is not repeated, so the "
-        "interval says nothing of other trainings.",
+        "Of the mean over pictures. For answers of yes or no, the score interval (for flip rates, several answers "
+        "about each picture, it is wider than need be); for shares of pixels, of grid points and of energy and for "
+        "changes of probability, the normal approximation. The pictures are taken as a random sample; the network's "
+        "training is not repeated, so the interval says nothing of other trainings.",
         "Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927",
     ),
     Definition(

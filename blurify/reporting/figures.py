@@ -26,18 +26,26 @@ _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "blurify", "fo
 _DPI = 160
 _LONGEST = 40  # characters of a name; its end says more than its start
 _ACROSS = 8  # layers side by side
-_QUIET = "#525c67"
+_ASIDE = 0.07  # of the way to the next point
+_BARS = "bars: 95% intervals"
+_BETTER = {"higher": "(higher is better)", "lower": "(lower is better)"}
 
 
 def check_figures(directory: str | Path, *, force: bool = False) -> None:
-    """Raise BlurifyError where the figures can't be written into `directory`: worth asking before the work is done."""
+    """Raise BlurifyError where the figures can't be written into `directory`: worth asking before the work is done.
+
+    The directory is made where it does not exist: only that tells whether it can be.
+    """
     require("matplotlib")
     directory = Path(directory).expanduser()
     if directory.exists() and not directory.is_dir():
         raise BlurifyError(f"{directory} is a file: --figures takes a directory")
-    if directory.is_dir():
-        for path in (directory / f"{name}.{format}" for name in NAMES for format in FORMATS):
-            checkpoints.check_target(path, force=force)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BlurifyError(f"the directory {directory} can't be made: {error.strerror}") from error
+    for path in (directory / f"{name}.{format}" for name in NAMES for format in FORMATS):
+        checkpoints.check_target(path, force=force)
 
 
 def write_figures(report: Report, directory: str | Path, *, force: bool = False) -> list[Path]:
@@ -58,10 +66,6 @@ def write_figures(report: Report, directory: str | Path, *, force: bool = False)
     from matplotlib import rc_context
 
     directory = Path(directory).expanduser()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BlurifyError(f"the directory {directory} can't be made: {error.strerror}") from error
     written = []
     with rc_context(_STYLE):
         for name, figure in _figures(report).items():
@@ -77,18 +81,18 @@ def _figures(report: Report) -> dict[str, Figure]:
     """The figures by name, those without measurements left out."""
     flips, grid = content.flip_rates(report), content.worst_case(report)
     steady = content.consistency(report)
-    maps = [layer for layer in content.layers(report) if not layer.flat]
+    maps = [layer for layer in content.layers(report) if layer.comparable and not layer.flat]
     curve = content.aliasing(report)
     accuracy = content.corruptions(report, "accuracy")
     corrupted = accuracy or content.corruptions(report, "agreement")
-    what = "Accuracy" if accuracy else "Same answer as for the clean picture"
+    what = "Accuracy under corruption" if accuracy else "Same answer as for the clean picture"
     found: dict[str, Figure | None] = {
-        "consistency": _dots(report, steady, "Consistency") if steady else None,
+        "consistency": _dots(report, steady, f"Consistency; {_BARS}") if steady else None,
         "heatmaps": _heatmaps(report, maps) if maps else None,
         "aliasing": _depth(report, curve) if curve else None,
-        "stability": _dots(report, flips, "Flip rates: lower is better") if flips else None,
-        "corruptions": _multiples(report, corrupted, f"{what}, by severity") if corrupted else None,
-        "worst-case": _dots(report, grid, "Worst case over translations and rotations") if grid else None,
+        "stability": _dots(report, flips, f"Flip rates; {_BARS}") if flips else None,
+        "corruptions": _multiples(report, corrupted, f"{what}, by severity; {_BARS}") if corrupted else None,
+        "worst-case": _dots(report, grid, f"Worst case over translations and rotations; {_BARS}") if grid else None,
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -141,11 +145,13 @@ def _dots(report: Report, rows: Sequence[Row], title: str) -> Figure:
                     xerr=[[item.value - item.low], [item.high - item.value]],
                 )
                 highest = max(highest, item.high)
-    axes.set_yticks(range(len(rows)), [_short(row.label, 60) for row in rows], parse_math=False)
+    # Which way is good, beside each: one figure may hold both kinds.
+    labels = [f"{_short(row.label, 60)} {_BETTER[row.better]}" for row in rows]
+    axes.set_yticks(range(len(rows)), labels, parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     ticks = charts.ticks_to(highest)
     axes.set_xticks(ticks, [charts.share(value) for value in ticks])
-    axes.set_xlim(0, ticks[-1] * 1.01)
+    axes.set_xlim(-0.015 * ticks[-1], ticks[-1] * 1.015)  # marks at the ends stay whole
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.tick_params(left=False)
@@ -165,14 +171,16 @@ def _mark(axes: Axes, series: int, x: Sequence[float], y: Sequence[float], **err
 def _curve(axes: Axes, curve: Curve, highest: float) -> None:
     """A line a measurement through the points of a curve, broken where one is not known."""
     for series, part in enumerate(curve.series):
+        aside = _ASIDE * (2 * series - 1) if len(curve.series) > 1 else 0.0  # so that equal values both show
         values = [item.value if charts.drawable(item) else math.nan for item in part]
-        axes.plot(range(1, len(part) + 1), values, color=_COLOURS[series], linestyle=_STYLES[series], linewidth=1.4)
-        for number, item in enumerate(part, 1):
+        places = [number + aside for number in range(1, len(part) + 1)]
+        axes.plot(places, values, color=_COLOURS[series], linestyle=_STYLES[series], linewidth=1.4)
+        for place, item in zip(places, part, strict=True):
             if charts.drawable(item):
-                _mark(axes, series, [number], [item.value], yerr=[[item.value - item.low], [item.high - item.value]])
+                _mark(axes, series, [place], [item.value], yerr=[[item.value - item.low], [item.high - item.value]])
     ticks = charts.ticks_to(highest)
     axes.set_yticks(ticks, [charts.share(value) for value in ticks])
-    axes.set_ylim(0, ticks[-1] * 1.02)
+    axes.set_ylim(-0.02 * ticks[-1], ticks[-1] * 1.02)  # marks at the ends stay whole
     axes.grid(axis="y")
     axes.set_axisbelow(True)
 
@@ -185,7 +193,7 @@ def _depth(report: Report, curve: Curve) -> Figure:
         range(1, len(curve.points) + 1), [_short(name) for name in curve.points], rotation=60, ha="right",
         rotation_mode="anchor", parse_math=False,
     )  # fmt: skip
-    _title(axes, "Share of energy above the new Nyquist frequency, by site")
+    _title(axes, f"Share of energy above the new Nyquist frequency, by site; {_BARS}")
     _legend(report, axes, loc="best")
     return figure
 
@@ -232,7 +240,7 @@ def _heatmaps(report: Report, layers: Sequence[Layer]) -> Figure:
             axes = grid[band * models + series, column]
             drawn = axes.imshow(found.distances, cmap=scale, vmin=0, vmax=highest, interpolation="nearest")
             name = f"{_short(layer.name, 18)}\n" if series == 0 else ""
-            _title(axes, f"{name}{role if models > 1 else 'mean'} {words.distance(found.mean)}", fontsize=7)
+            _title(axes, f"{name}{role + ', ' if models > 1 else ''}mean {words.distance(found.mean)}", fontsize=7)
     figure.colorbar(drawn, ax=grid, shrink=0.6, label="distance from equivariance (0: none)")  # type: ignore[arg-type]
     figure.suptitle("Equivariance maps: down, shifts in y; across, shifts in x", x=0.01, ha="left")
     return figure

@@ -62,6 +62,7 @@ def _page(report: Report) -> dict[str, Any]:
     """Everything that the template shows, as plain values."""
     pair = len(report.measurements) == 2
     shown = content.layers(report)
+    alike = [layer for layer in shown if layer.comparable]
     page: dict[str, Any] = {
         "title": report.measurements[0].model,
         "roles": [
@@ -70,8 +71,9 @@ def _page(report: Report) -> dict[str, Any]:
         ],
         "pair": pair,
         "before_after": report.roles == ("before", "after"),
+        "same_weights": report.same_weights,
         "pictures": _pictures(report),
-        "headlines": [_figure(row) for row in _headline_rows(report)] + _means(report, shown),
+        "headlines": [_figure(row) for row in _headline_rows(report)] + _means(report, alike),
         "missing": content.missing(report),
         "differences": report.differences,
         "plan": _plan(report),
@@ -85,7 +87,11 @@ def _page(report: Report) -> dict[str, Any]:
         "methods": definitions(report),
         "settings": _settings(report),
         "command": report.command,
-        "versions": list(report.versions.items()),
+        "versions": [
+            (name, version)
+            for name, version in report.versions.items()
+            if not any(name in measured.settings for measured in report.measurements)  # where it stands in full
+        ],
     }
     page["sections"] = [(id, name) for id, name, key in _SECTIONS if key is None or page[key]]
     return page
@@ -142,7 +148,13 @@ def _means(report: Report, shown: Sequence[Layer]) -> list[dict[str, Any]]:
         rows.append(_mean_row("Flip rate, mean of", "perturbations", flips, words.percent))
     curve = content.aliasing(report)
     if curve is not None:
-        rows.append(_mean_row("Energy that aliases, mean of", "sites", _values(curve.series), words.percent))
+        # A global pool leaves nothing that could alias.
+        sites = report.plan.sites if report.plan else ()
+        void = {site.name for site in sites if site.rule == "global-pool"}
+        kept = [[item for item, name in zip(part, curve.points, strict=True) if name not in void]
+                for part in curve.series]  # fmt: skip
+        if kept[0]:
+            rows.append(_mean_row("Energy that aliases, mean of", "sites", _values(kept), words.percent))
     if shown:
         means = [
             [found.mean if found else None for found in column]
@@ -255,13 +267,14 @@ def _equivariance(report: Report, shown: Sequence[Layer]) -> dict[str, Any] | No
     if not shown:
         return None
     highest = content.largest_distance(shown)
-    columns = zip(*(layer.maps for layer in shown), strict=True)
+    columns = list(zip(*(layer.maps for layer in shown), strict=True))
     means = [[found.mean if found else None for found in column] for column in columns]
+    alike = [[mean for mean, layer in zip(part, shown, strict=True) if layer.comparable] for part in means]
     return {
         "chart": charts.depth([layer.name for layer in shown], means),
         "says": "; ".join(
             f"{role}: mean of all layers {words.distance(_mean(part))}"
-            for role, part in zip(report.roles, means, strict=True)
+            for role, part in zip(report.roles, alike, strict=True)
             if any(value is not None for value in part)
         ),
         "layers": [
@@ -305,7 +318,8 @@ def _layer(number: int, layer: Layer, roles: Sequence[str], highest: float, step
         "number": number,
         "name": layer.name,
         "kind": layer.kind,
-        "stride": words.dimensions(layer.stride),
+        "stride": " → ".join(words.dimensions(stride) for stride in layer.strides),
+        "comparable": layer.comparable,
         "flat": layer.flat,
         "maps": maps,
     }
@@ -362,6 +376,8 @@ def _stability(report: Report) -> dict[str, Any] | None:
         "corruptions": [
             {
                 "name": curve.label,
+                "ends": [words.percent(part[-1].value) if part[-1] else _DASH for part in curve.series],
+                "strongest": curve.points[-1],
                 "chart": charts.curves(curve, height=_SMALL, highest=highest),
                 "says": _curve_says(curve, report.roles),
             }
@@ -397,7 +413,7 @@ def _worst_case(report: Report) -> dict[str, Any] | None:
     grid = next(item.worst_case for item in report.measurements if item.worst_case)
     return {
         **section,
-        "translations": ", ".join(words.signed(f"{value:g}") for value in grid.translations),
+        "translations": ", ".join(words.signed(f"{value:.3g}") for value in grid.translations),
         "rotations": ", ".join(words.signed(f"{value:g}") for value in grid.rotations),
         "points": len(grid.translations) ** 2 * len(grid.rotations),
     }
@@ -407,7 +423,7 @@ def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     """Titles and settings: one list where both were measured alike."""
     found = [
         [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-         for name, value in measured.settings.items()]
+         for name, value in measured.settings.items() if value != ""]
         for measured in report.measurements
     ]  # fmt: skip
     if all(settings == found[0] for settings in found):

@@ -9,10 +9,11 @@ from blurify.metrics.results import Estimate
 
 
 def percent(value: float) -> str:
-    """0.853 -> '85.3%'; two digits more where it is small: 0.0042 -> '0.42%'."""
+    """0.853 -> '85.3%'; more digits near the ends: 0.0042 -> '0.42%', 0.9996 -> '99.96%'."""
     if not math.isfinite(value):
         return "no number"
-    digits = 2 if 0 < abs(value) < 0.01 else 1
+    rest = min(abs(value), abs(1 - value))
+    digits = 3 if 0 < rest < 0.0005 else 2 if 0 < rest < 0.01 else 1
     return f"{100 * value:.{digits}f}%"
 
 
