@@ -126,14 +126,19 @@ def blur_input(module: Any, args: Any, index: int = 0) -> Any:
 
 def identity(plan: Plan) -> Plan:
     """The same plan with the one-tap filter, and without changes of kernels: it must compute the original function."""
+    return with_taps(plan, (1.0,))
 
-    def unfiltered(edit: Any) -> Any:
+
+def with_taps(plan: Plan, taps: tuple[float, ...]) -> Plan:
+    """The same plan with another filter, and without changes of kernels."""
+
+    def changed(edit: Any) -> Any:
         changes: dict[str, Any] = {}
         if getattr(edit, "blur", None) is not None:
-            changes["blur"] = dataclasses.replace(edit.blur, taps=(1.0,))
+            changes["blur"] = dataclasses.replace(edit.blur, taps=taps)
         if getattr(edit, "kernel_size", None) is not None:
             changes["kernel_size"] = None
         return dataclasses.replace(edit, **changes)
 
-    sites = tuple(dataclasses.replace(site, edits=tuple(map(unfiltered, site.edits))) for site in plan.sites)
+    sites = tuple(dataclasses.replace(site, edits=tuple(map(changed, site.edits))) for site in plan.sites)
     return dataclasses.replace(plan, sites=sites)

@@ -1028,6 +1028,13 @@ class Saturated(Map):
         return (x.mean((1, 2, 3)).abs() * 1e6 + 1).clamp(max=1), (x.amax((1, 2, 3)).abs() * 1e6 + 50).clamp(max=32)
 
 
+@pytest.mark.parametrize("filter_size", [1, 4])
+def test_few_outputs_that_show_the_filter_are_proof_enough(filter_size):
+    torch.manual_seed(0)
+    proof = blurify.proof_of(blurify.convert(Net().eval(), filter_size=filter_size, example_inputs=image()))
+    assert proof.outputs == 1 and not proof.stepwise
+
+
 @pytest.mark.parametrize("broken", [name for name, (cls, _) in BROKEN.items() if cls is Map])
 def test_outputs_that_show_nothing_are_no_proof(broken):
     torch.manual_seed(0)
