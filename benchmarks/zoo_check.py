@@ -4,7 +4,8 @@ First all of timm is inspected in one go, as `blurify zoo 'timm/*' --inspect-onl
 architecture of timm and torchvision is inspected again, and timed against building it and running one bare forward of
 it on the meta device (with real data where it needs values); whatever has a site to convert is then converted on random
 weights and proven (identity check, same keys and bits, no site left). Where a forward of the native input takes more
-than a budget, the proof takes the smallest input for which the plan is the same, site by site.
+than a budget, the proof takes the smallest input for which the plan is the same, site by site. What failed beside
+another is tried once more alone.
 
 All steps go through `blurify.zoo`, so a run that was stopped goes on where it was; --fresh starts over. Writes
 benchmarks/zoo.json (versions, command, totals, times, exceptions) and benchmarks/zoo.csv (one row a model).
@@ -13,6 +14,7 @@ benchmarks/zoo.json (versions, command, totals, times, exceptions) and benchmark
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import shutil
@@ -31,7 +33,7 @@ HERE = Path(__file__).parent
 WORK = HERE.parent / ".cache" / "zoo-check"
 PATTERNS = ["timm/*", "torchvision/*"]
 PROOF_GMACS = 1.0
-RATIO = 1.5  # inspecting, against building and one bare forward
+RATIO = 1.5  # wanted of all of timm: inspecting, against building and one bare forward
 TIMM_SECONDS = 360.0  # inspecting all of timm with two processes on two cores
 PACKAGES = ("blurify", "torch", "torchvision", "timm")
 
@@ -68,6 +70,12 @@ def main() -> int:
         wanted = [record["model"] for record in inspected if record["status"] != "failed" and record["converted"]]
         settings = zoo.Settings(pretrained=False, write=False, proof_macs=int(options.proof_gmacs * 1e9), **shared)
         converted, wall["convert"] = step("convert", wanted, options.work, settings)
+        failed = [record["model"] for record in converted if record["status"] == "failed"]
+        if failed and options.jobs > 1:  # the largest fit when they have the machine to themselves
+            alone = dataclasses.replace(settings, jobs=1, memory=None)
+            again, wall["convert-alone"] = step("convert", failed, options.work, alone)
+            mended = {record["model"]: record for record in again}
+            converted = [mended.get(record["model"], record) for record in converted]
         for record in converted:
             # One row a model: the times of the inspection are those of the first step, which measures them.
             seconds = {**records[record["model"]]["seconds"]}
@@ -76,13 +84,14 @@ def main() -> int:
     rows = [records[name] for name in names]
 
     report = {
-        "command": " ".join(["python", "benchmarks/zoo_check.py", *sys.argv[1:]]),
+        "command": command(sys.argv[1:]),
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
         "machine": {"system": platform.system(), "machine": platform.machine(), "jobs": options.jobs},
         "totals": {
             library: totals(r for r in rows if r["model"].startswith(library)) for library in zoo_libraries(rows)
         },
         "inspection_by_the_clock": by_the_clock,
+        "inspection_ratio_wanted_of_timm": RATIO,
         "inspection": {
             library: timing([r for r in inspected if r["model"].startswith(library)]) for library in zoo_libraries(rows)
         },
@@ -97,6 +106,18 @@ def main() -> int:
     print("wall seconds of this run: " + ", ".join(f"{what} {seconds:.0f}" for what, seconds in wall.items()))
     slow = any(found.get("ratio", 0) > RATIO for name, found in report["inspection"].items() if name == "timm")
     return 1 if report["failed"] or slow else 0
+
+
+def command(arguments: list[str]) -> str:
+    """The command line, without where its files are: that is of one machine, and changes nothing."""
+    kept = ["python", "benchmarks/zoo_check.py"]
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("--out", "--work"):
+            next(rest, None)
+        elif not argument.startswith(("--out=", "--work=")):
+            kept.append(argument)
+    return " ".join(kept)
 
 
 def step(what: str, names: list[str], work: Path, settings: zoo.Settings) -> tuple[list[Record], float]:
@@ -144,7 +165,6 @@ def timing(rows: list[Record]) -> dict[str, Any]:
         # What an inspection takes without the bare forward that is only run here.
         "seconds_of_inspection_alone": round(sums["total"] - sums["bare-forward"], 1),
         "ratio": round((sums["build"] + sums["inspect"]) / (sums["build"] + sums["bare-forward"]), 3),
-        "ratio_allowed": RATIO,
         "ratio_median": round(statistics.median(ratios), 3),
         "ratio_largest": round(ratios[-1], 3),
     }

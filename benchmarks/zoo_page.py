@@ -69,8 +69,8 @@ def _proof(data: dict[str, Any]) -> str:
     note = (
         f"\nLargest relative error of any output. float64 decides where float32 is too noisy (limits: 1e-4, 1e-9). "
         f"Module by module: each upper module gets what the original computed before it, and its own output is "
-        f"compared; for models that find nothing in noise (detectors), and deep ones that with random weights amplify "
-        f"rounding beyond float64. {proofs['on_a_smaller_input']:,} of {proofs['models']:,} were proven on the "
+        f"compared; for detectors whose outputs in noise are empty or clipped, and deep ones that with random weights "
+        f"amplify rounding beyond float64. {proofs['on_a_smaller_input']:,} of {proofs['models']:,} were proven on the "
         f"smallest input for which the plan is the same, site by site, because their own takes too long. "
         f"Converted sites that a second look still finds: {proofs['sites_left']}.\n"
     )
@@ -138,8 +138,9 @@ def _times(data: dict[str, Any]) -> str:
             rows.append((library, f"{times['models']:,}", *seconds, *ratios))
     lines.append(
         table(("library", "models", "build", "bare forward", "inspect", "ratio", "median", "largest"), rows)
-        + "\nThe ratio is (build + inspect) / (build + bare forward): of the sums, then the median and the largest of "
-        "the models.\n"
+        + "\nThe ratio is (build + inspect) / (build + bare forward): of the sums (wanted of timm: at most "
+        f"{data['inspection_ratio_wanted_of_timm']}), then the median and the largest of the models. Detectors need "
+        "data: there the forwards of a trace run on real pictures.\n"
     )
     return "".join(lines)
 
