@@ -1,6 +1,7 @@
 """Value tracing: every torch call and module call of one forward, and nothing of the model changed."""
 
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -567,3 +568,25 @@ def test_dataclass_inputs_stay_dataclasses() -> None:
 
     seen = run(Forward(lambda self, batch: Batch(batch.image * batch.count)), Batch(torch.zeros(1, 3, 8, 8)))
     assert ops(seen) == ["mul"]
+
+
+def test_a_trace_on_real_tensors_keeps_no_features() -> None:
+    """They are gigabytes of a detector's, and each trace is a cycle that lives until it is collected."""
+    features: list[Any] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            features.append(weakref.ref(x))
+            if float(x.sum()) > 1e9:  # reads a value
+                x = x + 1
+            return self.second(x)
+
+    seen = run(Net(), torch.ones(1, 3, 8, 8))
+    assert seen.real and features and all(feature() is None for feature in features)
+    assert [call.path for call in seen.calls] == ["", "first", "second"]
+    assert seen.graph.nodes

@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 import blurify
 from blurify import zoo
 from blurify.cli import main
 from blurify.errors import BlurifyError
+from blurify.inputs import given_inputs
 from blurify.zoo import names as zoo_names
+from blurify.zoo import task as zoo_task
 from blurify.zoo.batch import Settings
 from blurify.zoo.journal import Directory
 
@@ -410,3 +414,28 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     good = [record["model"] for record in journal if record["status"] == "converted"]
     assert set(good) == set(specs)
     assert min(kills.values()) > 0
+
+
+class BringsToASize(nn.Module):
+    """As a detector: whatever it is given, it works on one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny()
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(tuple(x.shape[2:]))
+        return self.net(F.interpolate(x, (64, 64)))
+
+
+def test_no_smaller_input_is_looked_for_where_it_would_save_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int | None] = []
+    real = zoo_task.resized
+    monkeypatch.setattr(zoo_task, "resized", lambda inputs, side: tried.append(side) or real(inputs, side))
+    inputs = given_inputs(torch.zeros(1, 3, 224, 224))
+    for model, wanted in ((BringsToASize(), 224), (tiny(), 32)):
+        tried.clear()
+        plan = blurify.inspect(model, inputs)
+        (found,), _ = zoo_task._smallest(model, plan.recipe, plan, inputs)
+        assert tuple(found.shape) == (1, 3, wanted, wanted) and tried == [32]
