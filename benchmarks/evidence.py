@@ -55,7 +55,7 @@ from training.families import FAMILIES
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".cache" / "evidence"
 DATA = ROOT / "benchmarks" / "evidence.json"
-SEEDS = tuple(range(8))
+SEEDS = tuple(range(10))
 PILOT_SEEDS = (1000, 1001)
 PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
 

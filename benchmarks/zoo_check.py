@@ -21,6 +21,7 @@ import shutil
 import statistics
 import sys
 import time
+import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def inspected_by_the_clock(names: list[str], work: Path, shared: dict[str, Any])
     Measured once and kept: a run that goes on where another was stopped has no time of its own.
     """
     timm = [name for name in names if name.startswith("timm/")]
-    kept = work / "inspection-by-the-clock.json"
+    kept = work / f"inspection-by-the-clock-{zlib.crc32(' '.join(timm).encode()):08x}.json"
     if timm and not kept.is_file():
         shutil.rmtree(work / "clock", ignore_errors=True)
         _, wall = step("clock", timm, work, zoo.Settings(inspect_only=True, pretrained=False, **shared))

@@ -17,4 +17,8 @@ class PictureError(BlurifyError):
 
 def one_line(error: object, limit: int = 300) -> str:
     """The text of another library's error in one line, to stand in a message of ours."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # its own code makes the text
+        text = ""
+    return " ".join(text.split())[:limit] or type(error).__name__

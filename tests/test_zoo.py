@@ -88,6 +88,60 @@ def broken() -> nn.Module:
     raise ValueError("first line\nsecond line")
 
 
+def forks_and_hangs() -> nn.Module:
+    """Its child has the worker's pipes and the lock, and outlives it unless it is ended too."""
+    os.fork()
+    time.sleep(1000)
+    raise AssertionError
+
+
+def forks_and_crashes() -> nn.Module:
+    if os.fork() == 0:
+        time.sleep(1000)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def real_time_signal() -> nn.Module:
+    os.kill(os.getpid(), signal.SIGRTMIN + 6)
+    raise AssertionError
+
+
+def exits() -> nn.Module:
+    sys.exit(3)
+
+
+def interrupts() -> nn.Module:
+    raise KeyboardInterrupt
+
+
+def half_a_character() -> nn.Module:
+    raise ValueError("bad \ud800 name")
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def speechless() -> nn.Module:
+    raise Speechless
+
+
+def elsewhere() -> nn.Module:
+    os.chdir("/")
+    return tiny()
+
+
+kept: list[Any] = []
+
+
+def keeps() -> nn.Module:
+    """Leaves more behind in the worker than the next model should have to live with."""
+    kept.append(torch.ones(700_000_000))
+    return tiny()
+
+
 # --- choosing
 
 
@@ -219,6 +273,56 @@ def test_what_a_model_does_is_its_own_result(tmp_path: Path) -> None:
     assert [p.finished["model"] for p in again if p.finished] == [f"{HERE}:broken"]
 
 
+def test_odd_ends_of_workers_are_told_as_they_were(tmp_path: Path) -> None:
+    causes = {
+        "forks_and_hangs": "longer than",
+        "forks_and_crashes": "killed",
+        "real_time_signal": "crashed",
+        "exits": "SystemExit: 3",
+        "interrupts": "KeyboardInterrupt",
+        "half_a_character": "bad \\ud800 name",
+        "speechless": "Speechless",
+    }
+    specs = [f"{HERE}:{name}" for name in (*causes, "tiny")]
+    summary = zoo.run(specs, tmp_path, Settings(pretrained=False, jobs=2, timeout=12))
+    by_name = {record["model"].rpartition(":")[2]: record for record in summary.models}
+    assert by_name.pop("tiny")["status"] == "converted"
+    found = {name: record["error"] for name, record in by_name.items()}
+    assert set(found) == set(causes) and all(causes[name] in said for name, said in found.items()), found
+    Directory(tmp_path).close()  # no child of a model holds the lock
+    assert json.loads((tmp_path / "summary.json").read_text())["totals"]["failed"] == len(causes)
+    assert len((tmp_path / "summary.csv").read_text().splitlines()) == 1 + len(specs)
+
+
+def test_what_a_model_leaves_behind_is_not_the_next_ones_burden(tmp_path: Path) -> None:
+    specs = [f"{HERE}:keeps", *(f"{HERE}:tiny?width={width}" for width in (3, 4, 5))]
+    summary = zoo.run(specs, tmp_path, Settings(pretrained=False, memory=5))
+    assert [record.get("error") for record in summary.models] == [None] * 4
+
+
+def test_a_relative_directory_and_a_model_that_goes_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    (record,) = zoo.run([f"{HERE}:elsewhere"], "out", RANDOM).models
+    assert record["status"] == "converted" and (tmp_path / "out" / record["file"]).stat().st_size == record["bytes"]
+
+
+def test_looking_does_not_forget_what_was_converted(tmp_path: Path) -> None:
+    specs, other = [f"{HERE}:tiny"], blurify.Recipe(filter_size=5)
+    before = zoo.run(specs, tmp_path, RANDOM)
+    for settings in (Settings(inspect_only=True, recipe=other), Settings(inspect_only=True, force=True)):
+        with pytest.raises(BlurifyError, match="which an inspection would forget"):
+            zoo.run(specs, tmp_path, settings)
+    assert zoo.run(specs, tmp_path, RANDOM) == before
+
+
+def test_another_format_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    (first,) = zoo.run([f"{HERE}:tiny"], tmp_path, RANDOM).models
+    (second,) = zoo.run([f"{HERE}:tiny"], tmp_path, Settings(pretrained=False, force=True, format="pt")).models
+    assert not (tmp_path / first["file"]).exists() and (tmp_path / second["file"]).is_file()
+    assert second["file"].endswith(".pt")
+
+
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["zoo", f"{HERE}:tiny", f"{HERE}:broken", "-o", str(tmp_path / "out"), "--random", "-j", "2"]
     assert main(arguments) == 1
@@ -244,6 +348,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["timm/test_vit", "--format", "onnx"], "onnx"),
         (["timm/test_vit", "--timeout", "-1"], "--timeout"),
         (["timm/test_vit", "--memory", "0"], "--memory"),
+        (["timm/test_vit", "--memory", "inf"], "--memory"),
+        (["timm/test_vit", "--memory", "1e30"], "--memory"),
         (["timm/test_vit", "--recipe", "nothing"], "nothing"),
         (["timm/test_vit", "--filter-size", "9"], "9"),
         ([], "PATTERN"),
@@ -271,12 +377,13 @@ def test_a_torn_line_is_mended(tmp_path: Path) -> None:
     zoo.run([f"{HERE}:siteless"], tmp_path, RANDOM)
     journal = tmp_path / "journal.jsonl"
     whole = journal.read_bytes()
-    journal.write_bytes(whole + b'garbage\n{"record": {"model": "timm/resn')
+    odd = b'garbage\n{"record": {"model": "x"}, "looked": "x", "made": "y"}\n'
+    journal.write_bytes(whole + odd + b'{"record": {"model": "timm/resn')
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / ".x.safetensors.0123abcd.tmp").write_bytes(b"half")
     summary = zoo.run([f"{HERE}:siteless"], tmp_path, RANDOM)
     assert [record["status"] for record in summary.models] == ["inspected"]
-    assert journal.read_bytes() == whole + b"garbage\n"
+    assert journal.read_bytes() == whole + odd
     assert list((tmp_path / "timm").iterdir()) == []
 
 
@@ -284,9 +391,11 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / f"{zoo_names.file_stem(f'{HERE}:tiny')}.safetensors"
     target.parent.mkdir()
     target.write_bytes(b"precious")
-    with pytest.raises(BlurifyError, match="--force"):
-        zoo.run([f"{HERE}:tiny"], tmp_path, RANDOM)
-    assert target.read_bytes() == b"precious"
+    for _ in range(2):
+        with pytest.raises(BlurifyError, match="--force"):
+            zoo.run([f"{HERE}:tiny"], tmp_path, RANDOM)
+        assert target.read_bytes() == b"precious"
+        zoo.run([f"{HERE}:tiny"], tmp_path, Settings(inspect_only=True))  # makes a journal, and no file
     assert zoo.run([f"{HERE}:tiny"], tmp_path, Settings(pretrained=False, force=True)).failed == ()
 
 

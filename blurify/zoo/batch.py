@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ GIB = 2**30
 _START_SECONDS = 300.0  # importing torch on a cold, busy machine
 _STARTS = 5  # this many workers in a row that end before they are ready: something is wrong with the installation
 _TICK = 0.1
+_LAST_WORDS = 2.0  # seconds that a worker has from closing its pipe to its end, whose code says why
 _CODE = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from blurify.zoo.worker import main; main()"
 
 
@@ -70,7 +71,7 @@ class Settings:
             raise BlurifyError(f"-j {self.jobs} is no number of processes: give 1 or more")
         if not self.timeout > 0:
             raise BlurifyError(f"--timeout {self.timeout:g} is no time: give seconds")
-        if self.memory is not None and not self.memory > 0:
+        if self.memory is not None and not 0 < self.memory < 2**20:
             raise BlurifyError(f"--memory {self.memory:g} is no amount: give GiB")
 
     @property
@@ -138,16 +139,15 @@ def run(
     try:
         targets = {name: place.path / f"{file_stem(name)}.{settings.format}" for name in names}
         writes = settings.write and not settings.inspect_only
-        if place.fresh and writes and not settings.force:
-            _refuse_strangers(targets.values())
         place.open()
-        if not settings.inspect_only and not settings.force:
-            _refuse_other_settings(place, settings)
+        if writes and not settings.force:
+            _refuse_strangers(place, targets)
+        _refuse_other_settings(place, settings, names)
         todo = [name for name in names if settings.force or not _is_done(place, name, settings)]
         tasks = [
             Task(
                 model=name, recipe=settings.recipe.to_dict(), inspect_only=settings.inspect_only,
-                pretrained=settings.pretrained, target=str(targets[name]) if writes else None,
+                pretrained=settings.pretrained, target=os.path.abspath(targets[name]) if writes else None,
                 proof_macs=settings.proof_macs, measure=settings.measure,
             )
             for name in todo
@@ -161,15 +161,33 @@ def run(
         place.close()
 
 
-def _refuse_strangers(targets: Iterable[Path]) -> None:
-    strange = next((target for target in targets if target.exists()), None)
+def _refuse_strangers(place: Directory, targets: Mapping[str, Path]) -> None:
+    """Refuse to replace files that no run made, here or in a run that was killed before it wrote that down."""
+    ours = {entry.record.get("file") for entry in place.entries.values()}
+    strange = next(
+        (
+            target
+            for name, target in targets.items()
+            if name not in place.begun and f"{target.parent.name}/{target.name}" not in ours and target.exists()
+        ),
+        None,
+    )
     if strange is not None:
         raise BlurifyError(f"{strange} exists and no run made it: choose another directory, or --force to replace it")
 
 
-def _refuse_other_settings(place: Directory, settings: Settings) -> None:
-    for entry in place.entries.values():
-        if entry.record["status"] == "converted" and entry.made != settings.made:
+def _refuse_other_settings(place: Directory, settings: Settings, names: Sequence[str]) -> None:
+    converted = [entry for entry in place.entries.values() if entry.record["status"] == "converted"]
+    if settings.inspect_only:
+        for entry in converted:
+            if entry.record["model"] in names and (settings.force or entry.looked != settings.looked):
+                raise BlurifyError(
+                    f"{place.path} holds {entry.record['model']} converted (recipe {entry.record.get('recipe')}), "
+                    "which an inspection would forget: choose another directory to inspect into"
+                )
+        return
+    for entry in [] if settings.force else converted:
+        if entry.made != settings.made:
             raise BlurifyError(
                 f"{place.path} holds models converted with other settings (recipe {entry.record.get('recipe')}, "
                 f"{entry.record.get('weights')} weights): choose another directory, or --force to do them again"
@@ -223,6 +241,7 @@ class _Worker:
         self.begin = time.monotonic()
         self.received = b""
         self.verdict = ""  # why the parent killed it
+        self.retired = False  # it gets no more tasks
 
     def give(self, task: Task) -> None:
         self.task, self.begin = task, time.monotonic()
@@ -239,8 +258,19 @@ class _Worker:
 
     def kill(self, verdict: str = "") -> None:
         self.verdict = self.verdict or verdict
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # with whatever the model started
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone, though something that it started may still hold its pipes."""
+        return self.process.poll() is not None
+
+    def ends_by_itself(self, seconds: float) -> bool:
+        """Wait a little for the process to end; whether it did."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.ended
 
     def end(self) -> None:
         """Close everything and wait for the process."""
@@ -256,7 +286,8 @@ class _Worker:
         if code == -signal.SIGKILL:
             return "its process was killed, as the system does when memory runs out: use fewer processes (-j)"
         if code < 0:
-            return f"its process crashed ({signal.Signals(-code).name})"
+            known = {signum.value for signum in signal.Signals}
+            return f"its process crashed ({signal.Signals(-code).name if -code in known else f'signal {-code}'})"
         self.noise.seek(max(0, self.noise.seek(0, os.SEEK_END) - 2000))
         lines = self.noise.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -286,7 +317,7 @@ class _Crew:
                 self._tell()
                 for key, _ in self.selector.select(_TICK):
                     self._hear(key.data)
-                for worker in self.workers:
+                for worker in list(self.workers):
                     self._check(worker)
             self._tell()
         finally:
@@ -304,8 +335,11 @@ class _Crew:
             self.workers.append(worker)
             self.selector.register(worker.results, selectors.EVENT_READ, worker)
         for worker in self.workers:
-            if worker.ready and worker.task is None and self.todo:
-                worker.give(self.todo.popleft())
+            if worker.ready and not worker.retired and worker.task is None and self.todo:
+                task = self.todo.popleft()
+                if task.target is not None:
+                    self.place.begin(task.model)
+                worker.give(task)
 
     def _hear(self, worker: _Worker) -> None:
         data = os.read(worker.results, 1 << 16)
@@ -321,12 +355,24 @@ class _Crew:
                 task, worker.task = worker.task, None
                 self._finish(message["record"], time.monotonic() - worker.begin, task)
                 if worker.memory() > max(self.limit // 2, 2 * GIB):  # what models leave behind adds up
+                    worker.retired = True
                     worker.kill()
+
+    def _hear_out(self, worker: _Worker) -> None:
+        """Of a process that is gone, what it still said. Its pipe has no end while something that it started lives."""
+        os.set_blocking(worker.results, False)
+        with contextlib.suppress(BlockingIOError):
+            while worker in self.workers:
+                self._hear(worker)
+        if worker in self.workers:
+            self._mourn(worker)
 
     def _mourn(self, worker: _Worker) -> None:
         """A worker is gone: that is the result of the model that it had, and of no other."""
         task, ready = worker.task, worker.ready
-        worker.kill()  # where only its pipe was closed
+        if not worker.ends_by_itself(_LAST_WORDS):
+            worker.kill("it closed the pipe to its parent")
+        worker.kill()  # what it started and left behind
         cause = worker.cause_of_death()
         self._dismiss(worker)
         if task is not None:
@@ -345,7 +391,9 @@ class _Crew:
     def _check(self, worker: _Worker) -> None:
         """End a worker that takes too long or too much."""
         seconds = time.monotonic() - worker.begin
-        if not worker.ready:
+        if worker.ended:
+            self._hear_out(worker)
+        elif not worker.ready:
             if seconds > _START_SECONDS:
                 worker.kill(f"it was not ready after {_START_SECONDS:.0f} s")
         elif worker.task is not None:
@@ -356,6 +404,13 @@ class _Crew:
 
     def _finish(self, record: Record, seconds: float, task: Task) -> None:
         record["seconds"]["total"] = round(seconds, 4)
+        before = self.place.entries.get(task.model)
+        old = before.record.get("file") if before is not None and task.target is not None else None
+        if old is not None and old != record.get("file") and (self.place.path / old).exists():
+            if record["status"] == "converted":  # in another format, which takes its place
+                (self.place.path / old).unlink()
+            else:
+                record["error"] = f"{record.get('error', 'nothing to convert')} ({old} of an earlier run is left)"
         self.place.append(Entry(record, self.settings.looked, self.settings.made))
         self.left -= 1
         self._tell(record)

@@ -26,7 +26,8 @@ from blurify.errors import BlurifyError
 Record: TypeAlias = dict[str, Any]
 """What came of one model; plain data. Always has 'model' and 'status': 'inspected' | 'converted' | 'failed'."""
 
-JOURNAL, LOCK, SUMMARY_JSON, SUMMARY_CSV = "journal.jsonl", ".lock", "summary.json", "summary.csv"
+JOURNAL, LOCK, BEGUN, SUMMARY_JSON, SUMMARY_CSV = "journal.jsonl", ".lock", ".begun", "summary.json", "summary.csv"
+_STATUSES = ("inspected", "converted", "failed")
 FORMAT = 1
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp")  # as `checkpoints.save` and `_replace` name what is not finished
 _COLUMNS = (
@@ -88,9 +89,9 @@ class Directory:
         except OSError as error:
             raise BlurifyError(f"{self.path} can't be made a directory: {error.strerror}") from error
         self.lock = _lock(self.path / LOCK)
-        self.fresh = not (self.path / JOURNAL).exists()
         self._journal: io.FileIO | None = None
         self.entries: dict[str, Entry] = {}
+        self.begun: set[str] = set()
 
     def open(self) -> None:
         """Read the journal (mending what a kill tore), remove unfinished files, and be ready to append."""
@@ -98,6 +99,8 @@ class Directory:
         try:
             if path.exists():
                 self._read(path)
+            if (begun := self.path / BEGUN).exists():
+                self.begun = set(begun.read_text(encoding="utf-8").splitlines())
             self._journal = open(path, "ab", buffering=0)  # noqa: SIM115 (open for as long as the run takes)
         except OSError as error:
             raise BlurifyError(f"{path} can't be read and written: {error.strerror}") from error
@@ -114,7 +117,8 @@ class Directory:
             try:
                 data = json.loads(line)
                 entry = Entry(data["record"], data["looked"], data["made"])
-                self.entries[entry.record["model"]] = entry
+                if entry.record["status"] in _STATUSES and isinstance(entry.record["seconds"], dict):
+                    self.entries[entry.record["model"]] = entry
             except (ValueError, KeyError, TypeError):
                 continue  # not a line of ours: that model is done again
 
@@ -123,20 +127,36 @@ class Directory:
         for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
             yield from (file for file in folder.iterdir() if _TEMPORARY.fullmatch(file.name))
 
+    def begin(self, name: str) -> None:
+        """Note that a model's file is about to be made: whatever has its name from now on is a run's, not a user's."""
+        if name not in self.begun:
+            with _writing(self.path / BEGUN), open(self.path / BEGUN, "a", encoding="utf-8") as file:
+                file.write(f"{name}\n")
+            self.begun.add(name)
+
     def append(self, entry: Entry) -> None:
-        """Write down a finished model, so that it stays written down."""
+        """Write down a finished model, so that it stays written down.
+
+        Raises:
+            BlurifyError: it can't be written (a full disk).
+        """
         assert self._journal is not None
         data = {"record": entry.record, "looked": entry.looked, "made": entry.made}
-        self._journal.write(json.dumps(data, sort_keys=True).encode() + b"\n")
-        os.fsync(self._journal.fileno())
+        with _writing(self.path / JOURNAL):
+            self._journal.write(json.dumps(data, sort_keys=True).encode() + b"\n")
+            os.fsync(self._journal.fileno())
         self.entries[entry.record["model"]] = entry
 
     def summarize(self, selected: Iterable[str]) -> Summary:
         """Write `summary.json` and `summary.csv` and return the same."""
         models = tuple(self.entries[name].record for name in sorted(self.entries))
         summary = Summary(models, tuple(selected))
-        _replace(self.path / SUMMARY_JSON, json.dumps(summary.to_dict(), indent=1) + "\n")
-        _replace(self.path / SUMMARY_CSV, to_csv(models))
+        for name, text in (
+            (SUMMARY_JSON, json.dumps(summary.to_dict(), indent=1) + "\n"),
+            (SUMMARY_CSV, to_csv(models)),
+        ):
+            with _writing(self.path / name):
+                _replace(self.path / name, text)
         return summary
 
     def close(self) -> None:
@@ -144,6 +164,17 @@ class Directory:
         if self._journal is not None:
             self._journal.close()
         os.close(self.lock)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what to do where a file can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise BlurifyError(
+            f"{path} can't be written ({error.strerror}): make room, and run the same again; what is done is kept"
+        ) from error
 
 
 def totals(models: Iterable[Record]) -> dict[str, Any]:
@@ -201,7 +232,7 @@ def _version(name: str) -> str | None:
 def _replace(path: Path, text: str) -> None:
     """Write a file so that it is there complete or as it was."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    with open(temporary, "x", encoding="utf-8", newline="") as file:
+    with open(temporary, "x", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

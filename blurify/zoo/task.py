@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import time
@@ -60,7 +61,7 @@ def carry_out(task: Task) -> Record:
     clock = _Clock()
     try:
         _carry_out(task, record, clock)
-    except Exception as error:
+    except BaseException as error:  # a model may well exit: that is its result
         record["error"] = explained(error)
         record["stage"] = clock.stage
     record["seconds"] = {stage: round(seconds, 4) for stage, seconds in clock.seconds.items()}
@@ -237,15 +238,19 @@ def explained(error: BaseException) -> str:
     """The one-line cause of a failure."""
     if out_of_memory(error):
         return "it needs more memory than a worker may take: raise --memory, or use fewer processes (-j)"
-    text = " ".join(str(error).split())[:400]
+    try:
+        text = " ".join(str(error).split())[:400].encode("utf-8", "backslashreplace").decode()
+    except Exception:  # its own code makes the text
+        text = ""
     return text if isinstance(error, BlurifyError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether memory that could not be had is behind an error."""
     while error is not None:
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            return True
+        with contextlib.suppress(Exception):  # its own code makes the text
+            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+                return True
         error = error.__cause__ or error.__context__
     return False
 
