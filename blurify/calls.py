@@ -104,9 +104,12 @@ class BlurredMaxPool(_PoolCall):
             self.blurpool,
             self.dense_kernel_size,
         )
-        # A plan takes a pool that returns indices only where nobody reads them.
-        indexed = given.get("return_indices") or function in _WITH_INDICES
-        return (pooled, None) if indexed else pooled
+        return self.returned(pooled, function, given)
+
+    @staticmethod
+    def returned(pooled: Tensor, function: Callable[..., Any], given: dict[str, Any]) -> Any:
+        """What the call returns: a plan takes a pool that gives indices too only where nobody reads them."""
+        return (pooled, None) if given.get("return_indices") or function in _WITH_INDICES else pooled
 
 
 class BlurredSlice(nn.Module):

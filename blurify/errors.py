@@ -17,8 +17,12 @@ class PictureError(BlurifyError):
 
 def one_line(error: object, limit: int = 300) -> str:
     """The text of another library's error in one line, to stand in a message of ours."""
+    return text_of(error)[:limit] or type(error).__name__
+
+
+def text_of(error: object) -> str:
+    """The whole text of an error in one line; '' where there is none, or its own code fails to make it."""
     try:
-        text = str(error)
-    except Exception:  # its own code makes the text
-        text = ""
-    return " ".join(text.split())[:limit] or type(error).__name__
+        return " ".join(str(error).split())
+    except Exception:
+        return ""

@@ -21,14 +21,6 @@ from blurify.metrics.aliasing import aliasing, energy_above
 from blurify.metrics.subject import Preprocessing, Subject, TensorPictures
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _shares(signal: Tensor, stride: tuple[int, ...]) -> list[float]:
     above, total = energy_above(signal, stride)
     return (above / total).tolist()

@@ -11,14 +11,6 @@ import blurify
 from blurify.metrics.circular import circular_padding, wrapped
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _run(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     kept = []
     handle = model.get_submodule(layer).register_forward_hook(lambda module, args, out: kept.append(out.clone()))

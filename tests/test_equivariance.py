@@ -15,14 +15,6 @@ from blurify.metrics.equivariance import equivariance
 from blurify.metrics.subject import Preprocessing, Subject, TensorPictures
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _subject(model: nn.Module, size: tuple[int, int] = (16, 16), channels: int = 3) -> Subject:
     return Subject(model, Preprocessing(size, size, channels, mean=(0.5,), std=(0.5,)))
 

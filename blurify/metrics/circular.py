@@ -249,8 +249,7 @@ def _max_blur_call(
     dilation, ceil_mode = per_dim(given.get("dilation", 1), len(stride)), given.get("ceil_mode", False)
     x = given["input"]
     pooled = _blurred(x, kernel, stride, padding, dilation, ceil_mode, pool.blurpool, pool.dense_kernel_size, mode)
-    indexed = given.get("return_indices") or getattr(function, "__name__", "").endswith("_with_indices")
-    return (pooled, None) if indexed else pooled
+    return pool.returned(pooled, function, given)
 
 
 def _blurred(

@@ -186,7 +186,9 @@ def _refuse_other_settings(place: Directory, settings: Settings, names: Sequence
                     "which an inspection would forget: choose another directory to inspect into"
                 )
         return
-    for entry in [] if settings.force else converted:
+    if settings.force:
+        return
+    for entry in converted:
         if entry.made != settings.made:
             raise BlurifyError(
                 f"{place.path} holds models converted with other settings (recipe {entry.record.get('recipe')}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import random
 import time
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, text_of
 from blurify.plan import Plan
 from blurify.recipes import Recipe
 from blurify.zoo.journal import Record
@@ -238,19 +237,15 @@ def explained(error: BaseException) -> str:
     """The one-line cause of a failure."""
     if out_of_memory(error):
         return "it needs more memory than a worker may take: raise --memory, or use fewer processes (-j)"
-    try:
-        text = " ".join(str(error).split())[:400].encode("utf-8", "backslashreplace").decode()
-    except Exception:  # its own code makes the text
-        text = ""
+    text = text_of(error)[:400].encode("utf-8", "backslashreplace").decode()
     return text if isinstance(error, BlurifyError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether memory that could not be had is behind an error."""
     while error is not None:
-        with contextlib.suppress(Exception):  # its own code makes the text
-            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-                return True
+        if isinstance(error, MemoryError) or "can't allocate memory" in text_of(error):
+            return True
         error = error.__cause__ or error.__context__
     return False
 
