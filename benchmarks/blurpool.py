@@ -21,8 +21,8 @@ import antialiased_cnns
 import torch
 from torch import Tensor, nn
 
-from blurify import layers
-from blurify.layers import BlurPool2d, BlurPool3d, MaxBlurPool2d, dense_max_pool
+from blurify import nn as layers
+from blurify.nn import BlurPool2d, BlurPool3d, MaxBlurPool2d, dense_max_pool
 
 SHAPE = (8, 64, 112, 112)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from blurify.planning import REASONS
+from blurify.planning.planner import REASONS
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "zoo.md"

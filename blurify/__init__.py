@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from blurify.errors import BlurifyError, VerificationError
 
 if TYPE_CHECKING:
-    from blurify.checkpoints import load, save
     from blurify.conversion import convert, inspect, proof_of
-    from blurify.layers import (
+    from blurify.files.checkpoints import load, save
+    from blurify.nn import (
         AvgBlurPool1d,
         AvgBlurPool2d,
         AvgBlurPool3d,
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
         MaxBlurPool2d,
         MaxBlurPool3d,
     )
-    from blurify.plan import Plan, Site
-    from blurify.recipes import Recipe
-    from blurify.surgery import plan_of
+    from blurify.spec.plan import Plan, Site
+    from blurify.spec.recipes import Recipe
+    from blurify.surgery.apply import plan_of
 
 __version__ = "0.1.0"
 
@@ -58,12 +58,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    **{f"{pool}BlurPool{n}d": "layers" for pool in ("", "Max", "Avg") for n in (1, 2, 3)},
+    **{f"{pool}BlurPool{n}d": "nn" for pool in ("", "Max", "Avg") for n in (1, 2, 3)},
     **dict.fromkeys(("convert", "inspect", "proof_of"), "conversion"),
-    **dict.fromkeys(("load", "save"), "checkpoints"),
-    **dict.fromkeys(("Plan", "Site"), "plan"),
-    "Recipe": "recipes",
-    "plan_of": "surgery",
+    **dict.fromkeys(("load", "save"), "files.checkpoints"),
+    **dict.fromkeys(("Plan", "Site"), "spec.plan"),
+    "Recipe": "spec.recipes",
+    "plan_of": "surgery.apply",
 }
 
 

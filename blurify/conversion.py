@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from blurify import verification
-from blurify.inputs import given_inputs, traced
-from blurify.plan import Plan
-from blurify.planning import make_plan
-from blurify.recipes import Recipe, load_recipe
-from blurify.surgery import apply_plan, plan_of
-from blurify.tracing import Inputs, copy_model
-from blurify.verification import Proof, sharing_copy
+from blurify.graph.copies import copy_model, sharing_copy
+from blurify.graph.inputs import given_inputs, traced
+from blurify.graph.structure import Inputs
+from blurify.planning.planner import make_plan
+from blurify.proof import verification
+from blurify.proof.verification import Proof
+from blurify.spec.plan import Plan
+from blurify.spec.recipes import Recipe, load_recipe
+from blurify.surgery.apply import apply_plan, plan_of
 
 _PROOF = "_blurify_proof"
 

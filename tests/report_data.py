@@ -18,8 +18,8 @@ from blurify.metrics.results import (
     Stability,
     WorstCase,
 )
-from blurify.plan import Blur, BlurOutput, Plan, SetStride, Site
-from blurify.recipes import Recipe
+from blurify.spec.plan import Blur, BlurOutput, Plan, SetStride, Site
+from blurify.spec.recipes import Recipe
 
 STRIDES = (("conv1", 2), ("maxpool", 4), ("layer1", 4), ("layer2", 8), ("layer3", 16), ("layer4", 16))
 PERTURBATIONS = ("gaussian-noise", "shot-noise", "motion-blur", "brightness", "translate", "rotate", "tilt", "scale")

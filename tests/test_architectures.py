@@ -14,10 +14,10 @@ import torchvision
 from torch import Tensor, nn
 
 import blurify
-from blurify.planning import make_plan
-from blurify.surgery import apply_plan, identity
-from blurify.tracing import tensors_in
-from blurify.verification import sharing_copy
+from blurify.graph.copies import sharing_copy
+from blurify.graph.structure import tensors_in
+from blurify.planning.planner import make_plan
+from blurify.surgery.apply import apply_plan, identity
 
 # Architecture -> an odd size that it takes besides its own; None where it takes no other, or only certain multiples.
 TIMM: dict[str, int | None] = {

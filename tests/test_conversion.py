@@ -15,10 +15,10 @@ from torch.nn.utils import parametrizations
 
 import blurify
 from blurify import BlurifyError, Plan, VerificationError
-from blurify.inputs import given_inputs
-from blurify.plan import BlurOutput, Rewrite, SetStride
-from blurify.surgery import apply_plan
-from blurify.verification import check_weights, sites_left, verify
+from blurify.graph.inputs import given_inputs
+from blurify.proof.verification import check_weights, sites_left, verify
+from blurify.spec.plan import BlurOutput, Rewrite, SetStride
+from blurify.surgery.apply import apply_plan
 
 
 class Net(nn.Module):
@@ -141,7 +141,7 @@ def test_a_failed_proof_leaves_the_model_as_it_was(cls, monkeypatch):
     def fail(*args):
         raise VerificationError("no")
 
-    monkeypatch.setattr("blurify.verification.verify", fail)
+    monkeypatch.setattr("blurify.proof.verification.verify", fail)
     net = cls()
     before, x = repr(net), image()
     expected = net.eval()(x)
@@ -159,7 +159,7 @@ def test_the_proof_says_what_was_checked(net):
 
 
 def test_without_verification_there_is_no_proof(net, monkeypatch):
-    monkeypatch.setattr("blurify.verification.verify", lambda *args: pytest.fail("verified"))
+    monkeypatch.setattr("blurify.proof.verification.verify", lambda *args: pytest.fail("verified"))
     converted = blurify.convert(net, verify=False)
     assert blurred(converted) == ["conv2", "pool"] and blurify.proof_of(converted) is None
     assert blurify.plan_of(blurify.convert(net, verify=False, inplace=True)) is not None

@@ -209,7 +209,7 @@ def test_stem(case: Any, recipe: Any) -> None:
 def test_split_stem(size: tuple[int, ...]) -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 5, stride=4, padding=2), nn.ReLU(), nn.Conv2d(2, 2, 1))
     plan = check(net, [(16, 16), size], recipe={"conv": {"stem": "split"}}, rules={"split"})
-    assert plan.sites[0].edits[0] == blurify.plan.SetStride("0", (2, 2))
+    assert plan.sites[0].edits[0] == blurify.spec.plan.SetStride("0", (2, 2))
 
 
 @given(case=pools("max"), recipe=st.sampled_from([None, "light", "full"]))
@@ -370,7 +370,7 @@ def test_added_branches(data: Any, kernels: list[int], activate: bool) -> None:
     plan = check(Residual(rank, stride, tuple(kernels), activate), sizes, rules=RULES["full"], sites=len(kernels))
     if activate and max(stride) < 3 and min(stride) == 2 and 1 not in kernels:
         assert {site.rule for site in plan.sites} == {"after-activation"}
-        assert len([edit for edit in plan.edits if isinstance(edit, blurify.plan.BlurOutput)]) == 1
+        assert len([edit for edit in plan.edits if isinstance(edit, blurify.spec.plan.BlurOutput)]) == 1
 
 
 class Shortcut(nn.Module):

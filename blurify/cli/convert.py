@@ -34,12 +34,12 @@ def convert(
     """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing."""
     options.check_filter_size(filter_size)
     with console.working("loading torch"):
-        from blurify import checkpoints
+        from blurify.files import checkpoints
 
     checkpoints.check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
-        from blurify.recipes import load_recipe
+        from blurify.spec.recipes import load_recipe
 
         wanted = load_recipe(recipe)
         if filter_size is not None:

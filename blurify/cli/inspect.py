@@ -15,11 +15,11 @@ from blurify.errors import BlurifyError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from blurify.files.sources import LoadedModel
     from blurify.metrics.results import Aliasing
     from blurify.metrics.subject import Preprocessing
-    from blurify.models import LoadedModel
-    from blurify.plan import Plan
-    from blurify.recipes import Recipe
+    from blurify.spec.plan import Plan
+    from blurify.spec.recipes import Recipe
 
 
 def inspect(
@@ -51,7 +51,7 @@ def inspect(
         raise BlurifyError(f"--images {images} is no picture at all: give at least 1")
     with console.working("reading and tracing the model"):
         inputs = options.example_inputs(input_shape)
-        from blurify.recipes import load_recipe
+        from blurify.spec.recipes import load_recipe
 
         wanted = load_recipe(recipe)
         if filter_size is not None:

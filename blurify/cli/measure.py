@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from blurify.files.sources import LoadedModel
     from blurify.metrics.results import Measurement
     from blurify.metrics.subject import Pictures, Preprocessing, Subject, Watch
-    from blurify.models import LoadedModel
-    from blurify.plan import Plan
-    from blurify.recipes import Recipe
+    from blurify.spec.plan import Plan
+    from blurify.spec.recipes import Recipe
 
 
 def measure(
@@ -112,9 +112,9 @@ def measure(
     if recipe is not None and not convert:
         raise BlurifyError("--recipe says how to convert: add --convert")
     with console.working("loading torch"):
-        from blurify import checkpoints
+        from blurify.files import checkpoints
         from blurify.metrics import files, measuring
-        from blurify.recipes import load_recipe
+        from blurify.spec.recipes import load_recipe
 
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
     measuring.check_metrics(wanted)
@@ -282,7 +282,7 @@ def find_device(name: str) -> torch.device:
 
 def _open(spec: str, arch: str | None, *, pretrained: bool, allow: list[str] | None, trust: bool) -> LoadedModel:
     """One MODEL argument; --arch is for those that are files."""
-    from blurify import models
+    from blurify.files import sources as models
 
     return options.open_model(
         spec, arch=None if models.is_factory(spec) else arch, pretrained=pretrained, allow=allow, trust=trust

@@ -11,7 +11,7 @@ from blurify.errors import BlurifyError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from blurify.models import LoadedModel
+    from blurify.files.sources import LoadedModel
 
 Model = Annotated[
     str,
@@ -73,6 +73,6 @@ def check_filter_size(size: int | None) -> None:
 
 def open_model(spec: str, *, arch: str | None, pretrained: bool, allow: list[str] | None, trust: bool) -> LoadedModel:
     """Load the MODEL argument."""
-    from blurify import checkpoints
+    from blurify.files import checkpoints
 
     return checkpoints.open_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rich.console import Console
 
 from blurify.cli import console
-from blurify.plan import Plan, Site
+from blurify.spec.plan import Plan, Site
 
 if TYPE_CHECKING:
     from blurify.metrics.results import Estimate

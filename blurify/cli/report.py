@@ -44,7 +44,8 @@ def report(
     It shows what the file holds: measure with --metrics all for every section. A MODEL is measured so by itself.
     """
     with console.working("loading"):
-        from blurify import checkpoints, reporting
+        from blurify import reporting
+        from blurify.files import checkpoints
 
     for source in sources:
         if Path(source).expanduser().resolve() == output.expanduser().resolve():

@@ -69,7 +69,7 @@ def zoo(
     """
     options.check_filter_size(filter_size)
     from blurify import zoo as library
-    from blurify.recipes import load_recipe
+    from blurify.spec.recipes import load_recipe
 
     settings = library.Settings(
         inspect_only=inspect_only, pretrained=pretrained, recipe=load_recipe(recipe).with_filter(filter_size),

@@ -16,15 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from blurify.errors import BlurifyError
-from blurify.inputs import traced
-from blurify.layers import blurpool, dense_max_pool
-from blurify.metrics.pictures import some_of
-from blurify.metrics.results import Aliasing, Estimate, SiteAliasing
-from blurify.metrics.subject import Pictures, Subject, Watch, middle
-from blurify.plan import BlurInput, BlurOutput, BlurPooling, Plan, Rewrite, Site
-from blurify.planning import make_plan
-from blurify.recipes import load_recipe
-from blurify.sites import (
+from blurify.graph.inputs import traced
+from blurify.graph.recorder import Trace
+from blurify.graph.sites import (
     OURS,
     PARAMETERS,
     Found,
@@ -32,12 +26,18 @@ from blurify.sites import (
     find_sites,
     function_name,
     in_our_layers,
-    per_dim,
     sliced,
     steps_of,
 )
-from blurify.surgery import plan_of
-from blurify.tracing import Trace
+from blurify.metrics.pictures import some_of
+from blurify.metrics.results import Aliasing, Estimate, SiteAliasing
+from blurify.metrics.subject import Pictures, Subject, Watch, middle
+from blurify.nn import blurpool, dense_max_pool
+from blurify.nn.arguments import given_per_dim as per_dim
+from blurify.planning.planner import make_plan
+from blurify.spec.plan import BlurInput, BlurOutput, BlurPooling, Plan, Rewrite, Site
+from blurify.spec.recipes import load_recipe
+from blurify.surgery.apply import plan_of
 
 _SAME_SIGNAL = ("contiguous", "to")
 _NO_OWN_STRIDE = "fractional_max"

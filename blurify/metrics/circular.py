@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from blurify.calls import BlurredMaxPool
-from blurify.layers import MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d, pool_output_size
-from blurify.plan import Rewrite, SetStride, Site
-from blurify.sites import BLUR_POOLS, PARAMETERS, per_dim
-from blurify.surgery import plan_of
+from blurify.graph.sites import PARAMETERS
+from blurify.nn import BlurPool, MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d, pool_output_size
+from blurify.nn.arguments import given_per_dim as per_dim
+from blurify.nn.calls import BlurredMaxPool
+from blurify.spec.plan import Rewrite, SetStride, Site
+from blurify.surgery.apply import plan_of
 
-_MAX_BLUR_POOLS = (MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d)
+_MAX_BlurPool = (MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d)
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _PADS = ("constant", "reflect", "replicate")
 _KINDS = ("conv", "max_pool", "avg_pool")
@@ -46,12 +47,12 @@ def circular_padding(model: nn.Module, *, whole: bool = False) -> Iterator[None]
     mode = _Circular(whole)
     with ExitStack() as stack:
         for module in model.modules():
-            if isinstance(module, BLUR_POOLS):
+            if isinstance(module, BlurPool):
                 stack.callback(setattr, module, "padding", module.padding)
                 module.padding = "circular"
                 stack.callback(module.register_forward_pre_hook(mode.rest).remove)
                 stack.callback(module.register_forward_hook(mode.resume, always_call=True).remove)
-            elif isinstance(module, (*_MAX_BLUR_POOLS, BlurredMaxPool)):
+            elif isinstance(module, (*_MAX_BlurPool, BlurredMaxPool)):
                 run: Callable[..., Any] = _max_blur_call if isinstance(module, BlurredMaxPool) else _max_blur_pool
                 module.forward = functools.partial(run, module, mode)  # type: ignore[method-assign]
                 stack.callback(delattr, module, "forward")

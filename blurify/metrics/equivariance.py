@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError
-from blurify.inputs import traced
+from blurify.graph.inputs import traced
+from blurify.graph.recorder import Trace
 from blurify.metrics.circular import circular_padding
 from blurify.metrics.pictures import some_of
 from blurify.metrics.results import Equivariance, LayerMap
 from blurify.metrics.subject import Pictures, Subject, Watch, middle
-from blurify.sites import BLUR_POOLS
-from blurify.tracing import Trace
+from blurify.nn import BlurPool
 
 MOST_LAYERS = 24
 """Layers that are looked at where none are named."""
@@ -263,7 +263,7 @@ def _chosen(model: nn.Module, layers: dict[str, _Layer], names: Sequence[str] | 
                 shown = ", ".join(ordered[:: max(1, len(ordered) // 5)])
                 raise UnknownLayerError(f"no layer with maps is called {glob!r}: there are {shown or 'none'}, ...")
         return [layers[name] for name in ordered if any(_matches(name, glob) for glob in names)]
-    minor = (*_MINOR, *BLUR_POOLS)  # a blur is part of the module it was put into, which both models have
+    minor = (*_MINOR, BlurPool)  # a blur is part of the module it was put into, which both models have
     near = [name for name in ordered if name.count(".") < _DEPTH and not isinstance(model.get_submodule(name), minor)]
     # A container returns what its last child returns: the child stands for both.
     last: dict[int, str] = {}

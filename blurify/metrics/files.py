@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from blurify import checkpoints
 from blurify.errors import BlurifyError, one_line
+from blurify.files import checkpoints
 from blurify.metrics.results import Measurement
-from blurify.plan import Plan
+from blurify.spec.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from blurify.errors import BlurifyError
 from blurify.metrics.results import Consistency, Estimate, LayerMap, Measurement, WorstCase
-from blurify.plan import Plan
+from blurify.spec.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from blurify import checkpoints
 from blurify.errors import BlurifyError
+from blurify.files import checkpoints
 from blurify.reporting import charts, content, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.page import require

@@ -16,7 +16,7 @@ from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.definitions import definitions
 
 if TYPE_CHECKING:
-    from blurify.plan import Site
+    from blurify.spec.plan import Site
 
 TEMPLATES = Path(__file__).parent / "templates"
 _DASH = "\N{EN DASH}"

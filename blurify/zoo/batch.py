@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from blurify.errors import BlurifyError
-from blurify.recipes import Recipe, load_recipe
+from blurify.spec.recipes import Recipe, load_recipe
 from blurify.zoo.journal import Directory, Entry, Record, Summary
 from blurify.zoo.names import file_stem
 from blurify.zoo.task import Task, unfinished

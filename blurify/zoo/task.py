@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blurify.errors import BlurifyError, text_of
-from blurify.plan import Plan
-from blurify.recipes import Recipe
+from blurify.spec.plan import Plan
+from blurify.spec.recipes import Recipe
 from blurify.zoo.journal import Record
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from blurify.tracing import Inputs
+    from blurify.graph.structure import Inputs
 
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384)
 
@@ -82,9 +82,10 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
             proof_inputs = _smallest(model, recipe, plan, inputs)
     del model
     gc.collect()  # traces are cycles, and hold a copy of the weights where a model needs values
-    from blurify import checkpoints, models
     from blurify.conversion import convert, proof_of
-    from blurify.surgery import plan_of
+    from blurify.files import checkpoints
+    from blurify.files import sources as models
+    from blurify.surgery.apply import plan_of
 
     with clock("build"), reproducible(task.model):
         loaded = models.load_model(task.model, pretrained=task.pretrained)
@@ -113,8 +114,8 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
 
 def _inspected(task: Task, recipe: Recipe, clock: _Clock) -> tuple[nn.Module, Plan, Inputs]:
     """The model without data where it can be built like that, its plan, and what it was called with."""
-    from blurify import models
-    from blurify.tracing import without_data
+    from blurify.files import sources as models
+    from blurify.graph.copies import without_data
 
     # torchvision's builders make another architecture with weights than without (frozen norms).
     weightless = task.pretrained and task.model.startswith("torchvision/")
@@ -139,8 +140,8 @@ def _inspected(task: Task, recipe: Recipe, clock: _Clock) -> tuple[nn.Module, Pl
 
 def _planned(model: nn.Module, recipe: Recipe) -> tuple[Plan, Inputs]:
     """As `blurify.inspect`, and also the inputs."""
-    from blurify.inputs import traced
-    from blurify.planning import make_plan
+    from blurify.graph.inputs import traced
+    from blurify.planning.planner import make_plan
 
     seen = traced(model)
     return make_plan(model, recipe, seen.inputs, seen=seen), resized(seen.inputs, None)
@@ -148,7 +149,7 @@ def _planned(model: nn.Module, recipe: Recipe) -> tuple[Plan, Inputs]:
 
 def _smallest(model: nn.Module, recipe: Recipe, plan: Plan, inputs: Inputs) -> Inputs:
     """The smallest input that the model takes and for which the plan is the same, site by site."""
-    from blurify.planning import make_plan
+    from blurify.planning.planner import make_plan
 
     for side in _SIDES:
         smaller = resized(inputs, side)
@@ -168,7 +169,7 @@ def resized(inputs: Inputs, side: int | None) -> Inputs:
     import torch
     from torch import Tensor
 
-    from blurify.tracing import map_tensors
+    from blurify.graph.structure import map_tensors
 
     def zeros(tensor: Tensor) -> Tensor:
         shape = tuple(tensor.shape)
@@ -210,7 +211,7 @@ def _bare_forward(model: nn.Module, inputs: Inputs, clock: _Clock) -> None:
     import torch
     from torch import Tensor
 
-    from blurify.tracing import map_tensors
+    from blurify.graph.structure import map_tensors
 
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 

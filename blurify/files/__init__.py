@@ -1,0 +1,1 @@
+"""Keep: models by name or file, converted models in files, and back."""

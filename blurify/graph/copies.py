@@ -1,0 +1,105 @@
+"""Copies of models: deep ones, ones around the same weights, ones without data."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from blurify.errors import BlurifyError
+
+# What constructors fill their parameters with, of which nothing is left on the meta device.
+_FILLS = frozenset(
+    {
+        *(Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_, Tensor.erfinv_, Tensor.clamp_),
+        *(Tensor.mul_, Tensor.add_, Tensor.sub_, Tensor.div_),
+        *(nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_, nn.init.kaiming_normal_),
+    }
+)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what would only fill a tensor without data: most of building a model on the meta device."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLS:
+            filled = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it on by name
+            if isinstance(filled, Tensor) and filled.is_meta:
+                return filled
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_data() -> Iterator[None]:
+    """Build models on the meta device: shapes, but no data, and no time spent on filling them."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model whose parameters and buffers have shapes but no data. Takes no memory for the weights."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise BlurifyError(
+                "the model has lazy modules that were never run: run it once on real data, then convert it"
+            )
+        memo[id(parameter)] = nn.Parameter(to_meta(parameter.detach()), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = to_meta(buffer)
+    return copy_model(model, memo)
+
+
+def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy of a model, with what `memo` has by id in place of the original's parts.
+
+    Raises:
+        BlurifyError: something in the model can't be copied.
+    """
+    memo = dict(memo or {})
+    for module in model.modules():
+        for value in vars(module).values():
+            # A dozen empty dicts of hooks a module are most of what a deep copy copies; the memo is quicker.
+            if type(value) in (dict, OrderedDict, set, list) and not value:
+                memo[id(value)] = type(value)()
+            # The product that torch.nn.utils.weight_norm keeps; deepcopy refuses it, and each forward makes it anew.
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise BlurifyError(
+            f"the model can't be copied ({type(error).__name__}: {error}): make copy.deepcopy(model) work"
+        ) from error
+
+
+def sharing_copy(model: nn.Module, instead: dict[int, Any] | None = None) -> nn.Module:
+    """A copy of the model's modules around the very same parameters; it takes no memory for them.
+
+    Buffers are copied: a forward may write to them in eval mode too. `instead` gives other parameters and buffers, by
+    the id of those that they replace.
+    """
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    memo |= {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
+    return copy_model(model, memo | (instead or {}))
+
+
+def to_meta(tensor: Tensor) -> Tensor:
+    """The same tensor without data, on the meta device."""
+    return tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model is: the device of its first parameter or buffer, else the CPU."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

@@ -1,0 +1,160 @@
+"""Find out what a model wants to be called with, when the user does not say."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blurify.errors import BlurifyError
+from blurify.graph.recorder import Trace, trace
+from blurify.graph.structure import Inputs
+
+_SIZES = {
+    1: ((1024,), (16000,), (4096,), (256,), (128,)),
+    2: ((224, 224), (32, 32), (28, 28), (64, 64), (256, 256), (299, 299), (384, 384), (512, 512), (128, 128)),
+    3: ((16, 112, 112), (16, 64, 64), (32, 32, 32), (64, 64, 64), (16, 224, 224), (32, 224, 224)),
+}
+_CONVS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_POOLS = {
+    nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3, nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3
+}  # fmt: skip
+
+
+def given_inputs(example_inputs: Any) -> Inputs:
+    """The user's example inputs as (args, kwargs): a tensor, a tuple or list of arguments, or a dict of keywords."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if (
+        isinstance(example_inputs, tuple)
+        and len(example_inputs) == 2
+        and isinstance(example_inputs[0], tuple)
+        and isinstance(example_inputs[1], dict)
+    ):
+        return example_inputs  # already in that form
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    raise BlurifyError(
+        f"example_inputs is {type(example_inputs).__name__}: give a tensor, a tuple of arguments or a dict of keywords"
+    )
+
+
+def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
+    """Trace a model on the inputs that the user gives, or on the first inferred ones that it takes.
+
+    Raises:
+        BlurifyError: the model refuses the inputs given, or all that were tried; the message has its own reason.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise BlurifyError("this is a scripted model, which can't be changed any more: give the model before torch.jit")
+    if type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
+        raise BlurifyError("this model is compiled: convert it first, then torch.compile the result")
+    static = ("torch.ao.nn.quantized.modules", "torch.ao.nn.intrinsic.quantized.modules")
+    if any(type(module).__module__.startswith(static) for module in model.modules()):
+        raise BlurifyError("this model is quantized, its weights are fixed to its strides: convert the float model")
+    if example_inputs is not None:
+        inputs = given_inputs(example_inputs)
+        try:
+            return trace(model, inputs)
+        except BlurifyError:
+            raise
+        except Exception as error:
+            hint = ""
+            if isinstance(error, TypeError) and isinstance(example_inputs, Mapping):
+                hint = " (a dict gives keywords; for a forward that takes a dict, give a tuple with that dict)"
+            raise BlurifyError(f"the model refuses {_described(inputs)}: {_one_line(error)}{hint}") from error
+    first: Exception | None = None
+    tried = []
+    for inputs in _guesses(model):
+        try:
+            return trace(model, inputs)
+        except BlurifyError:
+            raise
+        except Exception as error:
+            first = first or error
+            tried.append(_described(inputs))
+    if not tried:
+        raise BlurifyError(
+            "no input can be guessed for this model: give example_inputs (CLI: --input-shape 1,3,224,224)"
+        )
+    raise BlurifyError(
+        f"the model refuses every input tried ({tried[0]}, ...; {_one_line(first)}): "
+        "give example_inputs (CLI: --input-shape 1,3,224,224)"
+    ) from first
+
+
+def _guesses(model: nn.Module) -> Iterator[Inputs]:
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if isinstance(config, Mapping) or hasattr(config, "get"):
+        size = config.get("input_size")  # type: ignore[union-attr]
+        if size:
+            yield (torch.zeros(1, *size, dtype=dtype),), {}
+    for shape in _shapes(model):
+        image = torch.zeros(shape, dtype=dtype)
+        wanted = max(_required(model), 1)
+        yield (image,) * wanted, {}
+        if wanted == 1:
+            yield ([image[0]],), {}  # detection models take a list of images
+
+
+def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    rank = channels = None
+    for module in model.modules():
+        for cls, dims in _CONVS.items():
+            if isinstance(module, cls):
+                rank, channels = dims, module.in_channels
+                break
+        if rank is not None:
+            break
+    if rank is None:
+        for module in model.modules():
+            rank = next((dims for cls, dims in _POOLS.items() if isinstance(module, cls)), None)
+            if rank is not None:
+                channels = 3
+                break
+    if rank is not None and channels is not None:
+        for size in _SIZES[rank]:
+            yield (1, channels, *size)
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            yield (1, module.in_features)
+            break
+    for channels in (3, 1):
+        for size in _SIZES[2][:3]:
+            yield (1, channels, *size)
+
+
+def _required(model: nn.Module) -> int:
+    """How many arguments the forward can't do without."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(1 for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty)
+
+
+def _described(inputs: Inputs) -> str:
+    def one(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return "an input of shape " + "x".join(map(str, value.shape))
+        if isinstance(value, list | tuple):
+            return "[" + ", ".join(map(one, value)) + "]"
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{key!r}: {one(item)}" for key, item in value.items()) + "}"
+        return repr(value) if isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
+
+    args, kwargs = inputs
+    return ", ".join([*map(one, args), *(f"{key}={one(value)}" for key, value in kwargs.items())])
+
+
+def _one_line(error: Exception | None) -> str:
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}"[:300]

@@ -1,0 +1,366 @@
+"""See the graph: run the forward once and write down each call with its shapes and the modules that it ran in.
+
+Symbolic tracing needs a forward without shape-dependent control flow and loses one architecture in six. Here the
+forward really runs, on meta tensors (shapes without data), under a `TorchFunctionMode` that adds each torch call to a
+`torch.fx.Graph`. Whatever Python does in between is simply done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.overrides import TorchFunctionMode
+
+from blurify.graph.copies import copy_model, device_of, meta_copy, to_meta
+from blurify.graph.shapes import on_meta, writes
+from blurify.graph.structure import Inputs, map_tensors, tensors_in
+
+Frame = tuple[CodeType, tuple[int, int, int, int], str | None]
+"""One Python call on the way to an op: its code, (line, end line, column, end column), and the path of the module
+whose method it is, if it is one."""
+
+_TORCH_INSIDES = (
+    "torch/nn/functional.py",
+    "torch/_jit_internal.py",
+    "torch/overrides.py",
+    "torch/_tensor.py",
+    "torch/nn/modules/module.py",
+)
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one module.
+
+    Attributes:
+        path: the module's name in the model ('' is the model itself; None for a module that is not in the model).
+        module: the module that ran (of the traced copy).
+        parent: the call that it ran in.
+        inputs: the node of each positional argument, None where the argument is no tensor.
+        output: the node of its output where that is one tensor.
+        args, kwargs: what it was called with (meta tensors), to run it again alone; nothing where tensors are real.
+    """
+
+    path: str | None
+    module: nn.Module
+    parent: Call | None
+    inputs: tuple[Node | None, ...] = ()
+    output: Node | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    has_calls: bool = False
+
+    def stack(self) -> Iterator[Call]:
+        """This call and those that it ran in, innermost first."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass
+class Trace:
+    """What one forward did.
+
+    Attributes:
+        graph: the calls in order; `node.meta` has 'shape' (None for several outputs), 'dtype', 'call' (the innermost
+            module call), 'sized' (where the forward reads the tensor's size) and 'frames' (where asked for).
+        calls: every module call, in the order in which they began.
+        model: the copy that was run.
+        inputs: the (args, kwargs) it was run with.
+        real: whether real tensors had to be used.
+    """
+
+    graph: Graph
+    calls: list[Call]
+    model: nn.Module
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    real: bool = False
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes each torch call of one forward into a graph."""
+
+    def __init__(self, model: nn.Module, frames_in: frozenset[str] = frozenset(), meta: bool = True) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self.calls: list[Call] = []
+        self.current: Call | None = None
+        self.thread = threading.get_ident()
+        self._meta = meta
+        self._frames_in = frames_in
+        self._nodes: dict[int, Node] = {}
+        self._alive: list[Tensor] = []  # ids are only unique among tensors that live
+        self._stale: set[int] = set()
+        self._constants: dict[int, Node] = {}
+        self._paths = {id(module): name for name, module in model.named_modules()}
+        self._owned: dict[int, tuple[str, str]] = {}
+        for name, parameter in model.named_parameters():
+            self._owned[id(parameter)] = (name, "parameter")
+        for name, buffer in model.named_buffers():
+            self._owned.setdefault(id(buffer), (name, "buffer"))
+
+    # --- torch calls
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._meta:
+            try:
+                out = on_meta(func, args, kwargs)
+            except RuntimeError as error:
+                if "meta" not in str(error):
+                    raise
+                # A tensor that the forward made on another device meets a meta tensor: only its shape matters here.
+                args, kwargs = map_tensors(args, to_meta), map_tensors(kwargs, to_meta)
+                out = func(*args, **kwargs)
+        else:
+            out = func(*args, **kwargs)
+        if isinstance(out, Tensor):
+            node = self._record(func, args, kwargs, tuple(out.shape))
+            if args and out is args[0] and writes(func, args, kwargs):
+                # A name that still holds the tensor that was written to sees the new values, but not what a module
+                # returns in its place; give the result another identity to tell the two apart.
+                self._stale.add(id(out))
+                self._keep(out, node)
+                with torch._C.DisableTorchFunction():
+                    out = out.view_as(out)
+            self._keep(out, node)
+        elif func in _SIZES and id(args[0]) in self._nodes:
+            self._nodes[id(args[0])].meta["sized"] = True
+        elif isinstance(out, tuple | list):
+            if any(isinstance(item, Tensor) for item in out):
+                node = self._record(func, args, kwargs, None)
+                for index, item in enumerate(out):
+                    if isinstance(item, Tensor):
+                        self._keep(item, self._add("call_function", _getitem, (node, index), {}, tuple(item.shape)))
+        elif out is None and getattr(func, "__name__", "") == "__setitem__" and isinstance(args[0], Tensor):
+            self._keep(args[0], self._record(func, args, kwargs, tuple(args[0].shape)))
+        return out
+
+    def _record(self, func: Callable[..., Any], args: Any, kwargs: Any, shape: tuple[int, ...] | None) -> Node:
+        return self._add("call_function", func, self._to_nodes(args), self._to_nodes(kwargs), shape)
+
+    def _add(self, op: str, target: Any, args: Any, kwargs: Any, shape: tuple[int, ...] | None) -> Node:
+        node = self.graph.create_node(op, target, tuple(args), dict(kwargs))
+        node.meta["shape"] = shape
+        node.meta["call"] = self.current
+        if self.current is not None:
+            self.current.nodes.append(node)
+            if _may_stride(target, args, self.current.module) or (
+                self._frames_in and any(call.path in self._frames_in for call in self.current.stack())
+            ):
+                node.meta["frames"] = _frames(self.current, self._paths)
+        return node
+
+    def _keep(self, tensor: Tensor, node: Node) -> None:
+        node.meta["dtype"] = tensor.dtype
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)
+
+    def _to_nodes(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._node(value)
+        if isinstance(value, tuple | list):
+            return (
+                type(value)([self._to_nodes(item) for item in value])
+                if type(value) in (tuple, list)
+                else tuple(self._to_nodes(item) for item in value)
+            )
+        if isinstance(value, dict):
+            return {key: self._to_nodes(item) for key, item in value.items()}
+        return value
+
+    def _node(self, tensor: Tensor) -> Node:
+        node = self._nodes.get(id(tensor))
+        if node is not None:
+            if id(tensor) in self._stale:
+                node.meta["stale"] = True
+            return node
+        name, origin = self._owned.get(id(tensor), ("", ""))
+        if not origin:
+            # Made by code that torch functions do not show (a scripted function, numpy), or before the forward. To be
+            # safe it may depend on all that is known here.
+            origin = "unknown"
+            name = f"_unknown{len(self._constants)}"
+            if self.current is not None and (self.current.nodes or any(self.current.inputs)):
+                args = [n for n in (*self.current.inputs, *self.current.nodes) if n is not None]
+                node = self._add("call_function", unseen, (args,), {}, tuple(tensor.shape))
+                self._keep(tensor, node)
+                return node
+        node = self.graph.create_node("get_attr", name)
+        node.meta.update(shape=tuple(tensor.shape), call=None, origin=origin)
+        self._constants[id(tensor)] = node
+        self._keep(tensor, node)
+        return node
+
+    # --- module calls
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        inputs = tuple(self._node(arg) if isinstance(arg, Tensor) else None for arg in args)
+        call = Call(self._paths.get(id(module)), module, self.current, inputs)
+        if self._meta:  # real features would stay as long as the trace does: gigabytes of a detector's
+            call.args, call.kwargs = args, kwargs
+        if self.current is not None:
+            self.current.has_calls = True
+        self.calls.append(call)
+        self.current = call
+        return call
+
+    def leave(self, call: Call, out: Any) -> None:
+        if isinstance(out, Tensor):
+            if id(out) not in self._nodes and id(out) not in self._owned:
+                args = [n for n in (*call.inputs, *call.nodes) if n is not None]
+                self._keep(out, self._add("call_function", unseen, (args,), {}, tuple(out.shape)))
+            call.output = self._node(out)
+
+    def placeholder(self, name: str, tensor: Tensor) -> None:
+        node = self.graph.placeholder(name)
+        node.meta.update(shape=tuple(tensor.shape), call=None)
+        self._keep(tensor, node)
+
+    def finish(self, out: Any) -> None:
+        self.graph.output(tuple(self._node(tensor) for tensor in tensors_in(out)))
+
+
+_SIZES = (torch.Tensor.shape.__get__, torch.Tensor.size)  # type: ignore[attr-defined]
+
+
+def _getitem(value: Any, index: int) -> Any:
+    """The element of an op's several outputs (a target for graph nodes; never run)."""
+    return value[index]
+
+
+def unseen(inputs: list[Any]) -> Any:
+    """Stands in the graph for code that tracing cannot look into; never run."""
+    return inputs
+
+
+def _may_stride(target: Any, args: Any, module: nn.Module) -> bool:
+    """Whether an op can subsample and does not stand in a plain torch module, so that its source may have to change."""
+    name: str = getattr(target, "__name__", "")
+    if name == "__getitem__":
+        items = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(item, slice) and item.step is not None for item in items)
+    return name.startswith(("conv", "max_pool", "avg_pool")) and not type(module).__module__.startswith("torch.nn.")
+
+
+def _frames(call: Call, paths: Mapping[int, str]) -> list[tuple[Call, list[Frame]]]:
+    """The Python calls on the way to the torch call, by the module call that they belong to.
+
+    The innermost module comes first; within a module they go from its forward downwards.
+    """
+    calls = call.stack()
+    segments: list[tuple[Call, list[Frame]]] = [(next(calls), [])]
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code is _RUN_MODULE_CODE:
+            outer = next(calls, None)
+            if outer is None:
+                break
+            segments.append((outer, []))
+        elif code.co_filename != __file__ and not code.co_filename.replace("\\", "/").endswith(_TORCH_INSIDES):
+            first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            module = paths.get(id(first)) if isinstance(first, nn.Module) else None
+            position = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None))
+            segments[-1][1].insert(0, (code, tuple(value or 0 for value in position), module))  # type: ignore[arg-type]
+        frame = frame.f_back  # type: ignore[assignment]
+    return segments
+
+
+_original_call = _saved_call = nn.Module.__call__
+_active: list[_Recorder] = []
+_lock = threading.Lock()
+
+
+def _run_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    thread = threading.get_ident()
+    recorder = next((recorder for recorder in reversed(_active) if recorder.thread == thread), None)
+    if recorder is None:
+        return _original_call(module, *args, **kwargs)
+    call = recorder.enter(module, args, kwargs)
+    try:
+        out = _original_call(module, *args, **kwargs)
+        recorder.leave(call, out)
+    finally:
+        recorder.current = call.parent
+    return out
+
+
+_RUN_MODULE_CODE = _run_module.__code__
+
+
+@contextmanager
+def _recording(recorder: _Recorder) -> Iterator[None]:
+    """Let the recorder see module calls too, as torch.fx's own tracer does: by way of `nn.Module.__call__`."""
+    global _saved_call
+    with _lock:  # several threads may trace at once: the first patches, the last restores
+        if not _active:
+            _saved_call = nn.Module.__call__
+            nn.Module.__call__ = _run_module  # type: ignore[method-assign, assignment]
+        _active.append(recorder)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), recorder:
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        with _lock:
+            _active.remove(recorder)
+            if not _active:
+                nn.Module.__call__ = _saved_call  # type: ignore[method-assign]
+
+
+def trace(model: nn.Module, inputs: Inputs, *, frames_in: frozenset[str] = frozenset(), real: bool = False) -> Trace:
+    """Run `model` once in eval mode and return the graph of what it did; the model itself is not touched.
+
+    Meta tensors are tried first (no data, no memory); a forward that reads values is run on real ones.
+
+    Args:
+        model: any module.
+        inputs: (args, kwargs) for its forward.
+        frames_in: paths of the modules for whose ops the Python calls on the way are wanted too.
+        real: do not even try meta tensors.
+
+    Raises:
+        Exception: whatever the forward raises on these inputs.
+    """
+    if not real:
+        try:
+            return _trace(meta_copy(model), inputs, frames_in, meta=True)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            if not needs_values(error):
+                raise
+    return _trace(copy_model(model), inputs, frames_in, meta=False)
+
+
+def _trace(model: nn.Module, inputs: Inputs, frames_in: frozenset[str], *, meta: bool) -> Trace:
+    model.eval()
+    device = torch.device("meta") if meta else device_of(model)
+    args, kwargs = map_tensors(inputs, lambda tensor: tensor.detach().to(device, copy=True))
+    recorder = _Recorder(model, frames_in, meta)
+    for index, tensor in enumerate(tensors_in((args, kwargs))):
+        recorder.placeholder(f"input_{index}", tensor)
+    with _recording(recorder):
+        out = model(*args, **kwargs)
+    recorder.finish(out)
+    return Trace(recorder.graph, recorder.calls, model, (args, kwargs), real=not meta)
+
+
+def needs_values(error: Exception) -> bool:
+    """Whether a forward failed only because meta tensors have no values."""
+    text = str(error).lower()
+    return isinstance(error, NotImplementedError) or "meta" in text or "data-dependent" in text

@@ -1,0 +1,361 @@
+"""Find the sites: the places in a traced graph where the network subsamples."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from blurify.graph.recorder import Call, Trace, unseen
+from blurify.nn import BlurPool
+from blurify.nn.arguments import CONV_PARAMETERS, POOL_PARAMETERS, given_per_dim
+
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    **{f"conv{n}d": CONV_PARAMETERS for n in (1, 2, 3)},
+    **{
+        f"{pool}_pool{n}d{end}": names
+        for pool, names in POOL_PARAMETERS.items()
+        for n in (1, 2, 3)
+        for end in ("", "_with_indices")
+    },
+}
+"""The positional parameters of the torch functions that can subsample."""
+
+OURS = ("blurify.nn.blurpool", "blurify.nn.pools", "blurify.nn.calls")
+"""Where the modules are defined that run anti-aliased what they stand for."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One strided call, its arguments by name and one entry a spatial dimension."""
+
+    node: Node
+    kind: str
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    ceil_mode: bool
+    returns_indices: bool
+    source: Node
+    weight: Node | None
+    dims: tuple[int, ...] = ()  # of a slice that a blur can replace: the spatial dimensions of what it slices
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial dimensions."""
+        return len(self.stride)
+
+    @property
+    def call(self) -> Call | None:
+        """The innermost module call that it ran in."""
+        return self.node.meta["call"]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of what it reads."""
+        return self.source.meta["shape"]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of what it returns (of the values, where it returns indices too)."""
+        shape = self.node.meta["shape"]
+        return shape if shape is not None else next(iter(self.node.users)).meta["shape"]
+
+    @property
+    def of_floats(self) -> bool:
+        """Whether it reads a signal, and not whole numbers or a mask."""
+        return self.source.meta["dtype"].is_floating_point or self.source.meta["dtype"].is_complex
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the op as it is (0 for a pool)."""
+        if self.kind != "conv" or self.weight is None:
+            return 0
+        return math.prod(self.output_shape) * math.prod(self.weight.meta["shape"][1:])
+
+
+@dataclass(frozen=True)
+class Found:
+    """One site as found: the same op of one module, once for every call of that module."""
+
+    name: str
+    ops: tuple[Op, ...]
+
+    @property
+    def op(self) -> Op:
+        """Its first run, which stands for all of them."""
+        return self.ops[0]
+
+
+def function_name(node: Node) -> str:
+    """The bare name of a call's function: 'add' for `torch.add`, `Tensor.__iadd__`, `Tensor.add_` ..."""
+    return bare_name(node.target) if node.op == "call_function" else ""
+
+
+def bare_name(function: Any) -> str:
+    """The name of a torch function, whatever form it is called in."""
+    name: str = getattr(function, "__name__", "")
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+        if name in _IN_PLACE or name in _REFLECTED:
+            name = name[1:]
+    return name.rstrip("_")
+
+
+_IN_PLACE = frozenset("iadd isub imul itruediv ipow".split())
+_REFLECTED = frozenset("radd rsub rmul rtruediv rpow rdiv".split())
+
+
+def find_sites(trace: Trace) -> list[Found]:
+    """Every strided convolution and pooling op of a trace, in running order, calls of the same module together."""
+    groups: dict[tuple[Any, ...], list[Op]] = defaultdict(list)
+    for op in _strided_ops(trace):
+        call = op.call
+        within = [node for node in call.nodes if function_name(node) == function_name(op.node)] if call else []
+        key = (id(call.module) if call else 0, function_name(op.node), within.index(op.node) if call else id(op.node))
+        groups[key].append(op)
+    return _named(groups)
+
+
+def _named(groups: dict[tuple[Any, ...], list[Op]]) -> list[Found]:
+    taken: dict[str, int] = defaultdict(int)
+    found = []
+    for (_, function, _), ops in groups.items():
+        call = ops[0].call
+        name = (call.path if call else "") or ""
+        # A convolution with parametrized weights has children, and still is that one site.
+        one = call is not None and (
+            isinstance(call.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+            or not (call.has_calls or any(call.module.children()))
+        )
+        if not one or not name or ops[0].kind == "slice":
+            name = f"{name}:{'slice' if ops[0].kind == 'slice' else function}"
+        taken[name] += 1
+        found.append(Found(f"{name}#{taken[name]}" if taken[name] > 1 else name, tuple(ops)))
+    return found
+
+
+def _strided_ops(trace: Trace) -> Iterator[Op]:
+    slices: dict[tuple[Node, tuple[tuple[int, int], ...]], list[tuple[Node, tuple[int, ...]]]] = defaultdict(list)
+    for node in trace.graph.nodes:
+        if in_our_layers(node):
+            continue
+        name = function_name(node)
+        if name in PARAMETERS:
+            op = read_op(node, name)
+            if any(stride > 1 for stride in op.stride):
+                yield op
+        elif name == "getitem" and node.meta["shape"] is not None:
+            steps, starts = sliced(node)
+            if steps:
+                slices[node.args[0], steps].append((node, starts))  # type: ignore[index]
+    yield from _subsampling_slices(slices)
+
+
+def read_op(node: Node, name: str) -> Op:
+    """The arguments of a convolution or pooling call, by name and with one entry a spatial dimension."""
+    given: dict[str, Any] = dict(zip(PARAMETERS[name], node.args, strict=False)) | dict(node.kwargs)
+    rank = int(name.removesuffix("_with_indices")[-2])
+    source, weight = given["input"], given.get("weight")
+    if weight is not None:
+        kind, kernel = "conv", weight.meta["shape"][2:]
+        stride = given.get("stride", 1)
+    else:
+        kind = name.split("_pool")[0].replace("_", "") + "pool"
+        kernel = given["kernel_size"]
+        stride = given.get("stride")
+        stride = kernel if stride is None or stride == () or stride == [] else stride
+        if kind == "fractionalmaxpool":
+            stride = _ratio(source, node, rank)
+    padding = given.get("padding", 0)
+    return Op(
+        node=node,
+        kind=kind,
+        kernel_size=given_per_dim(kernel, rank),
+        stride=given_per_dim(stride, rank),
+        padding=padding if isinstance(padding, str) else given_per_dim(padding, rank),
+        dilation=given_per_dim(given.get("dilation", 1), rank),
+        groups=given.get("groups", 1),
+        ceil_mode=bool(given.get("ceil_mode", False)),
+        returns_indices=bool(given.get("return_indices", False)) or name.endswith("_with_indices"),
+        source=source,
+        weight=weight,
+    )
+
+
+def _ratio(source: Node, node: Node, rank: int) -> tuple[int, ...]:
+    shape = node.meta["shape"] or next(iter(node.users)).meta["shape"]
+    return tuple(-(-i // o) for i, o in zip(source.meta["shape"][-rank:], shape[-rank:], strict=True))
+
+
+def sliced(node: Node) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """The (dimension, step) pairs of a strided slice, and the phase of each (-1: it is also cropped)."""
+    source, index = node.args[0], node.args[1]
+    if not isinstance(source, Node) or source.meta["shape"] is None:
+        return (), ()
+    return steps_of(index, len(source.meta["shape"]))
+
+
+def steps_of(index: Any, rank: int) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """What `sliced` says of a tensor's index; a tensor in it makes it no slice."""
+    items = index if isinstance(index, tuple) else (index,)
+    if any(not isinstance(item, slice | int | type(None) | type(Ellipsis)) for item in items):
+        return (), ()
+    steps, starts, dim = [], [], 0
+    for item in items:
+        if item is Ellipsis:
+            dim = rank - sum(1 for rest in items[items.index(Ellipsis) + 1 :] if rest is not None)
+            continue
+        if item is None:
+            continue
+        if isinstance(item, slice) and isinstance(item.step, int) and item.step > 1:
+            steps.append((dim, item.step))
+            start = item.start or 0
+            starts.append(start if item.stop is None and 0 <= start < item.step else -1)
+        dim += 1
+    return tuple(steps), tuple(starts)
+
+
+def _subsampling_slices(slices: dict[Any, list[tuple[Node, tuple[int, ...]]]]) -> Iterator[Op]:
+    """Strided slices that throw the other phases away. Space-to-depth keeps all of them, and does not alias."""
+    for (source, steps), taken in slices.items():
+        phases = set(itertools.product(*(range(step) for _, step in steps)))
+        shape = source.meta["shape"]
+        if {starts for _, starts in taken} >= phases or len(shape) < 3 or not _from_features(source):
+            continue
+        if all(dim < 2 for dim, _ in steps):  # may as well be channels or tokens
+            continue
+        rank = len(shape) - 2
+        first = 1 if steps[0][0] == 1 and steps[-1][0] < len(shape) - 1 else 2  # channels last, or after the batch
+        dims = tuple(range(first, first + rank))
+        given = dict(steps)
+        stride = tuple(given.get(dim, 1) for dim in dims)
+        # A blur takes the place of slices that begin at the first sample of every spatial dimension, where no other
+        # phase is used. With fewer dimensions (or in 3-d tensors) these may as well be tokens or heads.
+        alone = {starts for _, starts in taken} == {(0,) * len(steps)} and set(given) == set(dims) and len(shape) > 3
+        for node, _ in taken:
+            yield Op(
+                *(node, "slice", (1,) * rank, stride, (0,) * rank, (1,) * rank, 1, False, False, source, None),
+                dims=dims if alone else (),
+            )
+
+
+def _from_features(node: Node) -> bool:
+    """Whether a tensor comes from the input (tables such as position encodings are not signals)."""
+    seen, todo = set(), [node]
+    while todo:
+        current = todo.pop()
+        if current.op == "placeholder":
+            return True
+        if current not in seen:
+            seen.add(current)
+            todo.extend(current.all_input_nodes)
+    return False
+
+
+# --- what a site is like
+
+
+def in_our_layers(node: Node) -> bool:
+    """Whether an op belongs to one of blurify's own anti-aliased layers."""
+    call = node.meta.get("call")
+    return call is not None and any(type(c.module).__module__ in OURS for c in call.stack())
+
+
+def is_constant_filter(op: Op) -> bool:
+    """Whether a convolution is a fixed depthwise filter: its kernel is no parameter, each channel filtered alone."""
+    if op.kind != "conv" or op.weight is None or (op.groups == 1 and op.input_shape[-op.rank - 1] != 1):
+        return False
+    if op.groups != op.input_shape[-op.rank - 1]:
+        return False
+    return _is_constant(op.weight)
+
+
+def _is_constant(weight: Node) -> bool:
+    """Whether a tensor comes from buffers and constants alone."""
+    seen, todo = set(), [weight]
+    while todo:
+        node = todo.pop()
+        if node.op == "placeholder" or node.meta.get("origin") == "parameter" or node.target is unseen:
+            return False
+        if node not in seen:
+            seen.add(node)
+            todo.extend(node.all_input_nodes)
+    return True
+
+
+def low_passed(op: Op, trace: Trace) -> bool:
+    """Whether what a strided op reads was just filtered: by a fixed depthwise filter, or by one of our BlurPools."""
+    node = op.source
+    while function_name(node) == "pad":
+        node = node.args[0]  # type: ignore[assignment]
+    blurs = (call for call in trace.calls if isinstance(call.module, BlurPool))
+    if any(call.output is node for call in blurs):
+        return True
+    if function_name(node) in PARAMETERS and function_name(node).startswith("conv"):
+        source = read_op(node, function_name(node))
+        return max(source.kernel_size) > 1 and is_constant_filter(source)
+    return False
+
+
+def reads_image(op: Op) -> bool:
+    """Whether a convolution is the first learned one on the way from the input."""
+    seen, todo = set(), [op.source]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = function_name(node)
+        if name in _LEARNED or name in PARAMETERS:
+            return False
+        todo.extend(node.all_input_nodes)
+    return any(node.op == "placeholder" for node in seen)
+
+
+_LEARNED = frozenset(
+    "linear matmul bmm baddbmm addmm einsum bilinear embedding multi_head_attention_forward "
+    "scaled_dot_product_attention conv_transpose1d conv_transpose2d conv_transpose3d".split()
+)
+
+
+def matrix_macs(trace: Trace) -> int:
+    """Multiply-adds of one forward: convolutions and matrix products."""
+    total = 0
+    for node in trace.graph.nodes:
+        name, shape = function_name(node), node.meta.get("shape")
+        if shape is None or node.op != "call_function":
+            continue
+        if name.startswith("conv"):
+            weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
+            source = node.args[0] if node.args else node.kwargs["input"]
+            size = source.meta["shape"] if "transpose" in name else shape
+            total += math.prod(size) * math.prod(weight.meta["shape"][1:])
+        elif name in ("linear", "matmul", "bmm"):
+            first = node.args[0] if node.args else node.kwargs["input"]
+            total += math.prod(shape) * (first.meta["shape"] or (1,))[-1]
+        elif name == "scaled_dot_product_attention":
+            given = dict(zip(("query", "key"), node.args, strict=False)) | node.kwargs
+            query, key = given["query"].meta["shape"], given["key"].meta["shape"]
+            total += 2 * math.prod(query) * key[-2]
+    return total
+
+
+def scripted_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Scripted parts that subsample: tracing cannot look into them, surgery cannot change them."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and not any(
+            name.startswith(f"{outer}.") for outer, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)
+        ):
+            text = str(getattr(module, "inlined_graph", ""))
+            if "conv" in text or "pool" in text:
+                yield name, module

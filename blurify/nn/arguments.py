@@ -1,0 +1,42 @@
+"""Arguments that may be one number for all spatial dimensions, or one a dimension; and those of torch's own calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from blurify.errors import BlurifyError
+
+CONV_PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+POOL_PARAMETERS = {
+    "max": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "avg": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    "lp": ("input", "norm_type", "kernel_size", "stride", "ceil_mode"),
+    "fractional_max": ("input", "kernel_size", "output_size", "output_ratio", "return_indices"),
+}
+"""The positional parameters of the torch functions that can subsample."""
+
+
+def given_per_dim(value: Any, rank: int) -> tuple[int, ...]:
+    """An argument that a torch call was given, as one number a spatial dimension; taken as it is."""
+    values = tuple(int(v) for v in value) if isinstance(value, tuple | list | torch.Size) else (int(value),)
+    return values * rank if len(values) == 1 else values
+
+
+def per_dim(value: int | Sequence[int], ndim: int, name: str, least: int | None = None) -> tuple[int, ...]:
+    """An int, or one for each spatial dimension, as a tuple."""
+    values = (value,) * ndim if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
+    if len(values) == 1 < ndim:
+        values *= ndim
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and (least is None or v >= least) for v in values)
+    if isinstance(value, str) or len(values) != ndim or not whole:
+        kind = "a whole number" if least is None else f"a whole number of at least {least}"
+        raise BlurifyError(f"{name} {value!r}: give {kind}" + (f", or {ndim} of them" if ndim > 1 else ""))
+    return values
+
+
+def short(values: tuple[int, ...]) -> str:
+    """(2, 2) as 2, (1, 2) as (1, 2)."""
+    return str(values[0] if len(set(values)) == 1 else values)

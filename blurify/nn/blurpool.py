@@ -1,0 +1,217 @@
+"""BlurPool1d, 2d, 3d: low-pass filter a signal, then subsample it.
+
+Sizes are kept linear in the input's size: subsampling n samples as if they were n + extend gives ceil((n + extend) /
+stride), and every pool is such a subsampling with a constant `extend`. So all padding amounts are constants, and
+torch.export and ONNX keep every size dynamic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Proxy, Tracer
+
+from blurify.errors import BlurifyError
+from blurify.nn.arguments import per_dim, short
+from blurify.nn.autograd import CHANNELS_LAST, is_channels_last, lean
+from blurify.nn.padding import PADDINGS, extend_by
+from blurify.spec.filters import binomial_taps, compose_taps, resolve_taps
+
+# One N-d kernel beats one 1-d convolution a dimension up to about this many taps (benchmarks/blurpool.py).
+_JOINT_TAPS = 400
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class BlurPool(nn.Module):
+    """Base of BlurPool1d/2d/3d."""
+
+    ndim: ClassVar[int]
+
+    def __init__(
+        self,
+        stride: int | Sequence[int] = 2,
+        filter_size: int | None = 4,
+        *,
+        taps: Sequence[float] | None = None,
+        padding: str = "reflect",
+        factor: int | Sequence[int] | None = None,
+        shift: int | Sequence[int] = 0,
+    ) -> None:
+        super().__init__()
+        self.stride = per_dim(stride, self.ndim, "stride", least=1)
+        self.factor = self.stride if factor is None else per_dim(factor, self.ndim, "factor", least=1)
+        self.shift = per_dim(shift, self.ndim, "shift")
+        self.taps = resolve_taps(filter_size, taps)
+        if padding not in PADDINGS:
+            raise BlurifyError(f"padding {padding!r}: give one of {', '.join(PADDINGS)}")
+        self.padding = padding
+        self._filters = tuple(compose_taps(self.taps, factor) for factor in self.factor)
+        filtered = [dim for dim in range(self.ndim) if len(self._filters[dim]) > 1]
+        joint = math.prod(map(len, self._filters)) <= _JOINT_TAPS
+        # Each group of dimensions is filtered by one convolution.
+        self._groups = [filtered] if filtered and joint else [[dim] for dim in filtered]
+        for i, group in enumerate(self._groups):
+            self.register_buffer(f"kernel{i}", self._kernel(group, torch.get_default_dtype()), persistent=False)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing is filtered or shifted: the layer then only subsamples, `x[..., ::stride]`."""
+        return not self._groups and not any(self.shift)
+
+    def forward(
+        self,
+        x: Tensor,
+        output_size: Sequence[int] | None = None,
+        *,
+        extend: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Filter and subsample.
+
+        Args:
+            x: (N, C, *spatial) or (C, *spatial), floating point.
+            output_size: the spatial size of the result, one entry a dimension; by default ceil(n / stride).
+            extend: instead of `output_size`: the samples by which a dimension counts as longer (negative: shorter)
+                than it is, so that the result has ceil((n + extend) / stride); constants keep exported sizes dynamic.
+
+        Returns:
+            The same layout as x, of the size asked for. It may be a view of x where nothing is filtered.
+        """
+        if isinstance(x, Proxy):  # a leaf of symbolic tracing, as the layers of torch.nn are
+            path = cast(Tracer, x.tracer).path_of_module(self)
+            return cast(Tensor, x.tracer.create_proxy("call_module", path, (x, output_size), {"extend": extend}))
+        if x.dim() == self.ndim + 1:
+            return self.forward(x.unsqueeze(0), output_size, extend=extend).squeeze(0)
+        if x.dim() != self.ndim + 2:
+            raise BlurifyError(
+                f"{type(self).__name__} got a tensor of shape {tuple(x.shape)}: give (N, C, *spatial) or (C, *spatial)"
+                f" with {self.ndim} spatial dimension{'s' * (self.ndim > 1)}"
+            )
+        if self._groups and not (x.is_floating_point() or x.is_complex()):
+            raise BlurifyError(f"{type(self).__name__} got a tensor of {x.dtype}: give floating point")
+        if output_size is not None:
+            sizes = zip(output_size, self.stride, x.shape[2:], strict=True)
+            extend = [stride * (size - 1) + 1 - n for size, stride, n in sizes]
+        elif extend is None:
+            extend = (0,) * self.ndim
+
+        blur = partial(self._blur, extend=tuple(extend))
+        return lean(blur, x, linear=True) if self._groups else blur(x)
+
+    def _blur(self, x: Tensor, extend: tuple[int, ...]) -> Tensor:
+        """Filter and subsample (N, C, *spatial)."""
+        channels_last = is_channels_last(x)
+        pads = []
+        for taps, shift, more in zip(self._filters, self.shift, extend, strict=True):
+            left = (len(taps) - 1) // 2 - shift
+            pads.append((left, len(taps) - 1 - left + more))
+
+        # Dimensions that are not filtered go first: what they drop needs no filtering.
+        rest = [dim for dim in range(self.ndim) if len(self._filters[dim]) == 1]
+        x = extend_by(x, [pads[dim] if dim in rest else (0, 0) for dim in range(self.ndim)], self.padding)
+        for dim in rest:
+            if self.stride[dim] > 1:
+                x = x[(slice(None),) * (dim + 2) + (slice(None, None, self.stride[dim]),)]
+
+        for i, group in enumerate(self._groups):
+            kernel = self._kernel_for(x, i)
+            stride = tuple(self.stride[dim] if dim in group else 1 for dim in range(self.ndim))
+            padding = [pads[dim] if dim in group else (0, 0) for dim in range(self.ndim)]
+            own: tuple[int, ...] | int = 0
+            if self.padding == "zeros" and all(left == right >= 0 for left, right in padding):
+                own = tuple(left for left, _ in padding)  # the convolution's own padding makes no copy
+            else:
+                x = extend_by(x, padding, self.padding)
+            channels = x.shape[1]
+            x = _CONV[self.ndim](x, kernel.expand(channels, *kernel.shape[1:]), None, stride, own, 1, channels)
+        return x.contiguous(memory_format=CHANNELS_LAST[self.ndim]) if channels_last else x
+
+    def _kernel(self, group: list[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        """The kernel (1, 1, *taps) of one group of dimensions, rounded once, from Python's floats."""
+        kernel = torch.ones((1,) * (self.ndim + 2), dtype=torch.float64)
+        for dim in group:
+            shape = [1] * (self.ndim + 2)
+            shape[dim + 2] = len(self._filters[dim])
+            kernel = kernel * torch.tensor(self._filters[dim], dtype=torch.float64).view(shape)
+        return kernel.to(dtype).to(device)
+
+    def _kernel_for(self, x: Tensor, i: int) -> Tensor:
+        kernel = cast(Tensor, getattr(self, f"kernel{i}"))
+        if x.dtype == torch.float64 and kernel.dtype != torch.float64:  # only a layer that was never cast to it
+            return self._kernel(self._groups[i], x.dtype, x.device)
+        return kernel.to(x.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # .half().double() must not leave taps rounded to half, nor .to_empty() from the meta device leave garbage: the
+        # buffers follow the module's device and dtype, and their values always come from Python's floats.
+        super()._apply(fn, recurse)
+        for i, group in enumerate(self._groups):
+            kernel = getattr(self, f"kernel{i}")
+            setattr(self, f"kernel{i}", self._kernel(group, kernel.dtype, kernel.device))
+        return self
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        size = len(self.taps)
+        binomial = size <= 7 and self.taps == binomial_taps(size)
+        parts = [f"stride={short(self.stride)}"]
+        parts += [f"filter_size={size}" if binomial else f"taps={tuple(round(tap, 4) for tap in self.taps)}"]
+        parts += [f"padding={self.padding!r}"] * (self.padding != "reflect")
+        parts += [f"factor={short(self.factor)}"] * (self.factor != self.stride)
+        parts += [f"shift={short(self.shift)}"] * any(self.shift)
+        return ", ".join(parts)
+
+
+class BlurPool2d(BlurPool):
+    """Low-pass filter a signal, then subsample it: what keeps a stride from aliasing.
+
+    Window j of a dimension starts at sample `stride * j - ((L - 1) // 2 - shift)`, where L is the length of the
+    dimension's filter; an even filter thus pads its extra sample at the end. There is nothing in the `state_dict`.
+
+    Args:
+        stride: the subsampling; an int, or one per spatial dimension.
+        filter_size: taps of the binomial filter, 1 (the identity) to 7.
+        taps: your own filter instead, for a subsampling by 2; normalised to sum 1.
+        padding: how the signal goes on outside: 'reflect', 'replicate', 'zeros' or 'circular'. Signals shorter than
+            the filter go on in the same way, periodically.
+        factor: the subsampling to guard against, where it is not this layer's own stride: a blur of stride 1 and
+            factor 2 goes before a convolution of stride 2. Other factors than 2 get a composed filter
+            (`filters.compose_taps`); dimensions of factor 1 are not filtered.
+        shift: samples by which the windows move to the right.
+
+    Shape: (N, C, H, W) or (C, H, W) -> the same with ceil(n / stride), or the `output_size` given to `forward`.
+
+    Raises:
+        BlurifyError: for an argument outside of these.
+
+    Example:
+        >>> BlurPool2d(stride=2)(torch.rand(1, 3, 9, 9)).shape
+        torch.Size([1, 3, 5, 5])
+
+    Source: Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019.
+    """
+
+    ndim = 2
+
+
+class BlurPool1d(BlurPool):
+    """BlurPool2d for (N, C, L) or (C, L); the same arguments."""
+
+    ndim = 1
+
+
+class BlurPool3d(BlurPool):
+    """BlurPool2d for (N, C, D, H, W) or (C, D, H, W); the same arguments."""
+
+    ndim = 3
+
+
+def blurpool(ndim: int) -> type[BlurPool]:
+    """BlurPool1d, BlurPool2d or BlurPool3d."""
+    return (BlurPool1d, BlurPool2d, BlurPool3d)[ndim - 1]

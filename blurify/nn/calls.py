@@ -1,0 +1,152 @@
+"""Stand-ins for strided torch calls inside a forward: each takes the function and its arguments.
+
+It runs the call anti-aliased; `rewriting` routes a forward's own `F.max_pool2d(x, 3, 2)` through one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blurify.nn.arguments import CONV_PARAMETERS, POOL_PARAMETERS, given_per_dim
+from blurify.nn.pools import avg_blur_pool, max_blur_pool
+
+# By identity, not by name: torch.compile can't read the name of some functions (torch 2.14).
+_WITH_INDICES = (
+    *(F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices, torch.max_pool1d_with_indices),
+    *(torch._C._nn.max_pool2d_with_indices, torch._C._nn.max_pool3d_with_indices),
+)
+
+
+class _Call(nn.Module):
+    """Reads a call's arguments by name, however they were given."""
+
+    names: tuple[str, ...]
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(self.names, args, strict=False)) | kwargs
+
+
+class DenseConv(_Call):
+    """A functional convolution at another stride (the blur comes later in the graph)."""
+
+    names = CONV_PARAMETERS
+
+    def __init__(self, stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Run the convolution on its own arguments, but with this stride."""
+        given = self.bind(args, kwargs)
+        if not isinstance(given.get("stride", 1), int) or given.get("stride", 1) != 1:
+            given["stride"] = self.stride
+        return function(given.pop("input"), given.pop("weight"), **given)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"stride={self.stride}"
+
+
+class BlurredConv(DenseConv):
+    """A functional convolution whose input is blurred first."""
+
+    def __init__(self, blurpool: nn.Module, stride: tuple[int, ...]) -> None:
+        super().__init__(stride)
+        self.blurpool = blurpool
+
+    def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Blur, then run the convolution with this stride."""
+        given = self.bind(args, kwargs)
+        return super().forward(function, self.blurpool(given.pop("input")), **given)
+
+
+class _PoolCall(_Call):
+    """A functional pool with a BlurPool of its stride."""
+
+    def __init__(self, blurpool: nn.Module) -> None:
+        super().__init__()
+        self.blurpool = blurpool
+
+    def geometry(self, given: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The call's kernel size, stride and padding, one entry a spatial dimension."""
+        rank = len(self.blurpool.stride)  # type: ignore[arg-type]
+        kernel = given_per_dim(given["kernel_size"], rank)
+        return kernel, given_per_dim(given.get("stride") or kernel, rank), given_per_dim(given.get("padding", 0), rank)
+
+
+class BlurredMaxPool(_PoolCall):
+    """A functional max pool: dense, then blurred and subsampled, with the output size of the original."""
+
+    def __init__(self, blurpool: nn.Module, dense_kernel_size: tuple[int, ...] | None = None) -> None:
+        super().__init__(blurpool)
+        self.dense_kernel_size = dense_kernel_size
+
+    names = POOL_PARAMETERS["max"]
+
+    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Pool `input` (N, C, *spatial) as the call asks for."""
+        given = self.bind(args, kwargs)
+        kernel, stride, padding = self.geometry(given)
+        if stride != self.blurpool.stride:
+            return function(*args, **kwargs)
+        pooled = max_blur_pool(
+            given["input"],
+            kernel,
+            stride,
+            padding,
+            given_per_dim(given.get("dilation", 1), len(stride)),
+            given.get("ceil_mode", False),
+            self.blurpool,
+            self.dense_kernel_size,
+        )
+        return self.returned(pooled, function, given)
+
+    @staticmethod
+    def returned(pooled: Tensor, function: Callable[..., Any], given: dict[str, Any]) -> Any:
+        """What the call returns: a plan takes a pool that gives indices too only where nobody reads them."""
+        return (pooled, None) if given.get("return_indices") or function in _WITH_INDICES else pooled
+
+
+class BlurredSlice(nn.Module):
+    """A strided slice `x[:, :, ::2, ::2]`: blurred and subsampled in its spatial dimensions, sliced in the others."""
+
+    def __init__(self, blurpool: nn.Module, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.blurpool = blurpool
+        self.dims = dims
+
+    def forward(self, x: Tensor, index: Any) -> Tensor:
+        """`x[index]` of (N, C, *spatial) or (N, *spatial, C), as `dims` say, with the steps taken by the blur."""
+        if self.blurpool.is_identity:
+            return x[index]
+        last = self.dims[0] == 1
+        blurred = self.blurpool(x.movedim(-1, 1) if last else x)
+        items = index if isinstance(index, tuple) else (index,)
+        rest = tuple(slice(None) if isinstance(item, slice) and item.step not in (None, 1) else item for item in items)
+        return (blurred.movedim(1, -1) if last else blurred)[rest]
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"dims={self.dims}"
+
+
+class BlurredAvgPool(_PoolCall):
+    """A functional average pool: replaced by the low-pass filter, with the output size of the original."""
+
+    names = POOL_PARAMETERS["avg"]
+
+    def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Filter `input` (N, C, *spatial) down to the size that the call asks for."""
+        given = self.bind(args, kwargs)
+        kernel, stride, padding = self.geometry(given)
+        if stride != self.blurpool.stride or len(self.blurpool.taps) == 1:  # type: ignore[arg-type]
+            return function(*args, **kwargs)
+        ceil_mode, divisor = given.get("ceil_mode", False), given.get("divisor_override")
+        return avg_blur_pool(
+            given["input"], kernel, stride, padding, ceil_mode, self.blurpool, divisor_override=divisor
+        )

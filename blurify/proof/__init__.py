@@ -1,0 +1,1 @@
+"""Prove: that a conversion changed nothing but the blur."""

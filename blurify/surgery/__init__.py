@@ -1,0 +1,1 @@
+"""Operate: carry a plan out on a model, in place; and undo it."""

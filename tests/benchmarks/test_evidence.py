@@ -1,0 +1,264 @@
+"""`make evidence`: the statistics, what is trained on what, resuming, and that the page says what the data say."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import blurify
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks import evidence, evidence_page
+from training import digits, families
+
+# Two-sided 95% points of Student's t, from a printed table, by degrees of freedom.
+T_TABLE = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262, 29: 2.045}
+
+
+@pytest.mark.parametrize("freedom", T_TABLE)
+def test_intervals_are_students(freedom: int) -> None:
+    values = [math.sin(7.3 * k) for k in range(freedom + 1)]
+    mean = sum(values) / len(values)
+    half = T_TABLE[freedom] * statistics.stdev(values) / len(values) ** 0.5
+    found = evidence_page.interval(values)
+    assert found.mean == pytest.approx(mean)
+    assert (found.low, found.high) == pytest.approx((mean - half, mean + half), abs=5e-4 * half)
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say() -> None:
+    """Of 4,000 intervals from 5 normal values each, 95% hold the true mean (with 1.96 for t, it would be 88%)."""
+    draws = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    held = [found.low <= 0 <= found.high for found in map(evidence_page.interval, draws)]
+    assert 0.935 < sum(held) / len(held) < 0.965
+
+
+SITES = {
+    "VGG": {("maxpool", (2, 2)): 3},
+    "ResNet": {("maxpool", (2, 2)): 1, ("conv", (2, 2)): 4},  # two 3x3, two shortcuts
+    "DenseNet": {("maxpool", (2, 2)): 1, ("avgpool", (2, 2)): 2},
+    "MobileNetV2": {("conv", (2, 2)): 3},
+}
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_families_subsample_as_theirs_do(family: str) -> None:
+    model = families.FAMILIES[family]()
+    x = torch.zeros(1, 1, 32, 32)
+    report = blurify.inspect(model, (x,))
+    assert Counter((site.kind, tuple(site.stride)) for site in report.sites) == SITES[family]
+    assert all(site.action == "blur" for site in report.sites), "a site in a stem would be left alone"
+    assert 10_000 < sum(parameter.numel() for parameter in model.parameters()) < 60_000
+    assert model.features(x).shape[2:] == (4, 4) and model(x).shape == (1, 10)
+    strided = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d) and module.stride != (1, 1)]
+    if family == "MobileNetV2":
+        assert all(conv.groups == conv.in_channels == conv.out_channels > 1 for conv in strided), "depthwise"
+    if family == "ResNet":
+        assert sorted((conv.kernel_size, conv.groups) for conv in strided) == [((1, 1), 1)] * 2 + [((3, 3), 1)] * 2
+
+
+def test_no_sample_is_in_both_parts() -> None:
+    images, labels = digits.load()
+    data = evidence.SETTINGS["data"]
+    training, held = digits.split(labels, data["held_out_per_digit"], data["split_seed"])
+    assert not set(training.tolist()) & set(held.tolist())
+    assert sorted([*training.tolist(), *held.tolist()]) == list(range(1797))
+    assert labels[held].bincount().tolist() == [data["held_out_per_digit"]] * 10
+    pictures = {tuple(image.flatten().tolist()) for image in images[training]}
+    assert not any(tuple(image.flatten().tolist()) in pictures for image in images[held])
+    # What is trained and measured on is those parts.
+    trained_on, known = evidence.training_data(evidence.SETTINGS)
+    assert torch.equal(trained_on, images[training]) and torch.equal(known, labels[training])
+    assert torch.equal(evidence.held_out(evidence.SETTINGS).labels, labels[held])
+
+
+def test_every_crop_shows_the_held_out_digit() -> None:
+    """All of it but the rim, where the interpolation fades to black: less than 5% of its light."""
+    settings = copy.deepcopy(evidence.SETTINGS)
+    settings["data"].update(noise=0.0, contrast=[1.0, 1.0])
+    canvases = evidence.held_out(settings).canvases[:, 0]
+    everything = canvases.sum((1, 2))
+    assert bool((everything > 10).all())
+    for y in (0, 12):
+        for x in (0, 12):
+            assert bool((canvases[:, y : y + 32, x : x + 32].sum((1, 2)) > 0.95 * everything).all())
+
+
+def test_held_out_pictures_are_the_same_every_time_and_training_ones_are_not() -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, second = (evidence.held_out(evidence.SETTINGS).canvases for _ in range(2))
+    assert torch.equal(first, second) and torch.equal(torch.random.get_rng_state(), before)
+    images = digits.load()[0][:2]
+    one, other = (evidence.training_pictures(images, evidence.SETTINGS) for _ in range(2))
+    assert one.shape == (2, 1, 32, 32) and one.min() >= 0 and one.max() <= 1 and not torch.equal(one, other)
+
+
+def test_all_arms_start_alike_and_see_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared differs by the conversion alone: same weights to begin with, same pictures, same settings."""
+    seen: dict[str, Any] = {}
+
+    def spy(make: Callable[[], Any], seed: int, images: Any, labels: Any, *, picture: Any, **options: Any) -> Any:
+        torch.manual_seed(seed)
+        model = make()
+        order = torch.randperm(len(labels))
+        seen[arm] = (model, picture(images[order[:8]]), options)
+        return model
+
+    monkeypatch.setattr(digits, "train", spy)
+    start = families.FAMILIES["ResNet"]().state_dict()
+    for arm, description in evidence.ARMS.items():
+        evidence.train("ResNet", 3, arm, evidence.SETTINGS, start if description["after"] else None)
+    for arm, other in (("antialiased", "aliased"), ("finetuned", "control")):
+        (new, pictures, options), (old, same_pictures, same_options) = seen[arm], seen[other]
+        assert torch.equal(pictures, same_pictures) and options == same_options
+        mine, theirs = new.state_dict(), old.state_dict()
+        assert list(mine) == list(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
+        assert blurify.plan_of(new).count("action")["blur"] == 5 and blurify.plan_of(old) is None
+    assert all(torch.equal(start[name], tensor) for name, tensor in seen["finetuned"][0].state_dict().items())
+    assert seen["aliased"][2]["epochs"] == evidence.SETTINGS["training"]["epochs"]
+    assert seen["control"][2]["epochs"] == evidence.SETTINGS["finetuning"]["epochs"]
+
+
+def few_digits(patch: pytest.MonkeyPatch) -> None:
+    """Only the first 300 samples, for time."""
+    images, labels = digits.load()
+    patch.setattr(digits, "load", lambda: (images[:300], labels[:300]))
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_digits(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, list[dict[str, Any]]]:
+    """(settings, folder, runs) of a run with one family, two seeds, 200 samples to train on, one epoch."""
+    settings = copy.deepcopy(evidence.SETTINGS)
+    settings["training"]["epochs"] = settings["finetuning"]["epochs"] = 1
+    settings["data"]["held_out_per_digit"] = 10
+    settings["measuring"].update(every=10, crop_seeds=1, frames=2, rotations=[0])
+    work = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        few_digits(patch)
+        return settings, work, evidence.run_all(settings, work, families=("ResNet",), seeds=(0, 1))
+
+
+@pytest.mark.usefixtures("few")
+def test_a_small_run_writes_data_and_page(small: Any, tmp_path: Path) -> None:
+    settings, _, runs = small
+    assert [(run["seed"], run["arm"]) for run in runs] == [(seed, arm) for seed in (0, 1) for arm in evidence.ARMS]
+    data, doc = tmp_path / "evidence.json", tmp_path / "docs" / "evidence.md"
+    data.write_text(evidence.text_of(evidence.record(settings, runs, "a command")))
+    record = json.loads(data.read_text())
+    assert record["runs"] == runs and record["seeds"] == [0, 1] and record["held_out_samples"] == 100
+    assert record["training_samples"] == 200 and record["networks"]["ResNet"]["parameters"] == 19810
+    assert all(0 <= value <= 1 for run in runs for value in run["figures"].values())
+
+    arguments = ["--data", str(data), "--doc", str(doc)]
+    assert evidence.main(["--check", *arguments]) == 1
+    assert evidence.main(["--page", *arguments]) == 0
+    assert evidence.main(["--check", *arguments]) == 0
+    assert "| ResNet | from scratch |" in doc.read_text()
+    record["runs"][0]["figures"]["consistency"] += 0.01
+    data.write_text(evidence.text_of(record))
+    assert evidence.main(["--check", *arguments]) == 1
+
+
+@pytest.mark.usefixtures("few")
+def test_a_run_goes_on_where_it_was(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, work, runs = small
+
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("this had been done")
+
+    monkeypatch.setattr(digits, "train", never)
+    (lines,) = work.glob("*.jsonl")
+    whole = lines.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "measure", never)
+        assert evidence.run_all(settings, work, families=("ResNet",), seeds=(0, 1)) == runs
+    # The machine went down in the middle of a line: that network is measured again, with the same result.
+    lines.write_text(whole.rstrip()[:-20])
+    again = evidence.run_all(settings, work, families=("ResNet",), seeds=(0, 1))
+    assert [run["figures"] for run in again] == [run["figures"] for run in runs]
+    # Measured otherwise: nothing is trained again either.
+    other = copy.deepcopy(settings)
+    other["measuring"]["crop_seeds"] = 2
+    evidence.run_all(other, work, families=("ResNet",), seeds=(0,), arms=("aliased",))
+    # Trained otherwise: it is.
+    other["training"]["learning_rate"] = 0.5
+    with pytest.raises(AssertionError, match="this had been done"):
+        evidence.run_all(other, work, families=("ResNet",), seeds=(0,), arms=("aliased",))
+
+
+def invented(small: Any, consistency: dict[str, list[float]]) -> dict[str, Any]:
+    """The data of the small run, with other figures of consistency by arm."""
+    settings, _, runs = small
+    runs = copy.deepcopy(runs)
+    for run in runs:
+        run["figures"]["consistency"] = consistency[run["arm"]][run["seed"]]
+    return json.loads(evidence.text_of(evidence.record(settings, runs, "a command")))
+
+
+def test_the_page_says_where_the_claim_does_not_hold(small: Any) -> None:
+    aliased = {"aliased": [0.9, 0.901], "control": [0.9, 0.901]}
+    apart = evidence_page.page(invented(small, {**aliased, "antialiased": [0.95, 0.951], "finetuned": [0.97, 0.97]}))
+    assert "In 2 of 2 comparisons" in apart and "**no**" not in apart and "- ResNet," not in apart
+    # Half-widths of two values that differ by 0.001: 12.706 * 0.000707 / sqrt(2) = 0.00635.
+    assert "| ResNet | from scratch | 90.05 ± 0.64 | 95.05 ± 0.64 | **+5.00 ± 0.00** | yes |" in apart
+
+    mixed = evidence_page.page(invented(small, {**aliased, "antialiased": [0.902, 0.903], "finetuned": [0.8, 0.801]}))
+    assert "In 0 of 2 comparisons" in mixed
+    assert "| ResNet | from scratch | 90.05 ± 0.64 | 90.25 ± 0.64 | **+0.20 ± 0.00** | **no** |" in mixed
+    assert "- ResNet, from scratch: the intervals overlap, though it is higher by the paired difference." in mixed
+    assert "- ResNet, fine-tuned: it lies **below**, and the intervals do not overlap." in mixed
+
+    neither = evidence_page.page(invented(small, {**aliased, "antialiased": [0.9, 0.91], "finetuned": [0.899, 0.9]}))
+    assert "- ResNet, from scratch: no difference can be told" in neither
+    assert "- ResNet, fine-tuned: it is **lower** by the paired difference." in neither
+
+
+def test_the_committed_page_is_what_the_committed_data_say() -> None:
+    assert evidence_page.write(evidence.DATA, evidence_page.PAGE, check=True) == 0
+
+
+def test_the_committed_data_leave_nothing_out() -> None:
+    data = json.loads(evidence.DATA.read_text())
+    assert data["settings"] == json.loads(json.dumps(evidence.SETTINGS)) and data["seeds"] == list(evidence.SEEDS)
+    assert not set(evidence.SEEDS) & set(evidence.PILOT_SEEDS)
+    wanted = {(family, seed, arm) for family in families.FAMILIES for seed in evidence.SEEDS for arm in evidence.ARMS}
+    assert Counter((run["family"], run["seed"], run["arm"]) for run in data["runs"]) == Counter(wanted)
+    assert data["networks"] == evidence.networks(evidence.SETTINGS, tuple(families.FAMILIES))
+
+
+def test_the_committed_page_has_the_means_of_the_committed_data() -> None:
+    """Worked out here again, by hand."""
+    data, text = json.loads(evidence.DATA.read_text()), evidence_page.PAGE.read_text()
+    assert len(data["seeds"]) == 10
+    for family in families.FAMILIES:
+        for new, old, how in (("antialiased", "aliased", "from scratch"), ("finetuned", "control", "fine-tuned")):
+            cells = []
+            for arm in (old, new):
+                values = [
+                    100 * run["figures"]["consistency"]
+                    for run in data["runs"]
+                    if run["family"] == family and run["arm"] == arm
+                ]
+                half = 2.262157 * statistics.stdev(values) / 10**0.5  # t(9) at 97.5%
+                cells.append((statistics.mean(values), half))
+            row = next(line for line in text.splitlines() if line.startswith(f"| {family} | {how} |"))
+            shown = [tuple(map(float, cell.split("±"))) for cell in row.split("|")[3:5]]
+            assert shown == [pytest.approx(cell, abs=0.0051) for cell in cells]
+            above = cells[1][0] - cells[1][1] > cells[0][0] + cells[0][1]
+            assert row.rstrip().endswith("| yes |" if above else "| **no** |")
