@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from blurify.errors import BlurifyError, VerificationError
 
 if TYPE_CHECKING:
-    from blurify.conversion import convert, inspect, proof_of
+    from blurify.conversion import check, convert, inspect, proof_of, revert, reverted
     from blurify.files.checkpoints import load, save
     from blurify.nn import (
         AvgBlurPool1d,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from blurify.spec.plan import Plan, Site
     from blurify.spec.recipes import Recipe
-    from blurify.surgery.apply import plan_of
+    from blurify.surgery.carrying import plan_of
 
 __version__ = "0.1.0"
 
@@ -49,21 +49,24 @@ __all__ = [
     "Recipe",
     "Site",
     "VerificationError",
+    "check",
     "convert",
     "inspect",
     "load",
     "plan_of",
     "proof_of",
+    "revert",
+    "reverted",
     "save",
 ]
 
 _HOMES = {
     **{f"{pool}BlurPool{n}d": "nn" for pool in ("", "Max", "Avg") for n in (1, 2, 3)},
-    **dict.fromkeys(("convert", "inspect", "proof_of"), "conversion"),
+    **dict.fromkeys(("check", "convert", "inspect", "proof_of", "revert", "reverted"), "conversion"),
     **dict.fromkeys(("load", "save"), "files.checkpoints"),
     **dict.fromkeys(("Plan", "Site"), "spec.plan"),
     "Recipe": "spec.recipes",
-    "plan_of": "surgery.apply",
+    "plan_of": "surgery.carrying",
 }
 
 

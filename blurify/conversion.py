@@ -1,26 +1,36 @@
-"""The two verbs: `inspect` says what would happen to a model, `convert` does it and proves it."""
+"""The verbs: `inspect` says what would happen to a model, `convert` does it and proves it, `revert` undoes it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from blurify.errors import BlurifyError
 from blurify.graph.copies import copy_model, sharing_copy
 from blurify.graph.inputs import given_inputs, traced
+from blurify.graph.recorder import Trace, trace
 from blurify.graph.structure import Inputs
-from blurify.planning.planner import make_plan
-from blurify.proof import verification
-from blurify.proof.verification import Proof
+from blurify.planning.planner import Decided, decide
+from blurify.proof import verify as proving
+from blurify.proof.proof import carry_proof, proof_of
+from blurify.proof.rehearsal import rehearse
+from blurify.proof.weights import fingerprint
 from blurify.spec.plan import Plan
 from blurify.spec.recipes import Recipe, load_recipe
-from blurify.surgery.apply import apply_plan, plan_of
+from blurify.surgery import undo
+from blurify.surgery.apply import apply_plan
+from blurify.surgery.carrying import plan_of, unwrapped_advice
+from blurify.surgery.force import problems
 
-_PROOF = "_blurify_proof"
+__all__ = ["Condition", "check", "convert", "inspect", "proof_of", "revert", "reverted"]
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe | None
+
+reverted = undo.reverted
 
 
 def inspect(model: nn.Module, example_inputs: Any = None, recipe: RecipeLike = None) -> Plan:
@@ -37,13 +47,14 @@ def inspect(model: nn.Module, example_inputs: Any = None, recipe: RecipeLike = N
         and `.macs`, `.extra_macs`, `.count()`, `.to_dict()`.
 
     Raises:
-        BlurifyError: the model refuses the inputs, or can't be seen into.
+        BlurifyError: the model refuses the inputs, or can't be seen into; the recipe has a pattern that matches no
+            site.
 
     Example:
         >>> for site in blurify.inspect(model).sites:
         ...     print(site.name, site.kind, site.action, site.reason)
     """
-    return make_plan(model, load_recipe(recipe), example_inputs)
+    return rehearsed(model, load_recipe(recipe), example_inputs).plan
 
 
 def convert(
@@ -61,15 +72,16 @@ def convert(
     Convolutional Networks Shift-Invariant Again", ICML 2019).
 
     Args:
-        model: any eager PyTorch module. One that was converted before comes back as it is.
+        model: any eager PyTorch module. One that was converted by the same recipe comes back as it is; by another one,
+            it is converted anew from the original.
         recipe: the name of a recipe, a path to one, a Recipe or a mapping; None is 'zhang2019'.
         filter_size: number of binomial taps, 1..7, in place of the recipe's filter.
         example_inputs: what to call the model with (see `inspect`).
         inplace: change the model itself; otherwise a deep copy is changed, and the model is left as it was.
-        verify: prove the result on this very model (design section 5); `proof_of` returns the proof.
+        verify: prove the result on this very model (docs/how-it-works.md); `proof_of` returns the proof.
 
     Returns:
-        the converted model, in the train/eval mode that it had.
+        the converted model, in the train/eval mode and on the device that it had.
 
     Raises:
         BlurifyError: the model refuses the inputs, or can't be seen into.
@@ -79,26 +91,149 @@ def convert(
         >>> model = blurify.convert(timm.create_model("resnet50", pretrained=True))
     """
     wanted = load_recipe(recipe).with_filter(filter_size)
-    if plan_of(model) is not None:
-        return model if inplace else copy_model(model)
-    seen = traced(model, example_inputs)
+    before = plan_of(model)
+    if before is not None:
+        wrong = problems(model, before)
+        if wrong:
+            raise BlurifyError(
+                f"the model was converted and then changed, its plan is no longer in force ({wrong[0]}): convert the "
+                "original model"
+            )
+        if before.recipe == wanted:
+            return model if inplace else copy_model(model)
+        if not inplace:
+            return convert(revert(model), wanted, example_inputs=example_inputs, inplace=True, verify=verify)
+        with undo.taken_back_unless_done(model):
+            return convert(model, wanted, example_inputs=example_inputs, inplace=True, verify=verify)
+    seen = _traced(model, example_inputs)
     inputs: Inputs = seen.inputs if example_inputs is None else given_inputs(example_inputs)
-    plan = make_plan(model, wanted, inputs, seen=seen)
+    decided = rehearsed(model, wanted, inputs, seen=seen)
     if inplace and not verify:
-        apply_plan(model, plan)
+        apply_plan(model, decided.plan)
         return model
+    weights = fingerprint(model) if verify else {}
     result = sharing_copy(model) if inplace else copy_model(model)
-    apply_plan(result, plan)
-    proof = verification.verify(model, result, plan, inputs) if verify else None
+    apply_plan(result, decided.plan)
+    proof = proving.verify(model, result, decided, inputs, weights) if verify else None
     if inplace:
         result = model
-        apply_plan(model, plan)
+        apply_plan(model, decided.plan)
     if proof is not None:
-        setattr(result, _PROOF, proof)
+        carry_proof(result, proof)
     return result
 
 
-def proof_of(model: nn.Module) -> Proof | None:
-    """The proof that a verified conversion leaves on the model, else None."""
-    proof = getattr(model, _PROOF, None)
-    return proof if isinstance(proof, Proof) else None
+def rehearsed(model: nn.Module, recipe: Recipe, example_inputs: Any = None, *, seen: Trace | None = None) -> Decided:
+    """A plan that was tried on a copy without data, in eval and train mode; edits that did not hold there are replaced.
+
+    Args:
+        model, recipe, example_inputs: as of `inspect`.
+        seen: the trace of the model, where there is one already.
+    """
+    seen = _traced(model, example_inputs) if seen is None else seen
+    local: frozenset[str] = frozenset()
+    simple: frozenset[str] = frozenset()
+    while True:
+        decided = decide(model, recipe, example_inputs, seen=seen, local=local, simple=simple)
+        wrong = rehearse(model, decided)
+        if not wrong or wrong <= simple:  # then the proof says what is wrong
+            return decided
+        if wrong <= local:
+            simple |= wrong
+        else:
+            local |= wrong
+
+
+def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Give the original model back: the same class, strides, forwards and weights (as they are now).
+
+    Args:
+        model: converted by `convert`.
+        inplace: change the model itself; otherwise a deep copy is.
+
+    Raises:
+        BlurifyError: it was not converted, or it was changed since so that its plan is no longer in force.
+
+    `reverted(model)` is the same for the length of a `with` block.
+    """
+    result = model if inplace else copy_model(model)
+    undo.undo(result)
+    return result
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Whether a converted model's plan is still in force; true where it is.
+
+    Attributes:
+        problems: what is no longer so, a line each.
+        blurs: how many blurs the plan has.
+        ran: how many of them ran in a forward; None where the model could not be run.
+    """
+
+    problems: tuple[str, ...]
+    blurs: int
+    ran: int | None = None
+
+    def __bool__(self) -> bool:
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """The same in words."""
+        if self.problems:
+            return [f"not in force: {problem}" for problem in self.problems]
+        ran = "" if self.ran is None else f", {self.ran} of them ran in a forward"
+        return [f"in force: all {self.blurs} blurs of the plan are in place{ran}"]
+
+
+def check(model: nn.Module, example_inputs: Any = None) -> Condition:
+    """Say whether the plan of a converted model is still in force: fusing, swapping and freezing may undo edits.
+
+    Args:
+        model: converted by `convert`; it is not changed.
+        example_inputs: what to call it with, to see every blur run; the shapes that it was planned with where None.
+
+    Returns:
+        true or false, with `.problems` and `.lines()`.
+
+    Raises:
+        BlurifyError: the model carries no plan.
+    """
+    plan = plan_of(model)
+    if plan is None:
+        raise BlurifyError("the model carries no plan, so it is not converted: convert it first")
+    found = list(problems(model, plan))
+    paths = {path for edit in plan.edits if (path := edit.blur_path) is not None}
+    skipped = {path for site in plan.skipped for edit in site.edits if (path := edit.blur_path) is not None}
+    ran: int | None = None
+    if not found:
+        ran_paths = _blurs_that_run(model, example_inputs)
+        if ran_paths is not None:
+            averages = {e.blur_path for s in plan.sites if s.kind == "avgpool" for e in s.edits if e.blur is not None
+                        and e.blur.method.is_identity}  # fmt: skip
+            wanted = paths - skipped - averages
+            found += [f"the blur {path!r} does not run any more" for path in sorted(wanted - ran_paths)]
+            ran = len(paths & ran_paths)
+    return Condition(tuple(found), len(paths), ran)
+
+
+def _blurs_that_run(model: nn.Module, example_inputs: Any) -> set[str | None] | None:
+    """The paths of the modules that a forward calls; None where it can't be run without data."""
+    try:
+        seen = traced(model, example_inputs)
+    except BlurifyError:
+        return None
+    called = {call.path for call in seen.calls}
+    if example_inputs is None:  # blurs may stand where only another mode gets
+        try:
+            called |= {call.path for call in trace(model, seen.inputs, training=True).calls}
+        except Exception:
+            return called
+    return called
+
+
+def _traced(model: nn.Module, example_inputs: Any) -> Trace:
+    advice = unwrapped_advice(model)
+    if advice is not None:
+        raise advice
+    return traced(model, example_inputs)

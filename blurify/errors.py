@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class BlurifyError(Exception):
     """Bad usage or bad input: the message is one line that says what is wrong and what to do (CLI exit code 2)."""
@@ -20,9 +23,20 @@ def one_line(error: object, limit: int = 300) -> str:
     return text_of(error)[:limit] or type(error).__name__
 
 
+def named_line(error: BaseException | None, limit: int = 300) -> str:
+    """The kind and the first line of an error, to stand in a message of ours."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:limit]
+
+
 def text_of(error: object) -> str:
     """The whole text of an error in one line; '' where there is none, or its own code fails to make it."""
     try:
         return " ".join(str(error).split())
     except Exception:
         return ""
+
+
+def nearest(word: object, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Of the known words, the one most like another, if one is like it at all."""
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
+    return close[0] if close else None

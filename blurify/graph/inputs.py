@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, named_line
 from blurify.graph.recorder import Trace, trace
 from blurify.graph.structure import Inputs
 
@@ -55,7 +55,11 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
     if type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
         raise BlurifyError("this model is compiled: convert it first, then torch.compile the result")
     static = ("torch.ao.nn.quantized.modules", "torch.ao.nn.intrinsic.quantized.modules")
-    if any(type(module).__module__.startswith(static) for module in model.modules()):
+    floating = ("FloatFunctional", "FXFloatFunctional")  # which stand there too
+    if any(
+        type(module).__module__.startswith(static) and type(module).__name__ not in floating
+        for module in model.modules()
+    ):
         raise BlurifyError("this model is quantized, its weights are fixed to its strides: convert the float model")
     if example_inputs is not None:
         inputs = given_inputs(example_inputs)
@@ -67,7 +71,7 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
             hint = ""
             if isinstance(error, TypeError) and isinstance(example_inputs, Mapping):
                 hint = " (a dict gives keywords; for a forward that takes a dict, give a tuple with that dict)"
-            raise BlurifyError(f"the model refuses {_described(inputs)}: {_one_line(error)}{hint}") from error
+            raise BlurifyError(f"the model refuses {_described(inputs)}: {named_line(error)}{hint}") from error
     first: Exception | None = None
     tried = []
     for inputs in _guesses(model):
@@ -83,7 +87,7 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
             "no input can be guessed for this model: give example_inputs (CLI: --input-shape 1,3,224,224)"
         )
     raise BlurifyError(
-        f"the model refuses every input tried ({tried[0]}, ...; {_one_line(first)}): "
+        f"the model refuses every input tried ({tried[0]}, ...; {named_line(first)}): "
         "give example_inputs (CLI: --input-shape 1,3,224,224)"
     ) from first
 
@@ -153,8 +157,3 @@ def _described(inputs: Inputs) -> str:
 
     args, kwargs = inputs
     return ", ".join([*map(one, args), *(f"{key}={one(value)}" for key, value in kwargs.items())])
-
-
-def _one_line(error: Exception | None) -> str:
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}"[:300]

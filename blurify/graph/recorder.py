@@ -10,11 +10,13 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import CodeType
+from functools import lru_cache
+from inspect import CO_VARARGS
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -23,8 +25,11 @@ from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 
 from blurify.graph.copies import copy_model, device_of, meta_copy, to_meta
+from blurify.graph.costs import MultiplyAdds, runs_recurrent
+from blurify.graph.quiet import quietly
 from blurify.graph.shapes import on_meta, writes
 from blurify.graph.structure import Inputs, map_tensors, tensors_in
+from blurify.graph.watching import watched_strides
 
 Frame = tuple[CodeType, tuple[int, int, int, int], str | None]
 """One Python call on the way to an op: its code, (line, end line, column, end column), and the path of the module
@@ -39,6 +44,10 @@ _TORCH_INSIDES = (
 )
 
 
+Key = tuple[str | None, int, str, int]
+"""Which op of a forward: its module's path, which call of it, the function's name, which of its calls in there."""
+
+
 @dataclass(eq=False)
 class Call:
     """One call of one module.
@@ -49,6 +58,8 @@ class Call:
         parent: the call that it ran in.
         inputs: the node of each positional argument, None where the argument is no tensor.
         output: the node of its output where that is one tensor.
+        number: how many calls of this module came before it.
+        frames: the Python calls from the forward of `parent` to this call.
         args, kwargs: what it was called with (meta tensors), to run it again alone; nothing where tensors are real.
     """
 
@@ -57,10 +68,19 @@ class Call:
     parent: Call | None
     inputs: tuple[Node | None, ...] = ()
     output: Node | None = None
+    number: int = 0
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     has_calls: bool = False
+    frames: list[Frame] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def key(self, function: Any) -> Key:
+        """The key of the op that this call runs now."""
+        name: str = getattr(function, "__name__", "")
+        self.counts[name] += 1
+        return self.path, self.number, name, self.counts[name]
 
     def stack(self) -> Iterator[Call]:
         """This call and those that it ran in, innermost first."""
@@ -76,11 +96,14 @@ class Trace:
 
     Attributes:
         graph: the calls in order; `node.meta` has 'shape' (None for several outputs), 'dtype', 'call' (the innermost
-            module call), 'sized' (where the forward reads the tensor's size) and 'frames' (where asked for).
+            module call), 'key' (see `Key`), 'sized' (where the forward reads the tensor's size) and 'frames' (the
+            Python calls from that module's forward to the op; see `frames_of`).
         calls: every module call, in the order in which they began.
         model: the copy that was run.
         inputs: the (args, kwargs) it was run with.
         real: whether real tensors had to be used.
+        macs: multiply-adds of the forward: convolutions and matrix products.
+        strides_read: the paths of modules whose `stride` other code than their own methods reads.
     """
 
     graph: Graph
@@ -88,19 +111,22 @@ class Trace:
     model: nn.Module
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     real: bool = False
+    macs: int = 0
+    strides_read: frozenset[str] = frozenset()
 
 
 class _Recorder(TorchFunctionMode):
     """Writes each torch call of one forward into a graph."""
 
-    def __init__(self, model: nn.Module, frames_in: frozenset[str] = frozenset(), meta: bool = True) -> None:
+    def __init__(self, model: nn.Module, meta: bool = True) -> None:
         super().__init__()
         self.graph = Graph()
         self.calls: list[Call] = []
         self.current: Call | None = None
         self.thread = threading.get_ident()
         self._meta = meta
-        self._frames_in = frames_in
+        self.costs = MultiplyAdds()
+        self._numbers: Counter[str | None] = Counter()
         self._nodes: dict[int, Node] = {}
         self._alive: list[Tensor] = []  # ids are only unique among tensors that live
         self._stale: set[int] = set()
@@ -121,6 +147,8 @@ class _Recorder(TorchFunctionMode):
         if self._meta:
             try:
                 out = on_meta(func, args, kwargs)
+                if runs_recurrent(func):
+                    self.costs.add_recurrent(args[0], args[2])
             except RuntimeError as error:
                 if "meta" not in str(error):
                     raise
@@ -160,10 +188,8 @@ class _Recorder(TorchFunctionMode):
         node.meta["call"] = self.current
         if self.current is not None:
             self.current.nodes.append(node)
-            if _may_stride(target, args, self.current.module) or (
-                self._frames_in and any(call.path in self._frames_in for call in self.current.stack())
-            ):
-                node.meta["frames"] = _frames(self.current, self._paths)
+            node.meta["key"] = self.current.key(target)
+            node.meta["frames"] = _frames(sys._getframe(1), self._paths)
         return node
 
     def _keep(self, tensor: Tensor, node: Node) -> None:
@@ -211,7 +237,11 @@ class _Recorder(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         inputs = tuple(self._node(arg) if isinstance(arg, Tensor) else None for arg in args)
-        call = Call(self._paths.get(id(module)), module, self.current, inputs)
+        path = self._paths.get(id(module))
+        # From whoever called `_run_module`, which called this.
+        frames = _frames(sys._getframe(2), self._paths) if self.current is not None else []
+        call = Call(path, module, self.current, inputs, number=self._numbers[path], frames=frames)
+        self._numbers[path] += 1
         if self._meta:  # real features would stay as long as the trace does: gigabytes of a detector's
             call.args, call.kwargs = args, kwargs
         if self.current is not None:
@@ -227,10 +257,11 @@ class _Recorder(TorchFunctionMode):
                 self._keep(out, self._add("call_function", unseen, (args,), {}, tuple(out.shape)))
             call.output = self._node(out)
 
-    def placeholder(self, name: str, tensor: Tensor) -> None:
+    def placeholder(self, name: str, tensor: Tensor) -> Node:
         node = self.graph.placeholder(name)
         node.meta.update(shape=tuple(tensor.shape), call=None)
         self._keep(tensor, node)
+        return node
 
     def finish(self, out: Any) -> None:
         self.graph.output(tuple(self._node(tensor) for tensor in tensors_in(out)))
@@ -249,41 +280,56 @@ def unseen(inputs: list[Any]) -> Any:
     return inputs
 
 
-def _may_stride(target: Any, args: Any, module: nn.Module) -> bool:
-    """Whether an op can subsample and does not stand in a plain torch module, so that its source may have to change."""
-    name: str = getattr(target, "__name__", "")
-    if name == "__getitem__":
-        items = args[1] if isinstance(args[1], tuple) else (args[1],)
-        return any(isinstance(item, slice) and item.step is not None for item in items)
-    return name.startswith(("conv", "max_pool", "avg_pool")) and not type(module).__module__.startswith("torch.nn.")
-
-
-def _frames(call: Call, paths: Mapping[int, str]) -> list[tuple[Call, list[Frame]]]:
-    """The Python calls on the way to the torch call, by the module call that they belong to.
+def frames_of(node: Node) -> list[tuple[Call, list[Frame]]]:
+    """The Python calls on the way to an op, by the module call that they belong to.
 
     The innermost module comes first; within a module they go from its forward downwards.
     """
-    calls = call.stack()
-    segments: list[tuple[Call, list[Frame]]] = [(next(calls), [])]
-    frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code is _RUN_MODULE_CODE:
-            outer = next(calls, None)
-            if outer is None:
-                break
-            segments.append((outer, []))
-        elif code.co_filename != __file__ and not code.co_filename.replace("\\", "/").endswith(_TORCH_INSIDES):
-            first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-            module = paths.get(id(first)) if isinstance(first, nn.Module) else None
-            position = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None))
-            segments[-1][1].insert(0, (code, tuple(value or 0 for value in position), module))  # type: ignore[arg-type]
-        frame = frame.f_back  # type: ignore[assignment]
-    return segments
+    call: Call | None = node.meta.get("call")
+    if call is None:
+        return []
+    found = [(call, node.meta["frames"])]
+    while call.parent is not None:
+        found.append((call.parent, call.frames))
+        call = call.parent
+    return found
+
+
+def _frames(frame: FrameType | None, paths: Mapping[int, str]) -> list[Frame]:
+    """The Python calls from the forward of the innermost module call down to a frame."""
+    found: list[Frame] = []
+    while frame is not None and frame.f_code is not _RUN_MODULE_CODE:
+        if not _is_inside(frame.f_code):
+            found.append((frame.f_code, _position(frame.f_code, frame.f_lasti), _module_of(frame, paths)))
+        frame = frame.f_back
+    return found[::-1]
+
+
+@lru_cache(maxsize=4096)
+def _is_inside(code: CodeType) -> bool:
+    """Whether a Python call is torch's own or the recorder's, and no step of the model's."""
+    return code.co_filename == __file__ or code.co_filename.replace("\\", "/").endswith(_TORCH_INSIDES)
+
+
+@lru_cache(maxsize=65536)
+def _position(code: CodeType, instruction: int) -> tuple[int, int, int, int]:
+    position = next(itertools.islice(code.co_positions(), instruction // 2, None))
+    return tuple(value or 0 for value in position)  # type: ignore[return-value]
+
+
+def _module_of(frame: FrameType, paths: Mapping[int, str]) -> str | None:
+    """The path of the module whose method runs in a frame, also where that takes `*args`."""
+    code = frame.f_code
+    if not code.co_varnames:
+        return None
+    first = frame.f_locals.get(code.co_varnames[0])
+    if not code.co_argcount:
+        first = first[0] if code.co_flags & CO_VARARGS and isinstance(first, tuple) and first else None
+    return paths.get(id(first)) if isinstance(first, nn.Module) else None
 
 
 _original_call = _saved_call = nn.Module.__call__
-_active: list[_Recorder] = []
+_active: list[Any] = []  # recorders and observers
 _lock = threading.Lock()
 
 
@@ -305,8 +351,8 @@ _RUN_MODULE_CODE = _run_module.__code__
 
 
 @contextmanager
-def _recording(recorder: _Recorder) -> Iterator[None]:
-    """Let the recorder see module calls too, as torch.fx's own tracer does: by way of `nn.Module.__call__`."""
+def recording(recorder: Any) -> Iterator[None]:
+    """Let a recorder (or an observer) see module calls too, as torch.fx's tracer does: by `nn.Module.__call__`."""
     global _saved_call
     with _lock:  # several threads may trace at once: the first patches, the last restores
         if not _active:
@@ -314,8 +360,7 @@ def _recording(recorder: _Recorder) -> Iterator[None]:
             nn.Module.__call__ = _run_module  # type: ignore[method-assign, assignment]
         _active.append(recorder)
     try:
-        with torch.no_grad(), warnings.catch_warnings(), recorder:
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quietly(), recorder:
             yield
     finally:
         with _lock:
@@ -324,40 +369,55 @@ def _recording(recorder: _Recorder) -> Iterator[None]:
                 nn.Module.__call__ = _saved_call  # type: ignore[method-assign]
 
 
-def trace(model: nn.Module, inputs: Inputs, *, frames_in: frozenset[str] = frozenset(), real: bool = False) -> Trace:
-    """Run `model` once in eval mode and return the graph of what it did; the model itself is not touched.
+def trace(model: nn.Module, inputs: Inputs, *, real: bool = False, training: bool = False) -> Trace:
+    """Run `model` once and return the graph of what it did; the model itself is not touched.
 
     Meta tensors are tried first (no data, no memory); a forward that reads values is run on real ones.
 
     Args:
         model: any module.
         inputs: (args, kwargs) for its forward.
-        frames_in: paths of the modules for whose ops the Python calls on the way are wanted too.
         real: do not even try meta tensors.
+        training: in train mode, else in eval mode.
 
     Raises:
         Exception: whatever the forward raises on these inputs.
     """
     if not real:
         try:
-            return _trace(meta_copy(model), inputs, frames_in, meta=True)
+            return _trace(meta_copy(model), inputs, training, meta=True)
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             if not needs_values(error):
                 raise
-    return _trace(copy_model(model), inputs, frames_in, meta=False)
+    return _trace(copy_model(model), inputs, training, meta=False)
 
 
-def _trace(model: nn.Module, inputs: Inputs, frames_in: frozenset[str], *, meta: bool) -> Trace:
-    model.eval()
+def _trace(model: nn.Module, inputs: Inputs, training: bool, *, meta: bool) -> Trace:
+    model.train(training)
     device = torch.device("meta") if meta else device_of(model)
     args, kwargs = map_tensors(inputs, lambda tensor: tensor.detach().to(device, copy=True))
-    recorder = _Recorder(model, frames_in, meta)
-    for index, tensor in enumerate(tensors_in((args, kwargs))):
-        recorder.placeholder(f"input_{index}", tensor)
-    with _recording(recorder):
+    recorder = _Recorder(model, meta)
+    for index, (tensor, given) in enumerate(zip(tensors_in((args, kwargs)), tensors_in(inputs), strict=True)):
+        recorder.placeholder(f"input_{index}", tensor).meta["zeros_and_ones"] = _is_mask(given)
+    with watched_strides(model) as read, recording(recorder), recorder.costs:
         out = model(*args, **kwargs)
     recorder.finish(out)
-    return Trace(recorder.graph, recorder.calls, model, (args, kwargs), real=not meta)
+    return Trace(
+        recorder.graph,
+        recorder.calls,
+        model,
+        (args, kwargs),
+        real=not meta,
+        macs=recorder.costs.total,
+        strides_read=frozenset(read),
+    )
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether an input holds zeros and ones, and both of them."""
+    if tensor.is_meta or not tensor.is_floating_point():
+        return False
+    return bool(tensor.any()) and bool(((tensor == 0) | (tensor == 1)).all()) and not bool(tensor.all())
 
 
 def needs_values(error: Exception) -> bool:

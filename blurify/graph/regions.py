@@ -55,7 +55,7 @@ def blur_points(graph: Graph, convs: Mapping[Node, tuple[tuple[int, ...], int]])
     cuts: dict[Node, Node] = {}
     for _ in range(2 * len(convs) + 2):
         dense = _label(graph, {conv: stride for conv, (stride, _) in left.items()}, set(cuts.values()), inputs)
-        found = {conv: _blur_point(conv, dense, order) for conv in left}
+        found = {conv: _blur_point(conv, dense, order, left) for conv in left}
         lost = {left[conv][1] for conv, point in found.items() if point is None}
         left = {conv: value for conv, value in left.items() if value[1] not in lost}
         new = {conv: point for conv, point in found.items() if point is not None and conv in left}
@@ -140,10 +140,12 @@ def _along_channels(node: Node, rank: int) -> bool:
     return isinstance(dim, int) and source is not None and dim % len(source) == len(source) - rank - 1
 
 
-def _blur_point(conv: Node, dense: Mapping[Node, _Dense], order: Mapping[Node, int]) -> Node | None:
+def _blur_point(
+    conv: Node, dense: Mapping[Node, _Dense], order: Mapping[Node, int], convs: Mapping[Node, object]
+) -> Node | None:
     node: Node | None = conv
     while node is not None and not dense[node].curved:
-        node = None if _is_sized(node) else _join(node, dense, order)
+        node = None if _is_sized(node) else _join(node, dense, order, convs)
     # Of a split's outputs none is the whole signal.
     return node if node is not None and node.meta["shape"] is not None else None
 
@@ -153,14 +155,19 @@ def _is_sized(node: Node) -> bool:
     return bool(node.meta.get("sized"))
 
 
-def _join(node: Node, dense: Mapping[Node, _Dense], order: Mapping[Node, int]) -> Node | None:
-    """The next node that everything from `node` on passes through, where all in between is dense."""
+def _join(
+    node: Node, dense: Mapping[Node, _Dense], order: Mapping[Node, int], convs: Mapping[Node, object]
+) -> Node | None:
+    """The next node that everything from `node` on passes through, where all in between is dense.
+
+    Another convolution that becomes dense is no such node: it mixes positions, and what comes of it is its own region.
+    """
     waiting = {order[user]: user for user in node.users}
     heap = list(waiting)
     heapq.heapify(heap)
     while heap:
         current = waiting.pop(heapq.heappop(heap))
-        if current not in dense:
+        if current not in dense or current in convs:
             return None
         if not heap:
             return current

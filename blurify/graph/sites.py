@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
 
 from blurify.graph.recorder import Call, Trace, unseen
@@ -85,10 +85,17 @@ class Op:
 
 @dataclass(frozen=True)
 class Found:
-    """One site as found: the same op of one module, once for every call of that module."""
+    """One site as found: the same op of one module, once for every call of that module.
+
+    Attributes:
+        name: what it is called.
+        ops: its runs, in all traces.
+        key: what it is, the same in every trace of the model: (module, function, which of these calls in it).
+    """
 
     name: str
     ops: tuple[Op, ...]
+    key: tuple[Any, ...] = ()
 
     @property
     def op(self) -> Op:
@@ -121,15 +128,23 @@ def find_sites(trace: Trace) -> list[Found]:
     for op in _strided_ops(trace):
         call = op.call
         within = [node for node in call.nodes if function_name(node) == function_name(op.node)] if call else []
-        key = (id(call.module) if call else 0, function_name(op.node), within.index(op.node) if call else id(op.node))
+        key = (_who(call), function_name(op.node), within.index(op.node) if call else id(op.node))
         groups[key].append(op)
     return _named(groups)
+
+
+def _who(call: Call | None) -> Any:
+    """Which module a call is of, the same in every trace of a model."""
+    if call is None:
+        return None
+    return call.path if call.path is not None else id(call.module)
 
 
 def _named(groups: dict[tuple[Any, ...], list[Op]]) -> list[Found]:
     taken: dict[str, int] = defaultdict(int)
     found = []
-    for (_, function, _), ops in groups.items():
+    for key, ops in groups.items():
+        function = key[1]
         call = ops[0].call
         name = (call.path if call else "") or ""
         # A convolution with parametrized weights has children, and still is that one site.
@@ -140,7 +155,7 @@ def _named(groups: dict[tuple[Any, ...], list[Op]]) -> list[Found]:
         if not one or not name or ops[0].kind == "slice":
             name = f"{name}:{'slice' if ops[0].kind == 'slice' else function}"
         taken[name] += 1
-        found.append(Found(f"{name}#{taken[name]}" if taken[name] > 1 else name, tuple(ops)))
+        found.append(Found(f"{name}#{taken[name]}" if taken[name] > 1 else name, tuple(ops), key))
     return found
 
 
@@ -271,13 +286,75 @@ def in_our_layers(node: Node) -> bool:
     return call is not None and any(type(c.module).__module__ in OURS for c in call.stack())
 
 
-def is_constant_filter(op: Op) -> bool:
-    """Whether a convolution is a fixed depthwise filter: its kernel is no parameter, each channel filtered alone."""
-    if op.kind != "conv" or op.weight is None or (op.groups == 1 and op.input_shape[-op.rank - 1] != 1):
+def is_low_pass(op: Op, stride: tuple[int, ...], model: nn.Module) -> bool:
+    """Whether a convolution is a fixed depthwise filter that guards a subsampling by `stride`.
+
+    Its kernel is no parameter, each channel is filtered alone, and of what would alias it lets little through: judged
+    by its frequency response, where the kernel's values are at hand (a Laplace filter or a delta is no low-pass).
+
+    Args:
+        op: the convolution.
+        stride: the subsampling, one entry a spatial dimension.
+        model: where the values of buffers are; the trace may have none.
+    """
+    if op.kind != "conv" or op.weight is None or op.groups != op.input_shape[-op.rank - 1]:
         return False
-    if op.groups != op.input_shape[-op.rank - 1]:
+    if not _is_constant(op.weight):
         return False
-    return _is_constant(op.weight)
+    kernel = constant_value(op.weight, model)
+    return kernel is None or aliased_share(kernel, stride) < _MOST_ALIASED
+
+
+_MOST_ALIASED = 0.25  # a box of two taps lets 0.18 through, [1 2 1] 0.06, a delta all
+
+
+def aliased_share(kernel: Tensor, stride: tuple[int, ...]) -> float:
+    """What a filter lets through of what a subsampling by `stride` would fold back, over its response to a constant.
+
+    Args:
+        kernel: (channels, 1, *taps).
+        stride: one entry a spatial dimension.
+
+    Returns:
+        the mean of |H|^2 over the frequencies beyond pi / stride in some dimension, over |H(0)|^2: the worst channel's.
+    """
+    size = (64, 32, 16)[len(stride) - 1]
+    dims = tuple(range(2, 2 + len(stride)))
+    response = torch.fft.fftn(kernel.detach().double().cpu(), s=(size,) * len(stride), dim=dims).abs() ** 2
+    beyond = torch.zeros((size,) * len(stride), dtype=torch.bool, device="cpu")
+    frequency = torch.fft.fftfreq(size, dtype=torch.float64, device="cpu").abs()
+    for dim, step in enumerate(stride):
+        shape = [1] * len(stride)
+        shape[dim] = size
+        beyond = beyond | (frequency > 0.5 / step).view(shape)
+    constant = response[(..., *(0 for _ in dims))].flatten()
+    folded = response[..., beyond].mean(-1).flatten() if bool(beyond.any()) else torch.zeros_like(constant)
+    return float((folded / constant.clamp(min=1e-12)).max())
+
+
+def constant_value(node: Node, model: nn.Module) -> Tensor | None:
+    """The value of a tensor that comes from buffers and constants alone; None where it can't be told."""
+    try:
+        with torch.no_grad():
+            value = _evaluated(node, dict(model.named_buffers()))
+    except Exception:  # something in between can't be run again
+        return None
+    return value if isinstance(value, Tensor) and not value.is_meta else None
+
+
+def _evaluated(node: Node, buffers: dict[str, Tensor]) -> Any:
+    if node.op == "get_attr":
+        return buffers[str(node.target)]
+
+    def value(argument: Any) -> Any:
+        if isinstance(argument, Node):
+            return _evaluated(argument, buffers)
+        if isinstance(argument, tuple | list):
+            return type(argument)(value(item) for item in argument)
+        return argument.__class__("cpu") if isinstance(argument, torch.device) else argument
+
+    target: Any = node.target
+    return target(*value(node.args), **{key: value(item) for key, item in node.kwargs.items()})
 
 
 def _is_constant(weight: Node) -> bool:
@@ -293,8 +370,8 @@ def _is_constant(weight: Node) -> bool:
     return True
 
 
-def low_passed(op: Op, trace: Trace) -> bool:
-    """Whether what a strided op reads was just filtered: by a fixed depthwise filter, or by one of our BlurPools."""
+def low_passed(op: Op, trace: Trace, model: nn.Module) -> bool:
+    """Whether what a strided op reads was just filtered: by a fixed low-pass filter, or by one of our BlurPools."""
     node = op.source
     while function_name(node) == "pad":
         node = node.args[0]  # type: ignore[assignment]
@@ -303,8 +380,32 @@ def low_passed(op: Op, trace: Trace) -> bool:
         return True
     if function_name(node) in PARAMETERS and function_name(node).startswith("conv"):
         source = read_op(node, function_name(node))
-        return max(source.kernel_size) > 1 and is_constant_filter(source)
+        return max(source.kernel_size) > 1 and is_low_pass(source, op.stride, model)
     return False
+
+
+def is_mask(op: Op) -> bool:
+    """Whether what an op reads holds no signal: numbers made of whole numbers, comparisons and constants alone.
+
+    An input that holds nothing but zeros and ones, and both, counts as such too.
+    """
+    seen, todo = set(), [op.source]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        dtype = node.meta.get("dtype")
+        if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+            continue
+        if node.op == "placeholder":
+            if not node.meta.get("zeros_and_ones"):
+                return False
+        elif node.meta.get("origin") in ("parameter", "buffer", "unknown") or node.target is unseen:
+            return False
+        else:
+            todo.extend(node.all_input_nodes)
+    return True
 
 
 def reads_image(op: Op) -> bool:
@@ -326,28 +427,6 @@ _LEARNED = frozenset(
     "linear matmul bmm baddbmm addmm einsum bilinear embedding multi_head_attention_forward "
     "scaled_dot_product_attention conv_transpose1d conv_transpose2d conv_transpose3d".split()
 )
-
-
-def matrix_macs(trace: Trace) -> int:
-    """Multiply-adds of one forward: convolutions and matrix products."""
-    total = 0
-    for node in trace.graph.nodes:
-        name, shape = function_name(node), node.meta.get("shape")
-        if shape is None or node.op != "call_function":
-            continue
-        if name.startswith("conv"):
-            weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
-            source = node.args[0] if node.args else node.kwargs["input"]
-            size = source.meta["shape"] if "transpose" in name else shape
-            total += math.prod(size) * math.prod(weight.meta["shape"][1:])
-        elif name in ("linear", "matmul", "bmm"):
-            first = node.args[0] if node.args else node.kwargs["input"]
-            total += math.prod(shape) * (first.meta["shape"] or (1,))[-1]
-        elif name == "scaled_dot_product_attention":
-            given = dict(zip(("query", "key"), node.args, strict=False)) | node.kwargs
-            query, key = given["query"].meta["shape"], given["key"].meta["shape"]
-            total += 2 * math.prod(query) * key[-2]
-    return total
 
 
 def scripted_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

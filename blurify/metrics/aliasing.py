@@ -35,7 +35,8 @@ from blurify.metrics.subject import Pictures, Subject, Watch, middle
 from blurify.nn import blurpool, dense_max_pool
 from blurify.nn.arguments import given_per_dim as per_dim
 from blurify.planning.planner import make_plan
-from blurify.spec.plan import BlurInput, BlurOutput, BlurPooling, Plan, Rewrite, Site
+from blurify.spec.edits import Rewrite
+from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import load_recipe
 from blurify.surgery.apply import plan_of
 
@@ -214,8 +215,13 @@ def _scheme(subject: Subject, count: int) -> _Scheme:
         names, converted = _names_in_plan(plan, found), {site.name for site in plan.converted}
         ran = {call.path for call in seen.calls}
         for site in plan.converted:
-            path, waits = _blur_of(site)
-            if path in ran and site.name not in names.values():
+            if site.name in names.values():
+                continue
+            # Its own convolution comes only after the blur, and gives the signal.
+            waits = site.rule == "commuted" or any(
+                isinstance(e, Rewrite) and e.op == "conv-blurred" for e in site.edits
+            )
+            for path in sorted({path for edit in site.edits if (path := edit.blur_path) in ran and path is not None}):
                 (before if waits else blurs)[path].append(site.name)
     calls = _calls(seen, found, names)
     measured = {call.site for call in calls}.union(*blurs.values(), *before.values())
@@ -228,22 +234,6 @@ def _scheme(subject: Subject, count: int) -> _Scheme:
     return _Scheme(sites, strides, calls, dict(blurs), dict(before))
 
 
-def _blur_of(site: Site) -> tuple[str, bool]:
-    """The path of the BlurPool of a converted site, and whether its own convolution comes only after it."""
-    for edit in site.edits:
-        match edit:
-            case BlurOutput():
-                return f"{edit.module}.blur_output", False
-            case BlurInput():
-                return f"{edit.module}.blur_input", site.rule == "commuted"
-            case BlurPooling():
-                return f"{edit.module}.blurpool".lstrip("."), False
-            case Rewrite() if edit.blur is not None:
-                inner = "" if edit.op == "wrap" else ".blurpool"
-                return f"{edit.module}.{edit.child}{inner}".lstrip("."), edit.op == "conv-blurred"
-    raise BlurifyError(f"the plan says nothing of a blur at {site.name}: convert the original model again")
-
-
 def _names_in_plan(plan: Plan, found: list[Found]) -> dict[str, str]:
     """The sites that a trace of a converted model still finds, each with its name in the plan.
 
@@ -253,7 +243,8 @@ def _names_in_plan(plan: Plan, found: list[Found]) -> dict[str, str]:
     kept: dict[str, list[str]] = defaultdict(list)
     for site in plan.sites:
         rewritten = any(isinstance(edit, Rewrite) and edit.op.startswith("conv-") for edit in site.edits)
-        strided = site.action == "skip" or (site.rule in ("blurred-input", "split") and not rewritten)
+        skipped = site.action == "skip" and not site.edits  # else it is a pool of ours
+        strided = skipped or (site.rule in ("blurred-input", "split") and not rewritten)
         if strided and site.input_shape:  # else it did not run
             kept[_base(site.name)].append("" if site.rule == "split" else site.name)
     left: dict[str, list[str]] = defaultdict(list)

@@ -16,7 +16,8 @@ from blurify.graph.sites import PARAMETERS
 from blurify.nn import BlurPool, MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d, pool_output_size
 from blurify.nn.arguments import given_per_dim as per_dim
 from blurify.nn.calls import BlurredMaxPool
-from blurify.spec.plan import Rewrite, SetStride, Site
+from blurify.spec.edits import Rewrite, SetStride
+from blurify.spec.plan import Site
 from blurify.surgery.apply import plan_of
 
 _MAX_BlurPool = (MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d)
@@ -217,10 +218,9 @@ def _made_dense(model: nn.Module) -> dict[str, tuple[int, ...]]:
     found = {}
     for site in plan.sites if plan is not None else ():
         for edit in site.edits:
-            if isinstance(edit, SetStride):
-                found[edit.module] = _rest(site, edit.stride)
-            elif isinstance(edit, Rewrite) and edit.op == "conv-dense":
-                found[f"{edit.module}.{edit.child}".lstrip(".")] = _rest(site, edit.stride)
+            dense = isinstance(edit, SetStride) or (isinstance(edit, Rewrite) and edit.op == "conv-dense")
+            if dense and edit.dense_path is not None:
+                found[edit.dense_path] = _rest(site, edit.stride)
     return found
 
 

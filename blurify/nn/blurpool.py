@@ -58,7 +58,14 @@ class BlurPool(nn.Module):
         # Each group of dimensions is filtered by one convolution.
         self._groups = [filtered] if filtered and joint else [[dim] for dim in filtered]
         for i, group in enumerate(self._groups):
-            self.register_buffer(f"kernel{i}", self._kernel(group, torch.get_default_dtype()), persistent=False)
+            self.register_buffer(
+                f"kernel{i}", self._kernel(group, torch.get_default_dtype(), _default_device()), persistent=False
+            )
+
+    @property
+    def filters_nothing(self) -> bool:
+        """Whether the filter has one tap in every dimension."""
+        return not self._groups
 
     @property
     def is_identity(self) -> bool:
@@ -81,7 +88,8 @@ class BlurPool(nn.Module):
                 than it is, so that the result has ceil((n + extend) / stride); constants keep exported sizes dynamic.
 
         Returns:
-            The same layout as x, of the size asked for. It may be a view of x where nothing is filtered.
+            The same layout as x, of the size asked for, contiguous as a convolution's or pool's output is (`.view()` of
+            it works). It is x itself where there is nothing to do.
         """
         if isinstance(x, Proxy):  # a leaf of symbolic tracing, as the layers of torch.nn are
             path = cast(Tracer, x.tracer).path_of_module(self)
@@ -118,6 +126,8 @@ class BlurPool(nn.Module):
         for dim in rest:
             if self.stride[dim] > 1:
                 x = x[(slice(None),) * (dim + 2) + (slice(None, None, self.stride[dim]),)]
+        if not self._groups and not channels_last:
+            x = x.contiguous()
 
         for i, group in enumerate(self._groups):
             kernel = self._kernel_for(x, i)
@@ -134,16 +144,19 @@ class BlurPool(nn.Module):
 
     def _kernel(self, group: list[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         """The kernel (1, 1, *taps) of one group of dimensions, rounded once, from Python's floats."""
-        kernel = torch.ones((1,) * (self.ndim + 2), dtype=torch.float64)
+        # On the CPU, whatever torch.set_default_device says: there the values are made, and then moved.
+        kernel = torch.ones((1,) * (self.ndim + 2), dtype=torch.float64, device="cpu")
         for dim in group:
             shape = [1] * (self.ndim + 2)
             shape[dim + 2] = len(self._filters[dim])
-            kernel = kernel * torch.tensor(self._filters[dim], dtype=torch.float64).view(shape)
+            kernel = kernel * torch.tensor(self._filters[dim], dtype=torch.float64, device="cpu").view(shape)
         return kernel.to(dtype).to(device)
 
     def _kernel_for(self, x: Tensor, i: int) -> Tensor:
         kernel = cast(Tensor, getattr(self, f"kernel{i}"))
-        if x.dtype == torch.float64 and kernel.dtype != torch.float64:  # only a layer that was never cast to it
+        # A layer that was never cast to float64, or never moved to where x is (made on the meta device, and then
+        # filled by load_state_dict(assign=True), which knows nothing of what is not in the state_dict).
+        if (x.dtype == torch.float64 and kernel.dtype != torch.float64) or kernel.device != x.device:
             return self._kernel(self._groups[i], x.dtype, x.device)
         return kernel.to(x.dtype)
 
@@ -156,6 +169,13 @@ class BlurPool(nn.Module):
             setattr(self, f"kernel{i}", self._kernel(group, kernel.dtype, kernel.device))
         return self
 
+    def __prepare_scriptable__(self) -> Any:
+        """Called by torch.jit.script on every module of a model."""
+        raise BlurifyError(
+            "torch.jit.script can't compile a blurred model (its forwards are compiled from changed source): use "
+            "torch.jit.trace, torch.export or torch.compile"
+        )
+
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         size = len(self.taps)
@@ -166,6 +186,11 @@ class BlurPool(nn.Module):
         parts += [f"factor={short(self.factor)}"] * (self.factor != self.stride)
         parts += [f"shift={short(self.shift)}"] * any(self.shift)
         return ", ".join(parts)
+
+
+def _default_device() -> torch.device:
+    """Where torch makes tensors at this moment: `torch.device("meta")` as a context, torch.set_default_device."""
+    return torch.empty(0).device
 
 
 class BlurPool2d(BlurPool):

@@ -70,11 +70,11 @@ class _PoolCall(_Call):
 
     def __init__(self, blurpool: nn.Module) -> None:
         super().__init__()
-        self.blurpool = blurpool
+        self.blurpool: Any = blurpool
 
     def geometry(self, given: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The call's kernel size, stride and padding, one entry a spatial dimension."""
-        rank = len(self.blurpool.stride)  # type: ignore[arg-type]
+        rank = len(self.blurpool.stride)
         kernel = given_per_dim(given["kernel_size"], rank)
         return kernel, given_per_dim(given.get("stride") or kernel, rank), given_per_dim(given.get("padding", 0), rank)
 
@@ -112,6 +112,38 @@ class BlurredMaxPool(_PoolCall):
         return (pooled, None) if given.get("return_indices") or function in _WITH_INDICES else pooled
 
 
+class MemberBlur(nn.Module):
+    """The blur of a loop over modules of which some became dense: it blurs what comes of those, and nothing else.
+
+    The loop's own expressions call it: `conv(x)` is routed through `run`, the value to be blurred through the layer.
+    """
+
+    def __init__(self, blurpool: nn.Module, members: tuple[str, ...]) -> None:
+        super().__init__()
+        self.blurpool = blurpool
+        self.members = members
+        self.owed = False
+
+    def run(self, owner: nn.Module, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`function(*args, **kwargs)`; where it is one of the owner's members that became dense, a blur is owed."""
+        for member in self.members:
+            if owner.get_submodule(member) is function:
+                self.owed = True
+        return function(*args, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Blur x (N, C, *spatial) if that is owed."""
+        if not self.owed:
+            return x
+        self.owed = False
+        blurred: Tensor = self.blurpool(x)
+        return blurred
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"members={self.members}"
+
+
 class BlurredSlice(nn.Module):
     """A strided slice `x[:, :, ::2, ::2]`: blurred and subsampled in its spatial dimensions, sliced in the others."""
 
@@ -140,13 +172,28 @@ class BlurredAvgPool(_PoolCall):
 
     names = POOL_PARAMETERS["avg"]
 
+    def __init__(
+        self, blurpool: nn.Module, dense_kernel_size: tuple[int, ...] | None = None, unless_global: bool = False
+    ) -> None:
+        super().__init__(blurpool)
+        self.dense_kernel_size = dense_kernel_size
+        self.unless_global = unless_global
+
     def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Filter `input` (N, C, *spatial) down to the size that the call asks for."""
         given = self.bind(args, kwargs)
         kernel, stride, padding = self.geometry(given)
-        if stride != self.blurpool.stride or len(self.blurpool.taps) == 1:  # type: ignore[arg-type]
+        if stride != self.blurpool.stride or self.blurpool.is_identity:
             return function(*args, **kwargs)
-        ceil_mode, divisor = given.get("ceil_mode", False), given.get("divisor_override")
         return avg_blur_pool(
-            given["input"], kernel, stride, padding, ceil_mode, self.blurpool, divisor_override=divisor
+            given["input"],
+            kernel,
+            stride,
+            padding,
+            given.get("ceil_mode", False),
+            self.blurpool,
+            count_include_pad=given.get("count_include_pad", True),
+            divisor_override=given.get("divisor_override"),
+            dense_kernel_size=self.dense_kernel_size,
+            unless_global=self.unless_global,
         )

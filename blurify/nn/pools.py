@@ -142,27 +142,39 @@ def avg_blur_pool(
     *,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    dense_kernel_size: Sequence[int] | None = None,
+    unless_global: bool = False,
 ) -> Tensor:
-    """Average pool with a proper low-pass filter: the blur takes the average's place.
+    """Average pool with a proper low-pass filter: the blur takes the average's place, or comes behind a wide one.
 
     Args:
         x: (N, C, *spatial) or (C, *spatial).
         kernel_size, stride, padding, ceil_mode: as of `F.avg_pool2d`; they decide the output size.
         blurpool: a BlurPool of the same stride; the identity leaves the average pool exactly as it is.
-        count_include_pad: of the original; used with the identity only.
+        count_include_pad: of the original; used where its own average is taken.
         divisor_override: of the original; keeps the scale of a sum pool.
+        dense_kernel_size: by dimension, the pool's own kernel where its average is kept (at stride 1) and then blurred,
+            because it smooths more than the filter would; 1 where the filter takes its place. None is 1 everywhere.
+        unless_global: leave the pool as it is for inputs that its kernel covers, where there is nothing to alias.
 
     Returns:
         The size of the original average pool at every input size.
     """
     layer = cast(BlurPool, blurpool)
     kernel, step, pad, gap = _pool_arguments(layer.ndim, kernel_size, stride, padding, 1)
-    if len(layer.taps) == 1:
+    covered = unless_global and all(k >= n for k, n in zip(kernel, x.shape[-layer.ndim :], strict=True))
+    if layer.filters_nothing or covered:
         override = {} if layer.ndim == 1 else {"divisor_override": divisor_override}
         return _AVG_POOL[layer.ndim](x, kernel, step, pad, ceil_mode, count_include_pad, **override)
     size = [_pool_extend(*dim, ceil_mode) for dim in zip(kernel, step, pad, gap, strict=True)]
     _check_pool_input(x, size, kernel)
-    out = cast(Tensor, layer(x, extend=size))
+    kept = tuple(dense_kernel_size or (1,) * layer.ndim)
+    missing = size
+    if max(kept) > 1:
+        own = tuple(p if k > 1 else 0 for p, k in zip(pad, kept, strict=True))
+        x = _AVG_POOL[layer.ndim](x, kept, 1, own, False, count_include_pad)
+        missing = [more - (2 * p - (k - 1)) for more, p, k in zip(size, own, kept, strict=True)]
+    out = cast(Tensor, layer(x, extend=missing))
     return out * (math.prod(kernel) / divisor_override) if divisor_override else out
 
 
@@ -212,6 +224,9 @@ class _MaxBlurPool:
 class _AvgBlurPool:
     """The anti-aliased part of AvgBlurPool1d/2d/3d; mixed in before nn.AvgPool1d/2d/3d."""
 
+    dense_kernel_size: tuple[int, ...] | None = None  # see `avg_blur_pool`
+    unless_global: bool = False
+
     def __init__(
         self,
         kernel_size: int | Sequence[int],
@@ -233,9 +248,13 @@ class _AvgBlurPool:
     def forward(self, input: Tensor) -> Tensor:
         """Pool (N, C, *spatial) or (C, *spatial)."""
         pool = cast(Any, self)
+        if self.unless_global and isinstance(input, Proxy):  # symbolic tracing knows no sizes: a leaf, then
+            path = cast(Any, input.tracer).path_of_module(self)
+            return cast(Tensor, input.tracer.create_proxy("call_module", path, (input,), {}))
         return avg_blur_pool(
             input, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, pool.blurpool,
             count_include_pad=pool.count_include_pad, divisor_override=getattr(pool, "divisor_override", None),
+            dense_kernel_size=self.dense_kernel_size, unless_global=self.unless_global,
         )  # fmt: skip
 
 

@@ -4,100 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from blurify.errors import BlurifyError
+from blurify.spec.edits import Edit, SetStride, edit_from_dict, edit_to_dict, tuples
+from blurify.spec.methods import Method
 from blurify.spec.recipes import Recipe
 
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Blur:
-    """How one BlurPool is built; one entry a spatial dimension.
-
-    Attributes:
-        stride: by how much the blur itself subsamples (1: only filter).
-        factor: the subsampling that the filter guards against; equal to `stride` except where a strided op follows.
-        taps: the filter designed for factor 2 (section 3 of the design composes it for larger factors).
-        padding: 'reflect' | 'replicate' | 'zeros' | 'circular'.
-        shift: samples by which the filter's window moves to the right of the published alignment.
-    """
-
-    stride: tuple[int, ...]
-    factor: tuple[int, ...]
-    taps: tuple[float, ...]
-    padding: str = "reflect"
-    shift: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class SetStride:
-    """Set the `stride` attribute of a convolution module."""
-
-    module: str
-    stride: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class BlurOutput:
-    """Blur what a module returns (a child `blur_output`, run by a forward hook)."""
-
-    module: str
-    blur: Blur
-
-
-@dataclass(frozen=True)
-class BlurInput:
-    """Blur a module's positional input (a child `blur_input`, run by a forward pre-hook)."""
-
-    module: str
-    blur: Blur
-    index: int = 0
-
-
-@dataclass(frozen=True)
-class BlurPooling:
-    """Turn a pooling module into its anti-aliased version in place (a child `blurpool`).
-
-    `kernel_size` replaces the kernel of a max pool (then without padding), as some published models do.
-    """
-
-    module: str
-    blur: Blur
-    kernel_size: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """Route one expression of a module's own forward through a child module called `child`.
-
-    Attributes:
-        module: the module whose forward is rewritten.
-        path: the functions from the forward to the expression, outermost first. Each step is
-            (qualified name, source text of the expression, which of the equal expressions).
-        op: 'wrap' (blur the expression's value), 'maxpool', 'avgpool', 'slice', 'conv-dense', 'conv-blurred'.
-        child: the name of the child module that does it.
-        blur: the filter; None where the op only becomes dense.
-        stride: the stride that the op itself keeps.
-        kernel_size: replaces the kernel of a max pool.
-        dims: the spatial dimensions of what a slice is of.
-    """
-
-    module: str
-    path: tuple[tuple[str, str, int], ...]
-    op: Literal["wrap", "maxpool", "avgpool", "slice", "conv-dense", "conv-blurred"]
-    child: str
-    blur: Blur | None = None
-    stride: tuple[int, ...] = ()
-    kernel_size: tuple[int, ...] | None = None
-    dims: tuple[int, ...] = ()
-
-
-Edit: TypeAlias = SetStride | BlurOutput | BlurInput | BlurPooling | Rewrite
-_EDITS: dict[str, type[Edit]] = {cls.__name__: cls for cls in (SetStride, BlurOutput, BlurInput, BlurPooling, Rewrite)}
+FORMAT = 2
+READABLE = (1, FORMAT)
 
 
 @dataclass(frozen=True)
@@ -180,10 +97,28 @@ class Plan:
         data["sites"] = [_site_to_dict(site) for site in self.sites]
         return {"format": FORMAT, **data}
 
+    def with_method(self, method: Callable[[Method], Method]) -> Plan:
+        """The same plan with other filters (a function of each edit's own), and without changes of kernels."""
+
+        def changed(edit: Any) -> Any:
+            changes: dict[str, Any] = {}
+            if edit.blur is not None:
+                changes["blur"] = dataclasses.replace(edit.blur, method=method(edit.blur.method))
+                if getattr(edit, "kernel_size", None) is not None:
+                    changes["kernel_size"] = None
+            return dataclasses.replace(edit, **changes)
+
+        sites = tuple(dataclasses.replace(site, edits=tuple(map(changed, site.edits))) for site in self.sites)
+        return dataclasses.replace(self, sites=sites)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a versioned dict: classes may change, files stay."""
+        return read_plan, (self.to_dict(),)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         """Read a plan that `to_dict` wrote. Raises BlurifyError where the data is not such a plan."""
-        if data.get("format") != FORMAT:
+        if data.get("format") not in READABLE:
             raise BlurifyError(
                 f"this plan has format {data.get('format')!r}, this blurify reads format {FORMAT}: "
                 "convert the original model again with the blurify that is installed"
@@ -194,30 +129,27 @@ class Plan:
                 sites=tuple(_site_from_dict(site) for site in data["sites"]),
                 macs=int(data["macs"]),
                 model=str(data["model"]),
-                input_shapes=_tuples(data["input_shapes"]),
+                input_shapes=tuples(data["input_shapes"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BlurifyError(f"this is not a plan that blurify wrote ({error}): convert the model again") from error
 
 
+def read_plan(data: Mapping[str, Any]) -> Plan:
+    """`Plan.from_dict`, by a name that pickles can hold."""
+    return Plan.from_dict(data)
+
+
 def _site_to_dict(site: Site) -> dict[str, Any]:
     data = dataclasses.asdict(dataclasses.replace(site, edits=()))
-    data["edits"] = [{"edit": type(edit).__name__, **dataclasses.asdict(edit)} for edit in site.edits]
+    data["edits"] = [edit_to_dict(edit) for edit in site.edits]
     return data
 
 
 def _site_from_dict(data: Mapping[str, Any]) -> Site:
-    fields = {key: _tuples(value) for key, value in data.items() if key != "edits"}
-    return Site(**fields, edits=tuple(_edit_from_dict(edit) for edit in data["edits"]))
-
-
-def _edit_from_dict(data: Mapping[str, Any]) -> Edit:
-    fields = {key: _tuples(value) for key, value in data.items() if key not in ("edit", "blur")}
-    if data.get("blur") is not None:
-        fields["blur"] = Blur(**{key: _tuples(value) for key, value in data["blur"].items()})
-    return _EDITS[data["edit"]](**fields)
-
-
-def _tuples(value: Any) -> Any:
-    """Lists, as JSON gives them, back to the tuples that a frozen plan holds."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+    fields = {key: tuples(value) for key, value in data.items() if key != "edits"}
+    edits = [edit_from_dict(edit) for edit in data["edits"]]
+    # Format 1 did not say what a stride was before: the site's own.
+    before = fields["stride"]
+    edits = [dataclasses.replace(e, before=before) if isinstance(e, SetStride) and not e.before else e for e in edits]
+    return Site(**fields, edits=tuple(edits))

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections import defaultdict
-from typing import Any
 
+import torch
 from torch import nn
 
 from blurify import nn as layers
 from blurify.errors import BlurifyError
-from blurify.nn.calls import BlurredAvgPool, BlurredConv, BlurredMaxPool, BlurredSlice, DenseConv
-from blurify.nn.rewriting import rewrite_module
-from blurify.planning.planner import set_stride
-from blurify.spec.plan import Blur, BlurInput, BlurOutput, BlurPooling, Edit, Plan, Rewrite, SetStride
+from blurify.nn.build import build
+from blurify.nn.calls import BlurredAvgPool, BlurredConv, BlurredMaxPool, BlurredSlice, DenseConv, MemberBlur
+from blurify.nn.edited import Change, changes_of, edit_class, set_changes
+from blurify.nn.sequential import place
+from blurify.spec.edits import BlurInput, BlurOutput, BlurPooling, Edit, InsertBlur, Rewrite, SetStride
+from blurify.spec.plan import Plan
+from blurify.surgery.carrying import carry_plan, plan_of
 
-_PLAN = "_blurify_plan"
+__all__ = ["ANTIALIASED", "apply_plan", "changes_in", "plan_of", "set_stride"]
 
+ANTIALIASED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.MaxPool1d: layers.MaxBlurPool1d,
+    nn.MaxPool2d: layers.MaxBlurPool2d,
+    nn.MaxPool3d: layers.MaxBlurPool3d,
+    nn.AvgPool1d: layers.AvgBlurPool1d,
+    nn.AvgPool2d: layers.AvgBlurPool2d,
+    nn.AvgPool3d: layers.AvgBlurPool3d,
+}
+"""The anti-aliased class of each pool of torch."""
 
-def plan_of(model: nn.Module) -> Plan | None:
-    """The plan that a converted model carries, None for a model that was not converted."""
-    plan = getattr(model, _PLAN, None)
-    return plan if isinstance(plan, Plan) else None
+_FORMS = {"wrap": "wrap", "wrap-input": "input", "member-wrap": "wrap", "member-dense": "member"}
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> None:
@@ -37,108 +44,113 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
         raise BlurifyError(
             f"the plan was made for another model ({plan.model}): this {type(model).__name__} has no {missing[0]!r}"
         )
-    rewrites: dict[str, list[Rewrite]] = defaultdict(list)
     for edit in plan.edits:
-        if isinstance(edit, Rewrite):
-            rewrites[edit.module].append(edit)
-    for name, edits in rewrites.items():  # first, as only they can fail
-        rewrite_module(modules[name], edits)
+        _check(modules[edit.module], edit)
+    changed: list[tuple[nn.Module, tuple[Change, ...]]] = []
+    try:  # first, as only these can still fail
+        for name, changes in changes_in(plan).items():
+            changed.append((modules[name], changes_of(modules[name])))
+            edit_class(modules[name], changes)
+    except BaseException:
+        for module, before in changed:
+            set_changes(module, before)
+        raise
     for edit in plan.edits:
-        _apply(modules[edit.module], edit)
-    setattr(model, _PLAN, plan)
+        _apply(modules[edit.module], edit, _device_of(modules[edit.module], model))
+    carry_plan(model, plan)
 
 
-def _apply(module: nn.Module, edit: Edit) -> None:
+def changes_in(plan: Plan) -> dict[str, list[Change]]:
+    """What a plan changes in the classes of modules, by their paths."""
+    found: dict[str, list[Change]] = defaultdict(list)
+    for edit in plan.edits:
+        match edit:
+            case Rewrite():
+                form = _FORMS.get(edit.op, "call")
+                found[edit.module].append(("expression", edit.path, edit.child, form, edit.index))
+            case BlurInput():
+                found[edit.module].append(("input", edit.child, edit.index))
+            case BlurOutput():
+                found[edit.module].append(("output", edit.child))
+            case InsertBlur():
+                found[edit.module].append(("member", edit.child))
+    return dict(found)
+
+
+def _check(module: nn.Module, edit: Edit) -> None:
+    """Raise BlurifyError where an edit does not fit a module."""
+    if isinstance(edit, SetStride) and not hasattr(module, "stride"):
+        raise BlurifyError(f"the plan was made for another model: {edit.module!r} has no stride to set")
+    if isinstance(edit, BlurPooling) and type(module) not in ANTIALIASED:
+        raise BlurifyError(f"the plan was made for another model: {edit.module!r} is no plain pool of torch")
+    if isinstance(edit, InsertBlur) and edit.member not in module._modules:
+        raise BlurifyError(f"the plan was made for another model: {edit.module!r} has no member {edit.member!r}")
+    child = "blurpool" if isinstance(edit, BlurPooling) else getattr(edit, "child", None)
+    if child is not None and hasattr(module, child):
+        raise BlurifyError(
+            f"{type(module).__name__} has already an attribute {child!r}: rename it, or skip the site in the recipe"
+        )
+
+
+def _apply(module: nn.Module, edit: Edit, device: torch.device) -> None:
     match edit:
         case SetStride():
             set_stride(module, edit.stride)
-        case BlurOutput():
-            _add(module, "blur_output", build(edit.blur))
-            module.register_forward_hook(blur_output, prepend=True)
-        case BlurInput():
-            _add(module, "blur_input", build(edit.blur))
-            module.register_forward_pre_hook(
-                functools.partial(blur_input, index=edit.index) if edit.index else blur_input
-            )
         case BlurPooling():
-            module.__class__ = _ANTIALIASED[type(module)]
-            _add(module, "blurpool", build(edit.blur))
+            module.__class__ = ANTIALIASED[type(module)]
+            module.add_module("blurpool", _placed(build(edit.blur), module, device))
             if edit.kernel_size is not None:
                 module.dense_kernel_size = edit.kernel_size  # type: ignore[assignment]
+            if edit.unless_global:
+                module.unless_global = True  # type: ignore[assignment]
+        case InsertBlur():
+            place(module, edit.child, _placed(build(edit.blur), module, device), edit.member, behind=edit.after)
+        case BlurOutput() | BlurInput():
+            module.add_module(edit.child, _placed(build(edit.blur), module, device))
         case Rewrite():
-            _add(module, edit.child, _child(edit))
+            child = _child(edit)
+            if child is not None and edit.child not in module._modules:  # else another expression brought it
+                module.add_module(edit.child, _placed(child, module, device))
 
 
-def build(blur: Blur) -> nn.Module:
-    """The BlurPool1d, 2d or 3d that a plan's Blur describes."""
-    return layers.blurpool(len(blur.stride))(
-        blur.stride,
-        None,
-        taps=blur.taps,
-        padding=blur.padding,
-        factor=blur.factor,
-        shift=blur.shift or 0,
-    )
-
-
-def _child(edit: Rewrite) -> nn.Module:
-    blur = build(edit.blur) if edit.blur is not None else None
+def _child(edit: Rewrite) -> nn.Module | None:
+    """The module that an expression goes through."""
+    if edit.op == "member-dense":
+        return None
     if edit.op == "conv-dense":
         return DenseConv(edit.stride)
-    assert blur is not None
-    if edit.op == "conv-blurred":
-        return BlurredConv(blur, edit.stride)
-    if edit.op == "maxpool":
-        return BlurredMaxPool(blur, edit.kernel_size)
-    if edit.op == "slice":
-        return BlurredSlice(blur, edit.dims)
-    return BlurredAvgPool(blur) if edit.op == "avgpool" else blur
+    assert edit.blur is not None
+    blur = build(edit.blur)
+    match edit.op:
+        case "conv-blurred":
+            return BlurredConv(blur, edit.stride)
+        case "maxpool":
+            return BlurredMaxPool(blur, edit.kernel_size)
+        case "avgpool":
+            return BlurredAvgPool(blur, edit.kernel_size, edit.unless_global)
+        case "slice":
+            return BlurredSlice(blur, edit.dims)
+        case "member-wrap":
+            return MemberBlur(blur, edit.members)
+        case _:
+            return blur
 
 
-def _add(module: nn.Module, name: str, child: nn.Module) -> None:
-    if hasattr(module, name):
-        raise BlurifyError(
-            f"{type(module).__name__} has already an attribute {name!r}: rename it, or skip the site in the recipe"
-        )
+def _placed(child: nn.Module, module: nn.Module, device: torch.device) -> nn.Module:
+    """A new part of a module, in its mode and on its device."""
     child.train(module.training)
-    module.add_module(name, child)
+    return child.to(device)
 
 
-_ANTIALIASED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.MaxPool1d: layers.MaxBlurPool1d,
-    nn.MaxPool2d: layers.MaxBlurPool2d,
-    nn.MaxPool3d: layers.MaxBlurPool3d,
-    nn.AvgPool1d: layers.AvgBlurPool1d,
-    nn.AvgPool2d: layers.AvgBlurPool2d,
-    nn.AvgPool3d: layers.AvgBlurPool3d,
-}
+def _device_of(module: nn.Module, model: nn.Module) -> torch.device:
+    """Where a module runs: where its tensors are, else the model's."""
+    for owner in (module, model):
+        for tensor in (*owner.parameters(), *owner.buffers()):
+            return tensor.device
+    return torch.device("cpu")
 
 
-def blur_output(module: Any, args: Any, output: Any) -> Any:
-    """Forward hook: what the module returns, blurred. At module level, so that models pickle."""
-    return module.blur_output(output)
-
-
-def blur_input(module: Any, args: Any, index: int = 0) -> Any:
-    """Forward pre-hook: the module's positional argument `index`, blurred."""
-    return (*args[:index], module.blur_input(args[index]), *args[index + 1 :])
-
-
-def identity(plan: Plan) -> Plan:
-    """The same plan with the one-tap filter, and without changes of kernels: it must compute the original function."""
-    return with_taps(plan, (1.0,))
-
-
-def with_taps(plan: Plan, taps: tuple[float, ...]) -> Plan:
-    """The same plan with another filter, and without changes of kernels."""
-
-    def changed(edit: Any) -> Any:
-        changes: dict[str, Any] = {}
-        if getattr(edit, "blur", None) is not None:
-            changes["blur"] = dataclasses.replace(edit.blur, taps=taps)
-        if getattr(edit, "kernel_size", None) is not None:
-            changes["kernel_size"] = None
-        return dataclasses.replace(edit, **changes)
-
-    sites = tuple(dataclasses.replace(site, edits=tuple(map(changed, site.edits))) for site in plan.sites)
-    return dataclasses.replace(plan, sites=sites)
+def set_stride(module: nn.Module, stride: tuple[int, ...]) -> None:
+    """Set a convolution module's stride, in the form (number or tuple) that it has."""
+    as_number = isinstance(module.stride, int) and len(set(stride)) == 1
+    setattr(module, "stride", stride[0] if as_number else stride)  # noqa: B010 (typed as a submodule)

@@ -98,7 +98,8 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
     record |= {
         "identity_error": proof.identity_error,
         "identity_dtype": proof.dtype,
-        "identity_stepwise": proof.stepwise,
+        "sites_compared": proof.sites_compared,
+        "sites_shown": proof.sites_shown,
         "sites_left": proof.sites_left,
         "tensors_equal": proof.tensors_equal,
         "proof_input_shapes": [list(shape) for shape in applied.input_shapes],

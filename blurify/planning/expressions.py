@@ -1,0 +1,213 @@
+"""From the Python calls of a trace to a path that lasts: which expression of which function made a tensor."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator, Sequence
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+from blurify.graph.recorder import Frame
+from blurify.nn.edited import original_class
+from blurify.nn.rewriting import Path
+from blurify.nn.source import (
+    CannotRewriteError,
+    callee,
+    expression_at,
+    expressions,
+    function_tree,
+    method,
+    methods_with,
+    nested_codes,
+    statement_of,
+    written_name,
+)
+
+
+def path_of(model: nn.Module, frames: Sequence[Frame]) -> tuple[str, Path, ast.AST]:
+    """Describe an expression by the functions down to it, so that it is found again in another process.
+
+    Args:
+        model: the model that the frames' module paths are of.
+        frames: the Python calls on the way, outermost first.
+
+    Returns:
+        the path of the module whose class has to change, the functions from its method to the expression, and the
+        expression.
+
+    Raises:
+        CannotRewriteError: there is no source, or a function on the way can't be found again.
+    """
+    frames = without_nested(frames)
+    problem = CannotRewriteError("its forward is wrapped or set on the instance")
+    # A method that is looked up on the instance is simply overridden: what called it need not change.
+    for start in reversed(range(len(frames))):
+        code, _, module = frames[start]
+        if module is None:
+            continue
+        instance = model.get_submodule(module)
+        for name, function in methods_with(original_class(instance), code):
+            if not _looked_up(instance, name, function):
+                continue
+            try:
+                steps, expression = _steps(instance, name, function, frames[start:])
+            except CannotRewriteError as error:
+                problem = error
+                continue
+            return module, steps, expression
+    raise problem
+
+
+def _looked_up(instance: nn.Module, name: str, function: FunctionType) -> bool:
+    """Whether overriding a method in the class reaches its callers: a copy kept elsewhere would still be called."""
+    kept = vars(instance).get(name)
+    return kept is None or getattr(kept, "__func__", None) is function
+
+
+def _steps(instance: nn.Module, name: str, function: FunctionType, frames: Sequence[Frame]) -> tuple[Path, ast.AST]:
+    cls = original_class(instance)
+    steps: list[tuple[str, str, int]] = []
+    for index, (code, position, _) in enumerate(frames):
+        if function.__code__ is not code:
+            raise CannotRewriteError(f"the function {code.co_name} that it calls can't be found from its source")
+        tree = function_tree(code)
+        expression = expression_at(tree, position)
+        text = ast.unparse(expression)
+        equal = [node for node in expressions(tree) if ast.unparse(node) == text]
+        steps.append((name, text, equal.index(expression)))
+        if index + 1 < len(frames):
+            called = callee(cls, function, expression, instance)
+            if called is None:
+                raise CannotRewriteError(f"what {text!r} calls can't be found from its source")
+            function, name = called.function, called.function.__code__.co_name
+    return tuple(steps), expression
+
+
+def without_nested(frames: Sequence[Frame]) -> list[Frame]:
+    """Calls of functions, lambdas and comprehensions that stand inside a function count as that function's own."""
+    merged: list[Frame] = []
+    for frame in frames:
+        for index, (code, _, module) in enumerate(merged):
+            if any(frame[0] is inner for inner in nested_codes(code)):
+                merged[index:] = [(code, frame[1], module)]
+                break
+        else:
+            merged.append(frame)
+    return merged
+
+
+def is_statement(model: nn.Module, module: str, path: Path) -> bool:
+    """Whether an expression is a statement of its own that writes to a named tensor, as `F.relu_(x)` is."""
+    function = _function_at(model, module, path)
+    if function is None:
+        return False
+    tree = function_tree(function.__code__)
+    _, text, which = path[-1]
+    expression = [node for node in expressions(tree) if ast.unparse(node) == text][which]
+    if isinstance(expression, ast.AugAssign):
+        return True
+    return statement_of(tree, expression) is not None and written_name(expression) is not None
+
+
+def _function_at(model: nn.Module, module: str, path: Path) -> FunctionType | None:
+    """The function that the last step of a path stands in."""
+    instance = model.get_submodule(module)
+    cls = original_class(instance)
+    function = method(cls, path[0][0])
+    for _, text, which in path[:-1]:
+        if function is None:
+            return None
+        tree = function_tree(function.__code__)
+        expression = [node for node in expressions(tree) if ast.unparse(node) == text][which]
+        called = callee(cls, function, expression, instance)
+        function = called.function if called is not None else None
+    return function
+
+
+def takes_argument(expression: ast.AST, index: int) -> bool:
+    """Whether a call expression gives its positional argument `index` as such."""
+    if not isinstance(expression, ast.Call) or index >= len(expression.args):
+        return False
+    return not any(isinstance(argument, ast.Starred) for argument in expression.args[: index + 1])
+
+
+# --- other ways into a module
+
+
+def entries_that_call(instance: nn.Module, attribute: str, known: set[Any]) -> Iterator[tuple[str, FunctionType]]:
+    """Methods that call `self.<attribute>` themselves, and that no trace has gone through.
+
+    Args:
+        instance: the module.
+        attribute: the name of a child.
+        known: the code objects that ran.
+    """
+    seen = set()
+    for base in original_class(instance).__mro__:
+        if base.__module__.startswith("torch.") or base is object:
+            continue
+        for name, function in vars(base).items():
+            if name in seen:
+                continue
+            seen.add(name)
+            if not isinstance(function, FunctionType) or name.startswith("__") or function.__code__ in known:
+                continue
+            try:
+                tree = function_tree(function.__code__)
+            except CannotRewriteError:
+                continue
+            if _calls(tree, attribute):
+                yield name, function
+
+
+def _calls(tree: ast.FunctionDef, attribute: str) -> bool:
+    if not tree.args.args:
+        return False
+    this = tree.args.args[0].arg
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            target: ast.expr = node.func
+            while isinstance(target, ast.Subscript):
+                target = target.value
+            own = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == this
+            if own and target.attr == attribute:  # type: ignore[attr-defined]
+                return True
+    return False
+
+
+def same_expression(function: FunctionType, step: tuple[str, str, int], of: int, name: str) -> Path | None:
+    """The path of the expression in another method that has the same text as a step's; None where that is not clear.
+
+    Args:
+        function: the other method.
+        step: the expression's step.
+        of: how many equal expressions there are where the step stands.
+        name: the other method's name.
+    """
+    _, text, which = step
+    equal = [node for node in expressions(function_tree(function.__code__)) if ast.unparse(node) == text]
+    if len(equal) == of:
+        return ((name, text, which),)
+    return ((name, text, 0),) if len(equal) == 1 else None
+
+
+def count_equal(model: nn.Module, module: str, path: Path) -> int:
+    """How many expressions equal to the last step's there are in its function."""
+    function = _function_at(model, module, path)
+    if function is None:
+        return 0
+    return sum(ast.unparse(node) == path[-1][1] for node in expressions(function_tree(function.__code__)))
+
+
+def importable(function: FunctionType) -> str | None:
+    """The 'package.module:name' by which a function can be imported again, if it can."""
+    try:
+        value: Any = importlib.import_module(function.__module__)
+        for part in function.__qualname__.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return f"{function.__module__}:{function.__qualname__}" if value is function else None

@@ -1,0 +1,177 @@
+"""The rules of conversion: for each site, the ways in which it can be anti-aliased, the best one first.
+
+Let y be the dense version's output, so that the original op's output is y[..., ::s, ::s]. Source of the rules: Zhang,
+"Making Convolutional Networks Shift-Invariant Again", ICML 2019, section 3; docs/how-it-works.md has them in a table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from blurify.graph.sites import Found, Op, function_name, reads_image
+from blurify.planning.placement import Placed, Placer
+from blurify.spec.edits import Blur
+from blurify.spec.methods import Method
+from blurify.spec.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to anti-alias a site.
+
+    Attributes:
+        rule: its short code.
+        reason: the same in words.
+        extra_macs: multiply-adds that it adds, for the traced shapes.
+        place: finds the edits; raises NoWay or CannotRewriteError where there are none.
+    """
+
+    rule: str
+    reason: str
+    extra_macs: int
+    place: Callable[[], Placed]
+
+
+class Rules:
+    """The rules for one recipe.
+
+    Args:
+        recipe: what the user wants.
+        method: its filter.
+        placer: finds the edits.
+    """
+
+    def __init__(self, recipe: Recipe, method: Method, placer: Placer) -> None:
+        self.recipe = recipe
+        self.method = method
+        self.placer = placer
+
+    def ways(self, site: Found, points: tuple[Node, ...] | None) -> Iterator[Way]:
+        """All feasible ways for a site, the best first.
+
+        Args:
+            site: it is to be converted.
+            points: where its blur goes after a nonlinearity, one a run; None where there is no such place.
+        """
+        op = site.op
+        if op.kind == "slice":
+            yield self._slice(site)
+        elif op.kind == "maxpool":
+            yield self._maxpool(site)
+        elif op.kind == "avgpool":
+            yield self.avgpool(site)
+        else:
+            if points is not None:
+                yield self._after_activation(site, points, local=site.name in self.placer.local)
+            # What pads, pads for the size that it sees: there the blur may not subsample first.
+            padded = any(op.padding) or any(function_name(other.source) == "pad" for other in site.ops)
+            if max(op.kernel_size) == 1 and not padded:
+                yield self._commuted(site)
+            yield self._blurred_input(site)
+
+    def after_blur(self, op: Op) -> Blur:
+        """The blur that goes behind a convolution's nonlinearity."""
+        return self._blur(halves(op.stride) if self.splits(op) else op.stride)
+
+    def splits(self, op: Op) -> bool:
+        """Whether the recipe splits this convolution's stride in two."""
+        return self.recipe.stem == "split" and reads_image(op)
+
+    def _blur(
+        self, stride: tuple[int, ...], factor: tuple[int, ...] | None = None, shift: tuple[int, ...] = ()
+    ) -> Blur:
+        return Blur(stride, factor or stride, self.method, self.recipe.padding, shift or (0,) * len(stride))
+
+    def _macs(self, blur: Blur, shape: Sequence[int]) -> int:
+        """Multiply-adds of a blur whose output has this shape."""
+        return math.prod(shape) * blur.method.macs(blur.factor)
+
+    def _after_activation(self, site: Found, points: tuple[Node, ...], *, local: bool) -> Way:
+        """Dense convolution, nonlinearity, blur and subsample; of a stem's large stride, half in each."""
+        op, blur = site.op, self.after_blur(site.op)
+        keep = tuple(s // b for s, b in zip(op.stride, blur.stride, strict=True))
+        times = math.prod(o // k for o, k in zip(op.stride, keep, strict=True)) - 1
+        macs = op.macs * times + self._macs(blur, points[0].meta["shape"])
+
+        def place() -> Placed:
+            edits = self.placer.strided(site, keep)
+            where, blurring = self.placer.after(points, blur, local=local)
+            return where, (*edits, *blurring)
+
+        if blur.stride != op.stride:
+            return Way("split", "stride split into conv and blur", macs, place)
+        return Way("after-activation", "dense conv, blur after its nonlinearity", macs, place)
+
+    def _commuted(self, site: Found) -> Way:
+        """A pointwise convolution commutes with the blur, so blur and subsample first: the same function, cheaper."""
+        op = site.op
+        blur, dense = self._blur(op.stride), (1,) * op.rank
+        macs = self._macs(blur, (*op.input_shape[: -op.rank], *op.output_shape[-op.rank :]))
+        reason = "1x1 conv: the same as blurring its output, and cheaper"
+        return Way("commuted", reason, macs, lambda: self.placer.before(site, blur, dense))
+
+    def _blurred_input(self, site: Found) -> Way:
+        """Blur what the strided convolution reads."""
+        op = site.op
+        blur = self._blur((1,) * op.rank, op.stride)
+        reason = "no nonlinearity before what mixes positions: blur before it"
+        if is_patchify(op):
+            reason = "patchify conv: blur before it"
+        elif self.recipe.conv == "cheap":
+            reason = "cheap form: blur before it"
+        macs = self._macs(blur, op.input_shape)
+        return Way("blurred-input", reason, macs, lambda: self.placer.before(site, blur, op.stride))
+
+    def _maxpool(self, site: Found) -> Way:
+        """Dense max pool, then blur and subsample."""
+        op, size = site.op, self.recipe.maxpool_kernel_size
+        kernel = None if size is None else (size,) * op.rank
+        blur = self._blur(op.stride)
+        reason = "dense max pool, then blur" if kernel is None else f"dense max pool of kernel {size}, then blur"
+        macs = self._macs(blur, op.output_shape)
+        return Way("maxpool", reason, macs, lambda: self.placer.pooling(site, blur, kernel))
+
+    def avgpool(self, site: Found, *, unless_global: bool = False) -> Way:
+        """The filter takes the average's place; of a window that smooths more than it would, the average is kept.
+
+        Replacing a wide window (7 at stride 2, 75 at 15) by a narrow filter would let through noise that the network
+        never saw; so it runs densely, and what it still aliases is blurred.
+        """
+        op = site.op
+        padding = op.padding if isinstance(op.padding, tuple) else (0,) * op.rank
+        kept = tuple(
+            k if k > s and not self.method.is_identity and 1 / k < self.method.smoothing(s) else 1
+            for k, s in zip(op.kernel_size, op.stride, strict=True)
+        )
+        # The filter is centred where the pool's windows are centred.
+        shift = tuple(
+            0 if own > 1 else (k - 1) // 2 - p for own, k, p in zip(kept, op.kernel_size, padding, strict=True)
+        )
+        blur = self._blur(op.stride, shift=shift)
+        kernel = kept if max(kept) > 1 else None
+        reason = "average pool replaced by the filter" if kernel is None else "dense average pool, then blur"
+        macs = self._macs(blur, op.output_shape)
+        return Way("avgpool", reason, macs, lambda: self.placer.pooling(site, blur, kernel, unless_global))
+
+    def _slice(self, site: Found) -> Way:
+        """A strided slice is a subsampling and nothing else: the blur takes its place."""
+        op = site.op
+        blur = self._blur(op.stride)
+        macs = self._macs(blur, op.output_shape)
+        reason = "strided slice replaced by the filter"
+        return Way("slice-blurred", reason, macs, lambda: self.placer.stand_in(site, "slice", blur, dims=op.dims))
+
+
+def halves(stride: tuple[int, ...]) -> tuple[int, ...]:
+    """What the blur takes of a split stride: 2 of every strided dimension."""
+    return tuple(2 if s > 1 else 1 for s in stride)
+
+
+def is_patchify(op: Op) -> bool:
+    """Whether a convolution's windows do not overlap."""
+    extent = [d * (k - 1) + 1 for d, k in zip(op.dilation, op.kernel_size, strict=True)]
+    return op.kind == "conv" and max(extent) > 1 and all(e <= s for e, s in zip(extent, op.stride, strict=True))

@@ -1,0 +1,91 @@
+"""Rehearse a plan on a copy without data: does every blur run where it was meant to, and do all sizes stay?"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from torch import nn
+from torch.fx import Node
+
+from blurify.graph.copies import meta_copy
+from blurify.graph.recorder import Trace, trace
+from blurify.planning.planner import Decided
+from blurify.spec.edits import InsertBlur, Rewrite
+from blurify.spec.plan import Site
+from blurify.surgery.apply import apply_plan
+
+
+def rehearse(model: nn.Module, decided: Decided) -> frozenset[str]:
+    """The sites whose edits do not do what they should; none where the plan holds, in eval and in train mode.
+
+    What can't be seen without data (a model whose forward reads values) is left to the proof.
+    """
+    plan = decided.plan
+    if not plan.edits or decided.traces[0].real:
+        return frozenset()
+    try:
+        copy = meta_copy(model)
+        apply_plan(copy, plan)
+    except Exception:
+        return _wide(plan.converted)
+    for before in decided.traces:
+        try:
+            after = trace(copy, before.inputs, training=before is not decided.traces[0])
+        except Exception:
+            return _wide(plan.converted)
+        if after.real:
+            continue
+        wrong = _wrong_counts(decided, before, after)
+        if wrong:
+            return wrong
+        if output_shapes(before) != output_shapes(after):
+            return _wide(plan.converted)
+    return frozenset()
+
+
+def output_shapes(seen: Trace) -> list[tuple[int, ...] | None]:
+    """The shapes of what a traced forward returned."""
+    output = next(node for node in reversed(list(seen.graph.nodes)) if node.op == "output")
+    return [node.meta["shape"] for node in output.args[0]]  # type: ignore[union-attr]
+
+
+def _wrong_counts(decided: Decided, before: Trace, after: Trace) -> frozenset[str]:
+    """The sites whose blurs do not run as often as there are points for them."""
+    ran = Counter(call.path for call in after.calls)
+    points: dict[str, set[Node]] = defaultdict(set)
+    sites: dict[str, set[str]] = defaultdict(set)
+    several: Counter[str] = Counter()
+    for site in decided.plan.converted:
+        paths = {path for edit in site.edits if (path := edit.blur_path) is not None}
+        several.update(paths if len(paths) > 1 else ())
+        for path in paths:
+            points[path] |= {node for node in decided.points.get(site.name, ()) if node.graph is before.graph}
+            sites[path].add(site.name)
+    wrong: set[str] = set()
+    for path, wanted in points.items():
+        # A site with several expressions has a blur at each: together they run as often as there are points.
+        enough = ran[path] <= len(wanted) if several[path] else ran[path] == len(wanted)
+        if not enough and not _is_average(decided.plan.converted, path):
+            wrong |= sites[path]
+    for site in decided.plan.converted:
+        own = {path for edit in site.edits if (path := edit.blur_path) is not None}
+        if len(own) > 1:
+            total = {node for path in own for node in points[path]}
+            if sum(ran[path] for path in own) < len(total):
+                wrong.add(site.name)
+    return frozenset(wrong)
+
+
+def _is_average(sites: tuple[Site, ...], path: str) -> bool:
+    """An average pool whose own filter has one tap runs as it was."""
+    return any(
+        edit.blur_path == path and site.kind == "avgpool" and edit.blur is not None and edit.blur.method.is_identity
+        for site in sites
+        for edit in site.edits
+    )
+
+
+def _wide(sites: tuple[Site, ...]) -> frozenset[str]:
+    """The sites whose edits reach beyond a single module."""
+    wide = {site.name for site in sites if any(isinstance(e, Rewrite | InsertBlur) for e in site.edits)}
+    return frozenset(wide or {site.name for site in sites})

@@ -1,0 +1,97 @@
+"""Undo a conversion: the original model comes back, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from blurify.errors import BlurifyError
+from blurify.nn.edited import set_changes
+from blurify.spec.edits import BlurPooling, Edit, SetStride
+from blurify.surgery.apply import ANTIALIASED, apply_plan, changes_in, set_stride
+from blurify.surgery.carrying import drop_plan, plan_of
+from blurify.surgery.force import problems
+
+_PROOF = "_blurify_proof"
+_ORIGINAL = {cls: base for base, cls in ANTIALIASED.items()}
+
+
+def undo(model: nn.Module) -> None:
+    """Take a conversion back, in place.
+
+    Raises:
+        BlurifyError: the model was not converted, or was changed since in a way that can't be undone.
+    """
+    plan = plan_of(model)
+    if plan is None:
+        raise BlurifyError("the model carries no plan, so it is not converted: there is nothing to revert")
+    wrong = problems(model, plan)
+    if wrong:
+        raise BlurifyError(f"the model was changed after it was converted ({wrong[0]}): build the original again")
+    modules = dict(model.named_modules())
+    for edit in plan.edits:
+        _undo(modules[edit.module], edit)
+    for name in changes_in(plan):
+        set_changes(modules[name], ())
+    drop_plan(model)
+    model.__dict__.pop(_PROOF, None)
+
+
+def _undo(module: nn.Module, edit: Edit) -> None:
+    match edit:
+        case SetStride():
+            stride: Any = edit.before
+            setattr(module, "stride", stride) if isinstance(stride, int) else set_stride(module, stride)
+        case BlurPooling():
+            del module._modules["blurpool"]
+            for name in ("dense_kernel_size", "unless_global"):
+                vars(module).pop(name, None)
+            module.__class__ = _ORIGINAL[type(module)]
+        case _:
+            module._modules.pop(edit.child, None)
+
+
+@contextmanager
+def reverted(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the context a converted model is the original again; after it, it is converted as it was.
+
+    Args:
+        model: converted; it is changed in place, both ways.
+
+    Yields:
+        the same object.
+
+    Raises:
+        BlurifyError: as `blurify.revert`.
+    """
+    plan, proof = plan_of(model), vars(model).get(_PROOF)
+    undo(model)
+    assert plan is not None  # or `undo` had refused
+    try:
+        yield model
+    finally:
+        apply_plan(model, plan)
+        if proof is not None:
+            model.__dict__[_PROOF] = proof
+
+
+@contextmanager
+def taken_back_unless_done(model: nn.Module) -> Iterator[None]:
+    """Within the context a converted model is the original again, to be converted anew; if that fails, it is as it was.
+
+    Raises:
+        BlurifyError: as `undo`.
+    """
+    plan, proof = plan_of(model), vars(model).get(_PROOF)
+    undo(model)
+    assert plan is not None  # or `undo` had refused
+    try:
+        yield
+    except BaseException:
+        apply_plan(model, plan)
+        if proof is not None:
+            model.__dict__[_PROOF] = proof
+        raise

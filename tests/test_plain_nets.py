@@ -1,0 +1,89 @@
+"""Plain networks, however they are written: what they compute once converted, against a reference by hand."""
+
+import itertools
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plain_nets import BODIES, STYLES, Body, Case, Op, alike, cases, check, conv, flat, pool
+
+# Where a blur cannot go behind the nonlinearity, and may go in front of the convolution.
+BEFORE = {
+    "size_read_between": "the forward reads the size of what would be dense",
+    "shared_conv_two_sizes": "one convolution, called from two expressions or twice from one",
+}
+# What no edit of the model's own objects reaches; the report says so.
+UNCONVERTED = {
+    "lambda_of_self": "the lambda runs the layers of the original, also in a copy",
+}
+
+
+@cache
+def every() -> list[Case]:
+    return list(cases())
+
+
+def sample() -> list[Case]:
+    """One case of every style, the bodies in turn."""
+    styles = itertools.groupby(every(), key=lambda case: case.style)
+    chosen = [(number, list(same)) for number, (_, same) in enumerate(styles)]
+    return [same[number % len(same)] for number, same in chosen]
+
+
+def verify(case: Case) -> None:
+    result = check(case)
+    allowed = {"after"} | set(["before"] * (case.style in BEFORE) + ["unconverted"] * (case.style in UNCONVERTED))
+    assert result.kind in allowed, f"{result.kind}: {result.detail}\n{case.source}"
+
+
+def test_names_are_unique() -> None:
+    names = [case.name for case in every()]
+    assert len(names) == len(set(names)) >= 384
+    assert len(STYLES) >= 16
+
+
+def test_reference_without_a_blur_is_the_network() -> None:
+    with torch.no_grad():
+        for case in sample():
+            net = case.build()
+            *_, left = case.all_choices(net)
+            for number in range(len(case.sizes)):
+                actual = flat(net(case.input(number), *case.extra))
+                assert alike(actual, case.reference(net, case.input(number), left)), case.name
+
+
+@pytest.mark.parametrize("case", sample(), ids=lambda case: case.name)
+def test_plain_net(case: Case) -> None:
+    verify(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", sorted({case.style for case in cases()}))
+def test_every_plain_net(style: str) -> None:
+    for case in every():
+        if case.style == style:
+            verify(case)
+
+
+OPS = st.one_of(
+    st.builds(conv, st.sampled_from([1, 3, 4, 5]), st.sampled_from([1, 2, 2, 3, (1, 2), (2, 1)])),
+    st.builds(pool, st.just("max"), st.sampled_from([2, 3]), st.just(2)),
+    st.builds(pool, st.just("avg"), st.sampled_from([2, 3]), st.just(2)),
+)
+
+
+@settings(max_examples=20)
+@given(style=st.sampled_from(STYLES), ops=st.lists(OPS, min_size=2, max_size=3), norm=st.booleans())
+def test_composed_net(style: Any, ops: list[Op], norm: bool) -> None:
+    body = Body("composed_" + "_".join(map(name_of, ops)) + "_norm" * norm, tuple(ops), norm)
+    if not any(op.strided for op in ops) or not style.takes(body):
+        body = next(body for body in BODIES if style.takes(body))
+    verify(style.case(body))
+
+
+def name_of(op: Op) -> str:
+    return f"{op.kind}{op.kernel}s{'x'.join(map(str, op.stride))}"
