@@ -604,7 +604,7 @@ def pickle_module(gate: Gate) -> Any:
     def load(file: Any, **options: Any) -> Any:
         return unpickler(file, **options).load()
 
-    return types.SimpleNamespace(__name__="blurify.files.unpickling", Unpickler=unpickler, load=load)
+    return types.SimpleNamespace(__name__="blurify.files.pickles", Unpickler=unpickler, load=load)
 
 
 @contextmanager
