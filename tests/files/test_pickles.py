@@ -400,3 +400,12 @@ def test_damaged_pickles_end_in_one_line(tmp_path):
         with pytest.raises(BlurifyError) as caught:
             opening.open_model(str(tmp_path / "cut.pt"))
         assert "\n" not in str(caught.value)
+
+
+def test_old_names_go_through_the_gate_under_their_new_ones():
+    for old, new in pickles._MOVED.items():
+        module, _, name = old.rpartition(".")
+        assert f"{pickles._home(module, name)[0]}.{name}" == new
+        assert not isinstance(pickles.Gate().find(*pickles._home(module, name)), pickles.Refused), new
+    for module, name in [("blurify.surgery", "apply_plan"), ("blurify.layers", "os"), ("blurify.models", "build")]:
+        assert isinstance(pickles.Gate().find(*pickles._home(module, name)), pickles.Refused)
