@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -16,14 +15,12 @@ from blurify.cli.inspect import inspect
 from blurify.cli.measure import measure
 from blurify.cli.report import report
 from blurify.cli.zoo import zoo
+from blurify.versions import version_of
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            version = metadata.version("blurify")
-        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            version = "unknown (not installed)"
+        version = version_of("blurify") or "unknown (not installed)"  # as run from a checkout
         print(f"blurify {version}")
         raise typer.Exit
 

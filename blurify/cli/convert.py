@@ -34,9 +34,9 @@ def convert(
     """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing."""
     options.check_filter_size(filter_size)
     with console.working("loading torch"):
-        from blurify.files import checkpoints
+        from blurify.files import atomic, checkpoints
 
-    checkpoints.check_target(output, force=force)  # before the work, so that none is wasted
+    atomic.check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
         from blurify.spec.recipes import load_recipe

@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from blurify.cli import console, measurements, options
 from blurify.errors import BlurifyError, one_line
+from blurify.versions import versions
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +112,7 @@ def measure(
     if recipe is not None and not convert:
         raise BlurifyError("--recipe says how to convert: add --convert")
     with console.working("loading torch"):
-        from blurify.files import checkpoints
+        from blurify.files import atomic
         from blurify.metrics import files, measuring
         from blurify.spec.recipes import load_recipe
 
@@ -121,7 +121,7 @@ def measure(
     measuring.check_seed(seed)
     blur = load_recipe(recipe) if convert else None
     if output is not None:
-        checkpoints.check_target(output, force=force)  # before the work, so that none is wasted
+        atomic.check_target(output, force=force)  # before the work, so that none is wasted
     place = find_device(device)
     with console.working("reading the model"):
         opened = [
@@ -222,11 +222,8 @@ def _command_line(context: typer.Context) -> str:
 
 def _versions() -> dict[str, str]:
     """What the figures may depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("blurify", "torch", "torchvision", "timm"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    installed = {name: version for name, version in versions().items() if version is not None}
+    return {"python": platform.python_version(), **installed}
 
 
 @dataclass(frozen=True)
@@ -282,10 +279,10 @@ def find_device(name: str) -> torch.device:
 
 def _open(spec: str, arch: str | None, *, pretrained: bool, allow: list[str] | None, trust: bool) -> LoadedModel:
     """One MODEL argument; --arch is for those that are files."""
-    from blurify.files import sources as models
+    from blurify.files import sources
 
     return options.open_model(
-        spec, arch=None if models.is_factory(spec) else arch, pretrained=pretrained, allow=allow, trust=trust
+        spec, arch=None if sources.is_factory(spec) else arch, pretrained=pretrained, allow=allow, trust=trust
     )
 
 

@@ -73,6 +73,6 @@ def check_filter_size(size: int | None) -> None:
 
 def open_model(spec: str, *, arch: str | None, pretrained: bool, allow: list[str] | None, trust: bool) -> LoadedModel:
     """Load the MODEL argument."""
-    from blurify.files import checkpoints
+    from blurify.files import opening
 
-    return checkpoints.open_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust)
+    return opening.open_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -45,12 +45,12 @@ def report(
     """
     with console.working("loading"):
         from blurify import reporting
-        from blurify.files import checkpoints
+        from blurify.files import atomic
 
     for source in sources:
         if Path(source).expanduser().resolve() == output.expanduser().resolve():
             raise BlurifyError(f"{output} is what the report is made from: give --output another name")
-    checkpoints.check_target(output, force=force)  # before the work, so that none is wasted
+    atomic.check_target(output, force=force)  # before the work, so that none is wasted
     reporting.require("jinja2")
     if figures is not None:
         reporting.check_figures(figures, force=force)
@@ -59,11 +59,7 @@ def report(
     with console.working("drawing"):
         page = reporting.render(found).encode()
         written = reporting.write_figures(found, figures, force=force) if figures is not None else []
-
-        def write(file: BinaryIO) -> None:
-            file.write(page)
-
-        checkpoints.write_file(output.expanduser(), write, force=force)
+        atomic.write_bytes(output.expanduser(), page, force=force)
     console.say(f"wrote {output} ({len(page) / 1e3:.0f} kB)", style="bold")
     if written:
         console.say(f"wrote {len(written)} figures to {figures}")

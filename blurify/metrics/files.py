@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from blurify.errors import BlurifyError, one_line
-from blurify.files import checkpoints
+from blurify.files import atomic
 from blurify.metrics.results import Measurement
 from blurify.spec.plan import Plan
 
@@ -49,13 +49,10 @@ def write_measurements(
         BlurifyError: the target exists or can't be written.
     """
     path = Path(path).expanduser()
-    checkpoints.check_target(path, force=force)
+    atomic.check_target(path, force=force)
     text = json.dumps(as_json(measurements) | _context_data(context), indent=1, allow_nan=False) + "\n"
 
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    checkpoints.write_file(path, write, force=force)
+    atomic.write_bytes(path, text.encode(), force=force)
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from blurify.errors import BlurifyError
-from blurify.files import checkpoints
+from blurify.files import atomic
 from blurify.reporting import charts, content, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.page import require
@@ -45,7 +45,7 @@ def check_figures(directory: str | Path, *, force: bool = False) -> None:
     except OSError as error:
         raise BlurifyError(f"the directory {directory} can't be made: {error.strerror}") from error
     for path in (directory / f"{name}.{format}" for name in NAMES for format in FORMATS):
-        checkpoints.check_target(path, force=force)
+        atomic.check_target(path, force=force)
 
 
 def write_figures(report: Report, directory: str | Path, *, force: bool = False) -> list[Path]:
@@ -71,7 +71,7 @@ def write_figures(report: Report, directory: str | Path, *, force: bool = False)
         for name, figure in _figures(report).items():
             for format in FORMATS:
                 path = directory / f"{name}.{format}"
-                checkpoints.write_file(path, functools.partial(_draw, figure, format), force=force)
+                atomic.write_file(path, functools.partial(_draw, figure, format), force=force)
                 figure.set_layout_engine("none")  # laid out once; the other formats look the same
                 written.append(path)
     return written

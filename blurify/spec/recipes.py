@@ -7,7 +7,6 @@ form (tables `filter`, `conv`, `maxpool`, `skip`) is used by the files in `confi
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from blurify.errors import BlurifyError
 from blurify.spec.filters import MAX_FILTER_SIZE, resolve_taps
+from blurify.spec.words import nearest
 
 DEFAULT = "zhang2019"
 PADDINGS = ("reflect", "replicate", "zeros", "circular")
@@ -322,6 +322,6 @@ def _or(words: Iterable[str]) -> str:
 def _nearest(word: Any, known: Iterable[str]) -> str:
     """'did you mean ...?' and all that is known, for the end of an error message."""
     known = list(known)
-    close = difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.5)
+    close = nearest(str(word).lower(), known, count=1)
     guess = f"did you mean {close[0]!r}? " if close else ""
     return f"{guess}Use {_or(known)}" if guess else f"use {_or(known)}"

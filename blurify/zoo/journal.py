@@ -12,16 +12,16 @@ import io
 import json
 import os
 import re
-import secrets
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from blurify.errors import BlurifyError
+from blurify.files import atomic
+from blurify.versions import versions
 
 Record: TypeAlias = dict[str, Any]
 """What came of one model; plain data. Always has 'model' and 'status': 'inspected' | 'converted' | 'failed'."""
@@ -29,7 +29,6 @@ Record: TypeAlias = dict[str, Any]
 JOURNAL, LOCK, BEGUN, SUMMARY_JSON, SUMMARY_CSV = "journal.jsonl", ".lock", ".begun", "summary.json", "summary.csv"
 _STATUSES = ("inspected", "converted", "failed")
 FORMAT = 1
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp")  # as `checkpoints.save` and `_replace` name what is not finished
 _COLUMNS = (
     "model", "status", "error", "stage", "class", "weights", "recipe", "file", "bytes", "input_shapes", "sites",
     "converted", "skipped", "macs", "extra_macs", "identity_error", "identity_dtype", "sites_left", "tensors_equal",
@@ -73,7 +72,7 @@ class Summary:
         """The summary as plain data: what `summary.json` holds. Only 'seconds' and versions vary between equal runs."""
         return {
             "format": FORMAT,
-            "versions": {name: _version(name) for name in ("blurify", "torch", "torchvision", "timm")},
+            "versions": versions(),
             "totals": totals(self.models),
             "models": list(self.models),
         }
@@ -125,7 +124,7 @@ class Directory:
     def temporaries(self) -> Iterator[Path]:
         """Files that were being written when a run was killed."""
         for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
-            yield from (file for file in folder.iterdir() if _TEMPORARY.fullmatch(file.name))
+            yield from (file for file in folder.iterdir() if atomic.UNFINISHED.fullmatch(file.name))
 
     def begin(self, name: str) -> None:
         """Note that a model's file is about to be made: whatever has its name from now on is a run's, not a user's."""
@@ -156,7 +155,7 @@ class Directory:
             (SUMMARY_CSV, to_csv(models)),
         ):
             with _writing(self.path / name):
-                _replace(self.path / name, text)
+                atomic.replace_bytes(self.path / name, text.encode("utf-8", "backslashreplace"))
         return summary
 
     def close(self) -> None:
@@ -220,23 +219,6 @@ def _cell(value: Any) -> Any:
     if isinstance(value, list):
         return " ".join("x".join(map(str, shape)) for shape in value)
     return value
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:  # blurify from a checkout that is not installed
-        return None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that it is there complete or as it was."""
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    with open(temporary, "x", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _lock(path: Path, patience: float = 20.0) -> int:

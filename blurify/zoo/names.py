@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 import zlib
 from collections.abc import Iterable, Sequence
 
 from blurify.errors import BlurifyError
+from blurify.spec.words import did_you_mean, nearest
 
 LIBRARIES = ("timm", "torchvision")
 
@@ -98,5 +98,4 @@ def _nearest(glob: str, known: Iterable[str]) -> str:
     names = list(known)
     stem = re.sub(r"[*?]|\[[^]]*\]", "", glob)
     inner = {name.partition("/")[2]: name for name in reversed(names)}
-    close = [inner[match] for match in difflib.get_close_matches(stem.rpartition("/")[2], list(inner), n=3, cutoff=0.5)]
-    return ": did you mean " + " or ".join(close) + "?" if close else ""
+    return did_you_mean(inner[match] for match in nearest(stem.rpartition("/")[2], inner))

@@ -30,7 +30,7 @@ class Task:
     """One model and what to do with it; plain data, for it travels to a worker as JSON.
 
     Attributes:
-        model: the spec, as `models.load_model` takes it.
+        model: the spec, as `opening.open_model` takes it.
         recipe: `Recipe.to_dict()`.
         inspect_only: do not convert.
         pretrained: convert it with its pretrained weights, else with random ones.
@@ -83,12 +83,11 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
     del model
     gc.collect()  # traces are cycles, and hold a copy of the weights where a model needs values
     from blurify.conversion import convert, proof_of
-    from blurify.files import checkpoints
-    from blurify.files import sources as models
+    from blurify.files import checkpoints, opening
     from blurify.surgery.apply import plan_of
 
     with clock("build"), reproducible(task.model):
-        loaded = models.load_model(task.model, pretrained=task.pretrained)
+        loaded = opening.open_model(task.model, pretrained=task.pretrained)
     with clock("convert"), reproducible(task.model):
         converted = convert(loaded.model, recipe, example_inputs=proof_inputs, inplace=True)
     proof, applied = proof_of(converted), plan_of(converted)
@@ -115,7 +114,7 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
 
 def _inspected(task: Task, recipe: Recipe, clock: _Clock) -> tuple[nn.Module, Plan, Inputs]:
     """The model without data where it can be built like that, its plan, and what it was called with."""
-    from blurify.files import sources as models
+    from blurify.files import sources
     from blurify.graph.copies import without_data
 
     # torchvision's builders make another architecture with weights than without (frozen norms).
@@ -123,7 +122,7 @@ def _inspected(task: Task, recipe: Recipe, clock: _Clock) -> tuple[nn.Module, Pl
 
     def build() -> nn.Module:
         with clock("build"), reproducible(task.model):
-            return models.build(task.model, pretrained=False, weightless=weightless)[0].eval()
+            return sources.build(task.model, pretrained=False, weightless=weightless)[0].eval()
 
     try:
         with without_data():

@@ -15,7 +15,7 @@ import blurify
 from blurify import cli
 from blurify.cli import console, options, plans
 from blurify.errors import BlurifyError, VerificationError
-from blurify.files import sources as models
+from blurify.files import opening, sources
 
 SITES = ("pool", "down")
 
@@ -35,7 +35,7 @@ class Small(nn.Module):
 
 
 def small() -> nn.Module:
-    """A factory for `python:tests.test_cli:small`."""
+    """A factory for `python:tests.cli.test_cli:small`."""
     return Small()
 
 
@@ -48,9 +48,9 @@ def no_sites() -> nn.Module:
 def models_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """MODEL 'small', 'no-sites' or 'broken' instead of a real one: loading has its own tests."""
     makers = {"small": small, "no-sites": no_sites}
-    real = models.load_model
+    real = opening.open_model
 
-    def load_model(spec: str, **more: object) -> models.LoadedModel:
+    def open_model(spec: str, **more: object) -> sources.LoadedModel:
         if spec == "broken":
             raise RuntimeError("first line\nsecond line")
         if spec == "interrupted":
@@ -58,10 +58,10 @@ def models_here(monkeypatch: pytest.MonkeyPatch) -> None:
         if spec == "unproven":
             raise VerificationError("the identity check failed")
         if spec in makers:
-            return models.LoadedModel(makers[spec]().eval(), models.ModelSource(spec, "module"))
+            return sources.LoadedModel(makers[spec]().eval(), sources.ModelSource(spec, "module"))
         return real(spec, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(models, "load_model", load_model)
+    monkeypatch.setattr(opening, "open_model", open_model)
     monkeypatch.delenv(console.TRACEBACK, raising=False)
 
 
@@ -122,7 +122,7 @@ def test_convert_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.Capture
     lines = captured.out.splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["blur", name] for name in SITES]
     assert lines[-1].startswith(f"wrote {out} (")
-    loaded = blurify.load(out, allow=["tests.test_cli.Small", f"{Small.__module__}.Small"])
+    loaded = blurify.load(out, allow=["tests.cli.test_cli.Small", f"{Small.__module__}.Small"])
     plan = blurify.plan_of(loaded)
     assert plan is not None and len(plan.converted) == 2
     assert plan.recipe.filter_size == 3
@@ -155,8 +155,8 @@ def test_converting_twice_is_nothing_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = blurify.convert(Small().eval(), example_inputs=(torch.randn(1, 3, 32, 32),))
-    source = models.ModelSource("small", "module")
-    monkeypatch.setattr(models, "load_model", lambda spec, **more: models.LoadedModel(done, source))
+    source = sources.ModelSource("small", "module")
+    monkeypatch.setattr(opening, "open_model", lambda spec, **more: sources.LoadedModel(done, source))
     assert cli.main(["convert", "small", "-o", str(tmp_path / "aa.pt"), *SHAPE]) == 0
     assert "already converted" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from blurify import cli, metrics
 from blurify.cli import console, measurements
 from blurify.cli.measure import find_device, parse_numbers, parse_size
 from blurify.errors import BlurifyError
-from blurify.files import sources as models
+from blurify.files import opening, sources
 from blurify.metrics import files, measuring, results
 from blurify.metrics.results import Consistency, Estimate, Measurement
 
@@ -100,14 +100,14 @@ MAKERS = {
 @pytest.fixture(autouse=True)
 def models_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """MODEL 'colour', 'net', ... instead of a real one: loading has its own tests."""
-    real = models.load_model
+    real = opening.open_model
 
-    def load_model(spec: str, **more: object) -> models.LoadedModel:
+    def open_model(spec: str, **more: object) -> sources.LoadedModel:
         if spec in MAKERS:
-            return models.LoadedModel(MAKERS[spec]().eval(), models.ModelSource(spec, "module"))
+            return sources.LoadedModel(MAKERS[spec]().eval(), sources.ModelSource(spec, "module"))
         return real(spec, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(models, "load_model", load_model)
+    monkeypatch.setattr(opening, "open_model", open_model)
     monkeypatch.delenv(console.TRACEBACK, raising=False)
 
 

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -10,8 +11,7 @@ from torch import nn
 
 import blurify
 from blurify.errors import BlurifyError
-from blurify.files import checkpoints
-from blurify.files import sources as models
+from blurify.files import checkpoints, opening, sources
 
 ARCH = "timm/resnet10t"
 
@@ -19,7 +19,7 @@ ARCH = "timm/resnet10t"
 @pytest.fixture(scope="module")
 def loaded():
     torch.manual_seed(0)
-    return models.load_model(ARCH, pretrained=False)
+    return opening.open_model(ARCH, pretrained=False)
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +74,16 @@ def test_round_trip_in_a_new_process(tmp_path, loaded, converted):
 @pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
 def test_files_are_models_to_the_command_line_too(tmp_path, loaded, converted, name):
     checkpoints.save(converted, tmp_path / name, source=loaded.source)
-    opened = checkpoints.open_model(str(tmp_path / name))
+    opened = opening.open_model(str(tmp_path / name))
     check_same(opened.model, converted)
     assert opened.source == loaded.source
-    with pytest.raises(BlurifyError, match=r"blurify\.load"):
-        models.load_model(str(tmp_path / name))
-    assert checkpoints.open_model(ARCH, pretrained=False).source == loaded.source
+    assert opening.open_model(ARCH, pretrained=False).source == loaded.source
 
 
 @pytest.mark.parametrize("architecture", ["timm/densenet121", "torchvision/googlenet", "timm/test_resnet"])
 def test_modules_with_rewritten_forwards(tmp_path, architecture):
     torch.manual_seed(0)
-    source = models.load_model(architecture, pretrained=False)
+    source = opening.open_model(architecture, pretrained=False)
     model = blurify.convert(source.model, verify=False)
     for name, given in (("a.pt", None), ("b.pt", source.source), ("c.safetensors", source.source)):
         checkpoints.save(model, tmp_path / name, source=given)
@@ -97,7 +95,7 @@ def test_the_dictionary_is_plain_data_for_the_original_class(tmp_path, loaded, c
     content = torch.load(tmp_path / "m.pth", weights_only=True)
     assert set(content) == {"state_dict", "blurify"} and content["blurify"]["format"] == 1
     assert content["blurify"] == json.loads(json.dumps(content["blurify"]))
-    models.build(ARCH, pretrained=False)[0].load_state_dict(content["state_dict"], strict=True)
+    sources.build(ARCH, pretrained=False)[0].load_state_dict(content["state_dict"], strict=True)
 
 
 def test_safetensors_metadata(tmp_path, loaded, converted):
@@ -126,7 +124,7 @@ def test_safetensors_without_a_source(tmp_path, loaded, converted):
 def test_code_named_by_a_file_is_not_run(tmp_path, converted):
     marker = tmp_path / "ran"
     (tmp_path / "codeinfile.py").write_text(f"open({str(marker)!r}, 'w')\n")
-    source = models.ModelSource("python:codeinfile:net", "factory", "python:codeinfile:net")
+    source = sources.ModelSource("python:codeinfile:net", "factory", "python:codeinfile:net")
     checkpoints.save(converted, tmp_path / "m.safetensors", source=source)
     with pytest.raises(BlurifyError, match="add --arch python:codeinfile:net"):
         checkpoints.load(tmp_path / "m.safetensors")
@@ -134,7 +132,7 @@ def test_code_named_by_a_file_is_not_run(tmp_path, converted):
 
 
 def test_what_a_file_names_is_not_fetched(tmp_path, converted):
-    source = models.ModelSource("x", "factory", "timm/hf-hub:somebody/something")
+    source = sources.ModelSource("x", "factory", "timm/hf-hub:somebody/something")
     checkpoints.save(converted, tmp_path / "m.safetensors", source=source)
     with pytest.raises(BlurifyError, match="add --arch timm/hf-hub:somebody/something to fetch it"):
         checkpoints.load(tmp_path / "m.safetensors")
@@ -251,3 +249,21 @@ def test_damaged_headers(tmp_path, loaded, converted):
         torch.save({**content, "blurify": {**content["blurify"], **change}}, path)
         with pytest.raises(BlurifyError, match=words):
             checkpoints.load(path)
+
+
+def test_a_plan_that_is_no_longer_in_force(tmp_path, monkeypatch, loaded, converted):
+    for name, source in (("m.pt", None), ("m.safetensors", loaded.source)):
+        checkpoints.save(converted, tmp_path / name, source=source)
+    found = types.SimpleNamespace(problems=lambda model, plan: ["the blur of layer1 is gone", "another"])
+    monkeypatch.setitem(sys.modules, "blurify.surgery.force", found)
+    monkeypatch.setattr(blurify.surgery, "force", found, raising=False)
+    words = "no longer in force: the blur of layer1 is gone; convert the original model again"
+    with pytest.raises(BlurifyError, match=words):
+        checkpoints.save(converted, tmp_path / "new.pt")
+    assert not (tmp_path / "new.pt").exists()
+    for name in ("m.pt", "m.safetensors"):
+        for read in (checkpoints.load, opening.open_model):
+            with pytest.raises(BlurifyError, match=words):
+                read(str(tmp_path / name))
+    found.problems = lambda model, plan: []
+    check_same(checkpoints.load(tmp_path / "m.pt"), converted)

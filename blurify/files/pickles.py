@@ -55,7 +55,9 @@ _LIBRARIES = (
     "timm.models",
     "blurify.nn.calls",
     "blurify.demo",
-    "blurify.nn.layers",
+    "blurify.nn.blurpool",
+    "blurify.nn.pools",
+    "blurify.nn.legacy",
     "blurify.spec.plan",
     "blurify.spec.recipes",
     "blurify.nn.rewriting",
@@ -80,6 +82,8 @@ _FUNCTIONS_OF = ("torch.nn.functional", "torch.nn.init", "torchvision.ops", "tim
 # or does anything when made or filled.
 _FUNCTIONS = frozenset(
     {
+        "blurify.nn.legacy.blur_output",
+        "blurify.nn.legacy.blur_input",
         "blurify.surgery.apply.blur_output",
         "blurify.surgery.apply.blur_input",
         "torchvision.models.optical_flow.raft._pass_through_h",
@@ -107,6 +111,26 @@ _TORCH_OPERATORS = frozenset(
 )
 # Blurify's own function that makes the instance of a module whose forward was rewritten.
 _REWRITTEN = "blurify.nn.rewriting.rewritten_instance"
+
+
+def _moved() -> dict[str, str]:
+    homes = {
+        ("blurify.layers", "blurify.nn.blurpool"): "BlurPool1d BlurPool2d BlurPool3d",
+        ("blurify.layers", "blurify.nn.pools"): (
+            "MaxBlurPool1d MaxBlurPool2d MaxBlurPool3d AvgBlurPool1d AvgBlurPool2d AvgBlurPool3d"
+        ),
+        ("blurify.calls", "blurify.nn.calls"): "DenseConv BlurredConv BlurredMaxPool BlurredSlice BlurredAvgPool",
+        ("blurify.rewriting", "blurify.nn.rewriting"): "rewritten_instance",
+        ("blurify.surgery", "blurify.nn.legacy"): "blur_output blur_input",
+        ("blurify.plan", "blurify.spec.plan"): ("Blur SetStride BlurOutput BlurInput BlurPooling Rewrite Site Plan"),
+        ("blurify.recipes", "blurify.spec.recipes"): "Recipe",
+        ("blurify.verification", "blurify.proof.verification"): "Proof",
+    }
+    return {f"{old}.{name}": f"{new}.{name}" for (old, new), names in homes.items() for name in names.split()}
+
+
+_MOVED = _moved()
+"""Where what files of blurify 0.1.0 name is now. The new name goes through the gate like any other."""
 
 # No model needs these: a file that names them is reported as what it probably is.
 _SUSPICIOUS = frozenset(
@@ -432,7 +456,7 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python: operations ca
                 module, name = _compat_pickle.NAME_MAPPING[(module, name)]
             elif module in _compat_pickle.IMPORT_MAPPING:
                 module = _compat_pickle.IMPORT_MAPPING[module]
-        return self.gate.find(module, name)
+        return self.gate.find(*_home(module, name))
 
     def _reduce(self) -> None:
         args = self.stack.pop()
@@ -597,14 +621,29 @@ for _name, _handler in _HANDLERS.items():
     _Unpickler.dispatch[getattr(pickle, _name)[0]] = _handler
 
 
+class _Trusting(pickle.Unpickler):
+    """Python's own, which makes whatever the file names; only old names of ours are told their new homes."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(*_home(module, name))
+
+
+def _home(module: str, name: str) -> tuple[str, str]:
+    """Where what a file calls `module.name` is today."""
+    home, dot, moved = _MOVED.get(f"{module}.{name}", "").rpartition(".")
+    return (home, moved) if dot else (module, name)
+
+
 def pickle_module(gate: Gate) -> Any:
     """What `torch.load` takes as `pickle_module`: an unpickler that asks this gate."""
-    unpickler = type("Unpickler", (_Unpickler,), {"gate": gate})
+    return _as_module(type("Unpickler", (_Unpickler,), {"gate": gate}))
 
+
+def _as_module(unpickler: Any) -> Any:
     def load(file: Any, **options: Any) -> Any:
         return unpickler(file, **options).load()
 
-    return types.SimpleNamespace(__name__="blurify.files.unpickling", Unpickler=unpickler, load=load)
+    return types.SimpleNamespace(__name__="blurify.files.pickles", Unpickler=unpickler, load=load)
 
 
 @contextmanager
@@ -635,7 +674,8 @@ def load(path: Path, *, allow: Sequence[str] = (), trust: bool = False) -> tuple
     try:
         with _quietly(), path.open("rb") as file:
             if trust:
-                return torch.load(path, map_location="cpu", weights_only=False), {}
+                trusting = _as_module(_Trusting)
+                return torch.load(path, map_location="cpu", weights_only=False, pickle_module=trusting), {}
             # Not by its path: torch would also try the tar format of 2016, which it unpacks on the disk.
             source: Any = file if _is_zip(file) else _Opaque(file)
             module = pickle_module(gate)

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from blurify.errors import BlurifyError
-from blurify.files import sources as models
+from blurify.files import opening, sources, weights
 
 ARCH = "timm/test_convnext"
 
@@ -57,14 +57,14 @@ def no_network(monkeypatch):
 )
 def test_wrong_names(spec, words):
     with pytest.raises(BlurifyError) as caught:
-        models.load_model(spec, pretrained=False)
+        opening.open_model(spec, pretrained=False)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_architectures_without_weights():
     nameless = next(name for name in timm.list_models("*resnet*") if not timm.is_model_pretrained(name))
     with pytest.raises(BlurifyError, match="--random"):
-        models.load_model(f"timm/{nameless}")
+        opening.open_model(f"timm/{nameless}")
 
 
 @pytest.mark.parametrize("spec", ["timm/resnet18", "torchvision/resnet18"])
@@ -72,7 +72,7 @@ def test_weights_that_cannot_be_downloaded(spec, no_network, tmp_path, monkeypat
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(BlurifyError) as caught:
-        models.load_model(spec)
+        opening.open_model(spec)
     assert str(caught.value) == (
         f"the pretrained weights of {spec} can't be downloaded (Name or service not known): use --random for random "
         f"weights,"
@@ -92,11 +92,11 @@ def test_weights_that_cannot_be_downloaded(spec, no_network, tmp_path, monkeypat
     ],
 )
 def test_random_factories_need_no_network(spec, no_network):
-    loaded = models.load_model(spec, pretrained=False)
+    loaded = opening.open_model(spec, pretrained=False)
     assert not loaded.model.training and loaded.source.kind == "factory"
-    again = models.ModelSource.from_dict(loaded.source.to_dict())
+    again = sources.ModelSource.from_dict(loaded.source.to_dict())
     assert again == loaded.source
-    model, _ = models.build(again.arch, pretrained=False, weightless=True)
+    model, _ = sources.build(again.arch, pretrained=False, weightless=True)
     assert model.state_dict().keys() == loaded.model.state_dict().keys()
     if "num_classes=3" in spec:
         assert loaded.model.num_classes == 3 and loaded.model.conv1[0].in_channels == 1
@@ -104,10 +104,10 @@ def test_random_factories_need_no_network(spec, no_network):
 
 def test_weightless_is_what_the_weights_would_make_of_it(no_network):
     """The weights of torchvision decide about more than numbers; `rebuild` must get the same architecture."""
-    model, arch = models.build("torchvision/googlenet", pretrained=False, weightless=True)
+    model, arch = sources.build("torchvision/googlenet", pretrained=False, weightless=True)
     assert arch == "torchvision/googlenet:IMAGENET1K_V1"
     assert model.transform_input and model.aux1 is None
-    assert not models.build("torchvision/googlenet", pretrained=False)[0].transform_input
+    assert not sources.build("torchvision/googlenet", pretrained=False)[0].transform_input
     assert not nn.Linear(1, 1).load_state_dict({"weight": torch.ones(1, 1), "bias": torch.ones(1)}).missing_keys
 
 
@@ -118,10 +118,10 @@ def test_python_factory_of_the_working_directory(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
-    assert models.load_model("python:mine_for_test:net?width=7").model.out_channels == 7
-    assert type(models.load_model("python:mine_for_test:ready").model) is nn.ReLU
+    assert opening.open_model("python:mine_for_test:net?width=7").model.out_channels == 7
+    assert type(opening.open_model("python:mine_for_test:ready").model) is nn.ReLU
     with pytest.raises(BlurifyError, match="ZeroDivisionError"):
-        models.load_model("python:mine_for_test:broken")
+        opening.open_model("python:mine_for_test:broken")
 
 
 WRAPPERS = [
@@ -148,10 +148,10 @@ def test_weights_in_every_wrapper(tmp_path, network, wrap):
     path = tmp_path / "w.pth"
     torch.save(wrap(network.state_dict()), path)
     with pytest.raises(BlurifyError, match="--arch"):
-        models.load_model(str(path))
-    loaded = models.load_model(str(path), arch=ARCH)
+        opening.open_model(str(path))
+    loaded = opening.open_model(str(path), arch=ARCH)
     assert same(loaded.model, network)
-    assert loaded.source == models.ModelSource("w.pth", "weights", ARCH)
+    assert loaded.source == sources.ModelSource("w.pth", "weights", ARCH)
 
 
 def test_legacy_weights_safetensors_and_wrapped_modules(tmp_path, network):
@@ -159,16 +159,16 @@ def test_legacy_weights_safetensors_and_wrapped_modules(tmp_path, network):
     safetensors.torch.save_file(network.state_dict(), tmp_path / "w.safetensors")
     safetensors.torch.save_file(network.state_dict(), tmp_path / "hidden.bin")
     for name in ("old.pth", "w.safetensors", "hidden.bin"):
-        assert same(models.load_model(str(tmp_path / name), arch=ARCH).model, network)
+        assert same(opening.open_model(str(tmp_path / name), arch=ARCH).model, network)
     torch.save({"epoch": 1, "ema": None, "model": network}, tmp_path / "wrapped.pt")
-    loaded = models.load_model(str(tmp_path / "wrapped.pt"))
+    loaded = opening.open_model(str(tmp_path / "wrapped.pt"))
     assert same(loaded.model, network) and loaded.source.kind == "module" and "'model'" in loaded.note
 
 
 def test_dtypes_are_the_files(tmp_path, network):
     weights = {k: v.bfloat16() if v.is_floating_point() else v for k, v in network.state_dict().items()}
     torch.save(weights, tmp_path / "w.pt")
-    loaded = models.load_model(str(tmp_path / "w.pt"), arch=ARCH).model.state_dict()
+    loaded = opening.open_model(str(tmp_path / "w.pt"), arch=ARCH).model.state_dict()
     assert all(torch.equal(loaded[k], v) and loaded[k].dtype == v.dtype for k, v in weights.items())
 
 
@@ -178,23 +178,23 @@ def test_weights_that_do_not_fit(tmp_path, network):
         {k: v for k, v in weights.items() if not k.startswith("head.fc")} | {"extra": torch.ones(1)}, tmp_path / "a.pt"
     )
     with pytest.raises(BlurifyError) as caught:
-        models.load_model(str(tmp_path / "a.pt"), arch=ARCH)
+        opening.open_model(str(tmp_path / "a.pt"), arch=ARCH)
     assert "2 of " in str(caught.value) and "head.fc.weight" in str(caught.value)
     assert "1 are not in the architecture (extra)" in str(caught.value)
 
     small = timm.create_model("test_convnext", num_classes=10)
     torch.save(small.state_dict(), tmp_path / "b.pt")
     with pytest.raises(BlurifyError) as caught:
-        models.load_model(str(tmp_path / "b.pt"), arch=ARCH)
+        opening.open_model(str(tmp_path / "b.pt"), arch=ARCH)
     assert "head.fc.weight (10, 64) in the file, (1000, 64) in the architecture" in str(caught.value)
     assert str(caught.value).endswith(f"add --arch '{ARCH}?num_classes=10'")
-    assert same(models.load_model(str(tmp_path / "b.pt"), arch=f"{ARCH}?num_classes=10").model, small)
+    assert same(opening.open_model(str(tmp_path / "b.pt"), arch=f"{ARCH}?num_classes=10").model, small)
 
     torch.save(timm.create_model("test_convnext", in_chans=1).state_dict(), tmp_path / "c.pt")
     with pytest.raises(BlurifyError, match=r"\?in_chans=1"):
-        models.load_model(str(tmp_path / "c.pt"), arch=ARCH)
+        opening.open_model(str(tmp_path / "c.pt"), arch=ARCH)
     with pytest.raises(BlurifyError, match="don't fit"):
-        models.load_model(str(tmp_path / "a.pt"), arch="torchvision/squeezenet1_1")
+        opening.open_model(str(tmp_path / "a.pt"), arch="torchvision/squeezenet1_1")
 
 
 def test_tied_parameters_stay_tied(tmp_path):
@@ -206,7 +206,7 @@ def test_tied_parameters_stay_tied(tmp_path):
             self.b.weight = self.a.weight
 
     model = Tied()
-    models.fill(model, {k: v.half() for k, v in Tied().state_dict().items()}, where="w", arch="Tied")
+    weights.fill(model, {k: v.half() for k, v in Tied().state_dict().items()}, where="w", arch="Tied")
     assert model.b.weight is model.a.weight and model.a.weight.dtype == torch.float16
 
 
@@ -250,18 +250,18 @@ def test_files_that_are_no_checkpoints(tmp_path, network):
     ]
     for path, words in cases:
         with pytest.raises(BlurifyError) as caught:
-            models.load_model(str(path), arch=ARCH)
+            opening.open_model(str(path), arch=ARCH)
         assert words in str(caught.value) and "\n" not in str(caught.value), path
 
 
 def test_arch_of_an_architecture():
     with pytest.raises(BlurifyError, match="--arch"):
-        models.load_model(ARCH, arch=ARCH)
+        opening.open_model(ARCH, arch=ARCH)
     with pytest.raises(BlurifyError, match="no architecture"):
-        models.build("resnet18", pretrained=False)
+        sources.build("resnet18", pretrained=False)
 
 
 def test_torchvision_none_is_random(no_network):
-    loaded = models.load_model("torchvision/squeezenet1_1:NONE", pretrained=False)
+    loaded = opening.open_model("torchvision/squeezenet1_1:NONE", pretrained=False)
     assert isinstance(loaded.model, torchvision.models.SqueezeNet)
     assert loaded.source.arch == "torchvision/squeezenet1_1:NONE"

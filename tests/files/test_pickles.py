@@ -17,8 +17,7 @@ import torchvision
 from torch import nn
 
 from blurify.errors import BlurifyError
-from blurify.files import sources as models
-from blurify.files import unpickling
+from blurify.files import opening, pickles
 
 FORMATS = [pytest.param({}, id="zip"), pytest.param({"_use_new_zipfile_serialization": False}, id="legacy")]
 
@@ -68,7 +67,7 @@ def unsafe_load(path):
 def attack(path, marker):
     """The file must be refused, its code not run; and the code does run under plain torch.load."""
     with pytest.raises(BlurifyError) as caught:
-        models.load_model(str(path))
+        opening.open_model(str(path))
     assert not marker.exists()
     assert "\n" not in str(caught.value)
     unsafe_load(path)
@@ -116,7 +115,7 @@ def test_functions_that_are_known_are_not_called(tmp_path):
         path = tmp_path / f"f{number}.pt"
         torch.save({"model": nn.Conv2d(3, 4, 3), "x": function}, path)
         with pytest.raises(BlurifyError):
-            models.load_model(str(path))
+            opening.open_model(str(path))
     assert not marker.exists()
 
 
@@ -124,7 +123,7 @@ def test_constructors_do_not_run(tmp_path, monkeypatch):
     torch.save({"model": nn.ReLU(), "x": Reduced(nn.Linear, (3, 4))}, tmp_path / "x.pt")
     monkeypatch.setattr(nn.Linear, "__init__", lambda self, *args: pytest.fail("the constructor ran"))
     with pytest.raises(BlurifyError, match=r"torch\.nn\.modules\.linear\.Linear"):
-        models.load_model(str(tmp_path / "x.pt"))
+        opening.open_model(str(tmp_path / "x.pt"))
 
 
 def test_setstate_planted_in_the_instance_is_not_called(tmp_path):
@@ -145,7 +144,7 @@ def test_setstate_planted_in_the_instance_is_not_called(tmp_path):
     attack(tmp_path / "x.pt", marker)
     raw_zip(tmp_path / "y.pt", pickled("torch.nn.functional", "relu"))
     with pytest.raises(BlurifyError, match="damaged"):
-        models.load_model(str(tmp_path / "y.pt"))
+        opening.open_model(str(tmp_path / "y.pt"))
 
 
 def test_other_opcodes(tmp_path):
@@ -164,7 +163,7 @@ def test_other_opcodes(tmp_path):
         marker.unlink()
     raw_zip(tmp_path / "newobj_ex.pt", b"\x80\x04\x8c\x0asubprocess\x8c\x05Popen\x93)}\x92.")
     with pytest.raises(BlurifyError, match=r"subprocess\.Popen"):
-        models.load_model(str(tmp_path / "newobj_ex.pt"))
+        opening.open_model(str(tmp_path / "newobj_ex.pt"))
 
 
 def test_constructors_that_execute_source_text_are_refused(tmp_path):
@@ -178,7 +177,7 @@ def test_constructors_that_execute_source_text_are_refused(tmp_path):
     root.__dict__["eval"] = make
     torch.save(root, tmp_path / "x.pt")
     with pytest.raises(BlurifyError, match=r"needs the class timm\.models\._features_fx\.GraphExtractNet: "):
-        models.load_model(str(tmp_path / "x.pt"))
+        opening.open_model(str(tmp_path / "x.pt"))
     before = os.getcwd()
     os.chdir(tmp_path)
     try:
@@ -191,12 +190,12 @@ def test_constructors_that_execute_source_text_are_refused(tmp_path):
 @pytest.mark.parametrize("function", [getattr, torch._utils._rebuild_tensor_v2, functools.partial])
 def test_what_loading_calls_is_not_for_the_model_to_hold(tmp_path, function):
     # With `partial(getattr, F.relu, "__globals__")` as a hook, a forward would get at everything.
-    assert not callable(unpickling.Gate().find(function.__module__, function.__qualname__))
+    assert not callable(pickles.Gate().find(function.__module__, function.__qualname__))
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model.act = functools.partial(function, F.relu, "__globals__")
     torch.save(model, tmp_path / "x.pt")
     with pytest.raises(BlurifyError, match="made of one function"):
-        models.load_model(str(tmp_path / "x.pt"))
+        opening.open_model(str(tmp_path / "x.pt"))
 
 
 def test_what_nn_module_does_is_not_for_the_file_to_replace(tmp_path):
@@ -205,7 +204,7 @@ def test_what_nn_module_does_is_not_for_the_file_to_replace(tmp_path):
         model.act = method
         torch.save(model, tmp_path / "x.pt")
         with pytest.raises(BlurifyError, match=method.__name__):
-            models.load_model(str(tmp_path / "x.pt"))
+            opening.open_model(str(tmp_path / "x.pt"))
     for name in ("eval", "train", "named_modules", "_call_impl", "_compiled_call_impl"):
         model = nn.Sequential(nn.Conv2d(3, 4, 3))
         content = {"model": model, "x": F.relu}
@@ -216,7 +215,7 @@ def test_what_nn_module_does_is_not_for_the_file_to_replace(tmp_path):
         finally:
             del nn.Sequential.__getstate__
         with pytest.raises(BlurifyError, match=f"with a {name} of its own"):
-            models.load_model(str(tmp_path / "x.pt"))
+            opening.open_model(str(tmp_path / "x.pt"))
 
 
 def test_persistent_ids(tmp_path):
@@ -228,7 +227,7 @@ def test_persistent_ids(tmp_path):
     raw_zip(tmp_path / "kind.pt", b"\x80\x02X\x05\x00\x00\x00thing\x85Q.")
     for name in ("text.pt", "kind.pt"):
         with pytest.raises(BlurifyError, match="damaged"):
-            models.load_model(str(tmp_path / name))
+            opening.open_model(str(tmp_path / name))
 
 
 def test_appending_to_objects_is_no_method_call(tmp_path):
@@ -236,11 +235,11 @@ def test_appending_to_objects_is_no_method_call(tmp_path):
     for tail in (b"K\x01a.", b"K\x01K\x02s.", b"(K\x01K\x02u.", b"(K\x01e."):
         raw_zip(tmp_path / "x.pt", b"\x80\x02ctorch.nn.modules.container\nModuleList\n)\x81" + tail)
         with pytest.raises(BlurifyError, match="damaged"):
-            models.load_model(str(tmp_path / "x.pt"))
+            opening.open_model(str(tmp_path / "x.pt"))
 
 
 def test_reexports_and_private_paths_are_refused():
-    gate = unpickling.Gate()
+    gate = pickles.Gate()
     for module, name in [
         ("timm.models._builder", "os"),
         ("timm.models._builder", "os.system"),
@@ -269,7 +268,7 @@ def test_reexports_and_private_paths_are_refused():
         ("blurify.nn.rewriting", "_method"),
         ("blurify.surgery.apply", "apply_plan"),
     ]:
-        assert isinstance(gate.find(module, name), unpickling.Refused), (module, name)
+        assert isinstance(gate.find(module, name), pickles.Refused), (module, name)
     assert gate.find("torch.nn.modules.conv", "Conv2d") is nn.Conv2d
     assert gate.find("torch.nn.functional", "relu") is F.relu
     assert gate.find("torchvision.ops.boxes", "nms") is torchvision.ops.nms
@@ -289,13 +288,13 @@ def test_own_classes_need_allow(tmp_path, options):
     torch.save(model, tmp_path / "own.pt", **options)
     names = [f"{cls.__module__}.{cls.__qualname__}" for cls in (Own, Other)]
     with pytest.raises(BlurifyError) as caught:
-        models.load_model(str(tmp_path / "own.pt"))
+        opening.open_model(str(tmp_path / "own.pt"))
     assert all(f"--allow {name}" in str(caught.value) for name in names)
-    loaded = models.load_model(str(tmp_path / "own.pt"), allow=names)
+    loaded = opening.open_model(str(tmp_path / "own.pt"), allow=names)
     assert type(loaded.model[1]) is Other and loaded.source.kind == "module"
     with pytest.raises(BlurifyError, match="Other"):
-        models.load_model(str(tmp_path / "own.pt"), allow=names[:1])
-    assert type(models.load_model(str(tmp_path / "own.pt"), trust=True).model[0]) is Own
+        opening.open_model(str(tmp_path / "own.pt"), allow=names[:1])
+    assert type(opening.open_model(str(tmp_path / "own.pt"), trust=True).model[0]) is Own
 
 
 def test_allow_that_cannot_be(tmp_path):
@@ -307,19 +306,19 @@ def test_allow_that_cannot_be(tmp_path):
         ("os.system", "not a class"),
     ]:
         with pytest.raises(BlurifyError, match=words):
-            models.load_model(str(tmp_path / "x.pt"), allow=[name])
+            opening.open_model(str(tmp_path / "x.pt"), allow=[name])
 
 
 def test_class_of_the_saving_script(tmp_path):
     raw_zip(tmp_path / "x.pt", b"\x80\x02c__main__\nNet\n)\x81}b.")
     with pytest.raises(BlurifyError, match="the script that saved it"):
-        models.load_model(str(tmp_path / "x.pt"))
+        opening.open_model(str(tmp_path / "x.pt"))
 
 
 def test_class_of_another_version(tmp_path):
     raw_zip(tmp_path / "x.pt", b"\x80\x02ctimm.models.resnet\nNoSuchNet\n)\x81}b.")
     with pytest.raises(BlurifyError, match=r"installed timm doesn't have \("):
-        models.load_model(str(tmp_path / "x.pt"))
+        opening.open_model(str(tmp_path / "x.pt"))
 
 
 FAMILIES = [
@@ -344,9 +343,9 @@ FAMILIES = [
 @pytest.mark.parametrize(("library", "name", "size"), FAMILIES)
 @pytest.mark.parametrize("options", FORMATS)
 def test_architectures_come_back(tmp_path, library, name, size, options):
-    model = models.load_model(f"{library}/{name}", pretrained=False).model
+    model = opening.open_model(f"{library}/{name}", pretrained=False).model
     torch.save(model, tmp_path / "m.pt", **options)
-    loaded = models.load_model(str(tmp_path / "m.pt")).model
+    loaded = opening.open_model(str(tmp_path / "m.pt")).model
     assert type(loaded) is type(model) and not loaded.training
     assert list(loaded.state_dict()) == list(model.state_dict())
     assert all(
@@ -374,7 +373,7 @@ def test_what_modules_hold(tmp_path):
     model.a.weight.note = "a parameter with an attribute"
     model.half()
     torch.save(model, tmp_path / "m.pt")
-    loaded = models.load_model(str(tmp_path / "m.pt")).model
+    loaded = opening.open_model(str(tmp_path / "m.pt")).model
     assert loaded.a.act is not None and loaded.a.act(torch.tensor(-1.0)) == 0
     assert loaded.a.f is F.gelu and loaded.a.norm.keywords == {"eps": 1e-6} and loaded.a.norm.func is nn.LayerNorm
     assert (loaded.a.shape, loaded.a.kind, loaded.a.flags, loaded.a.big) == (
@@ -389,7 +388,7 @@ def test_what_modules_hold(tmp_path):
 
 def test_protocol_4(tmp_path):
     torch.save(nn.Conv2d(3, 4, 3), tmp_path / "m.pt", pickle_protocol=4)
-    assert type(models.load_model(str(tmp_path / "m.pt")).model) is nn.Conv2d
+    assert type(opening.open_model(str(tmp_path / "m.pt")).model) is nn.Conv2d
 
 
 def test_damaged_pickles_end_in_one_line(tmp_path):
@@ -399,5 +398,14 @@ def test_damaged_pickles_end_in_one_line(tmp_path):
     for cut in (1, 10, 100, 1000, len(data) // 2, len(data) - 1):
         (tmp_path / "cut.pt").write_bytes(data[:cut])
         with pytest.raises(BlurifyError) as caught:
-            models.load_model(str(tmp_path / "cut.pt"))
+            opening.open_model(str(tmp_path / "cut.pt"))
         assert "\n" not in str(caught.value)
+
+
+def test_old_names_go_through_the_gate_under_their_new_ones():
+    for old, new in pickles._MOVED.items():
+        module, _, name = old.rpartition(".")
+        assert f"{pickles._home(module, name)[0]}.{name}" == new
+        assert not isinstance(pickles.Gate().find(*pickles._home(module, name)), pickles.Refused), new
+    for module, name in [("blurify.surgery", "apply_plan"), ("blurify.layers", "os"), ("blurify.models", "build")]:
+        assert isinstance(pickles.Gate().find(*pickles._home(module, name)), pickles.Refused)

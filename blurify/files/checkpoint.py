@@ -1,0 +1,51 @@
+"""What a file of a model holds, in whatever format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blurify.files.sources import ModelSource
+from blurify.spec.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+HEADER = "blurify"
+"""The entry of a file, or of its metadata, that carries the plan."""
+
+HEADER_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: a module, or tensors by name; and blurify's header where blurify wrote it.
+
+    Attributes:
+        path: the file.
+        module: as it was pickled; None where the file holds tensors.
+        tensors: by name; each may be read from the file only when it is asked for.
+        header: what `header_of` made, as far as the file is one of ours.
+        note: what a user may want to know about how it was read ('' mostly).
+    """
+
+    path: Path
+    module: nn.Module | None = None
+    tensors: Mapping[str, Tensor] | None = None
+    header: dict[str, Any] | None = None
+    note: str = ""
+
+
+def header_of(plan: Plan, source: ModelSource | None) -> dict[str, Any]:
+    """What goes into a file beside the tensors, as JSON's own data: the plan, and how to build the unconverted model.
+
+    Args:
+        plan: of the converted model.
+        source: None where the model exists only in memory.
+    """
+    header = {"format": HEADER_FORMAT, "plan": plan.to_dict(), "source": source and source.to_dict()}
+    plain: dict[str, Any] = json.loads(json.dumps(header))  # both formats hold the same: lists, no tuples
+    return plain

@@ -1,0 +1,42 @@
+"""The file formats that models are kept in, and which of them a file is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blurify.errors import BlurifyError
+from blurify.files.checkpoint import Checkpoint
+from blurify.files.formats.base import Format
+from blurify.files.formats.refusals import first_bytes
+from blurify.files.formats.safetensors_file import Safetensors
+from blurify.files.formats.torch_file import TorchFile
+
+__all__ = ["FORMATS", "Format", "for_writing", "read_checkpoint"]
+
+FORMATS: tuple[Format, ...] = (Safetensors(), TorchFile())
+"""In the order in which they are asked about a file; the last one is written where the ending means no other."""
+
+
+def for_writing(path: Path) -> Format:
+    """The format that a path's ending means."""
+    return next((known for known in FORMATS if path.suffix in known.suffixes), FORMATS[-1])
+
+
+def read_checkpoint(path: str | Path, *, allow: Sequence[str] = (), trust: bool = False) -> Checkpoint:
+    """What a file holds, read on the CPU without running code that it chooses (unless trusted).
+
+    Args:
+        path: the file.
+        allow, trust: see `Format.read`.
+
+    Raises:
+        BlurifyError: no such file, damaged, of another kind, or it needs classes that are not allowed.
+    """
+    path = Path(path).expanduser()
+    start = first_bytes(path)
+    for known in FORMATS:
+        if known.sniff(start, path):
+            return known.read(path, allow=allow, trust=trust)
+    names = " nor ".join(known.name for known in reversed(FORMATS))
+    raise BlurifyError(f"{path} is not a checkpoint: neither {names} wrote it")

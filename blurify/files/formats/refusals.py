@@ -1,0 +1,46 @@
+"""What is no checkpoint, told by its first bytes: web pages, pointers, other programs' files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blurify.errors import BlurifyError
+from blurify.spec.words import did_you_mean, nearest
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first bytes of a file that may be a checkpoint.
+
+    Raises:
+        BlurifyError: there is no such file, it can't be read, or it is something else: the message says what.
+    """
+    if path.is_dir():
+        raise BlurifyError(f"{path} is a directory: name a checkpoint file in it")
+    if not path.exists():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings, count=1, cutoff=0.6)
+        if close:
+            hint = did_you_mean([str(path.parent / close[0])])
+        elif path.suffix == "" and len(path.parts) == 1:
+            hint = f": architectures are written timm/{path.name} or torchvision/{path.name}"
+        else:
+            hint = "" if path.parent.is_dir() else f": the directory {path.parent} doesn't exist either"
+        raise BlurifyError(f"there is no file {path}{hint}")
+    if not path.is_file():  # a pipe would wait for ever
+        raise BlurifyError(f"{path} is no ordinary file: save it to one first")
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise BlurifyError(f"{path} can't be read: {error.strerror}") from error
+    if not start:
+        raise BlurifyError(f"{path} is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise BlurifyError(f"{path} is only a Git LFS pointer: run 'git lfs pull' to get the file itself")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise BlurifyError(f"{path} is a web page, not a checkpoint: download the file itself")
+    if start.startswith(b"\x89HDF"):
+        raise BlurifyError(f"{path} is an HDF5 file (Keras?), not a PyTorch checkpoint")
+    if start[257:262] == b"ustar":
+        raise BlurifyError(f"{path} is a tar archive: unpack it, or save the model again with a current torch")
+    return start

@@ -1,0 +1,68 @@
+"""`.safetensors`: tensors, with the plan and how to build the architecture in the metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor, nn
+
+from blurify.errors import BlurifyError, one_line
+from blurify.files import tensors
+from blurify.files.checkpoint import HEADER, Checkpoint
+from blurify.files.formats.base import Format
+
+
+class Safetensors(Format):
+    """Tensors only, no code: anybody's file can be read. Tied tensors are kept once."""
+
+    name = "safetensors"
+    suffixes = (".safetensors",)
+
+    def sniff(self, start: bytes, path: Path) -> bool:
+        """By the ending, or eight bytes of header length and then JSON."""
+        if path.suffix in self.suffixes:
+            return True
+        return len(start) > 9 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+    def read(self, path: Path, *, allow: Sequence[str] = (), trust: bool = False) -> Checkpoint:
+        """The tensors, mapped from the file when they are asked for. See `Format.read`."""
+        stored = tensors.StoredTensors(path)
+        header = None
+        if HEADER in stored.metadata:
+            try:
+                header = json.loads(stored.metadata[HEADER])
+                stored.share(header.get("shared", {}))
+            except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+                raise BlurifyError(f"{path} carries a plan that can't be read ({one_line(error)})") from error
+        if not stored:
+            raise BlurifyError(f"{path} holds no tensors")
+        return Checkpoint(path, tensors=stored, header=header)
+
+    def write(self, file: BinaryIO, model: nn.Module, header: dict[str, Any]) -> None:
+        """The state_dict, tensor by tensor. See `Format.write`."""
+        kept, shared = _once(model)
+        metadata = {"format": "pt", HEADER: json.dumps({**header, "shared": shared})}
+        tensors.write_tensors(file, kept, metadata)
+
+
+def _once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A model's tensors by name, each once, and of every further name which name it is kept under."""
+    kept: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, value in model.state_dict().items():
+        if not tensors.holds(value):
+            what = f" ({value.dtype})" if isinstance(value, Tensor) else ""
+            raise BlurifyError(f"{name} is not a plain tensor{what}, which safetensors can't hold: save as .pt")
+        same = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride(), value.device)
+        if value.numel() and same in first:
+            shared[name] = first[same]
+            continue
+        first[same] = name
+        kept[name] = value
+    if not kept:
+        raise BlurifyError("the model has no tensors to save: save it as .pt")
+    return kept, shared

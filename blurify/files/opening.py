@@ -1,0 +1,60 @@
+"""Open whatever a user may name as MODEL: an architecture, or a file of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blurify.errors import BlurifyError
+from blurify.files import formats, sources, weights
+from blurify.files.checkpoint import Checkpoint
+from blurify.files.in_force import require_in_force
+from blurify.files.rebuilding import rebuild
+from blurify.files.sources import LoadedModel, ModelSource
+from blurify.surgery.apply import plan_of
+
+
+def open_model(
+    spec: str, *, arch: str | None = None, pretrained: bool = True, allow: Sequence[str] = (), trust: bool = False
+) -> LoadedModel:
+    """The model that the user means, with its plan where it was converted.
+
+    Args:
+        spec: `timm/NAME[.TAG]`, `torchvision/NAME[:WEIGHTS]`, `python:package.module:factory`, or a file (also one
+            that `checkpoints.save` wrote). The first three take options of the factory, as in
+            `timm/resnet18?num_classes=10`.
+        arch: for a file that holds only weights: one of the factory specs.
+        pretrained: False gives random weights (nothing is downloaded).
+        allow: classes (`mypkg.nets.Net`) that a pickled module may consist of besides those of torch, torchvision and
+            timm.
+        trust: run whatever a pickled file contains.
+
+    Raises:
+        BlurifyError: there is no such model or file, its weights can't be had, or the file is not safe or not a model.
+    """
+    if sources.is_factory(spec):
+        if arch is not None:
+            raise BlurifyError(f"--arch goes with a file of weights; {spec} is an architecture itself")
+        model, resolved = sources.build(spec, pretrained=pretrained)
+        return LoadedModel(model.eval(), ModelSource(spec, "factory", resolved))
+    loaded = _from_checkpoint(formats.read_checkpoint(spec, allow=allow, trust=trust), arch)
+    if (plan := plan_of(loaded.model)) is not None:
+        require_in_force(loaded.model, plan, f"convert the original model again instead of opening {spec}")
+    return loaded
+
+
+def _from_checkpoint(checkpoint: Checkpoint, arch: str | None) -> LoadedModel:
+    name = checkpoint.path.name
+    if checkpoint.module is not None:
+        return LoadedModel(checkpoint.module.eval(), ModelSource(name, "module"), checkpoint.note)
+    if checkpoint.header is not None:
+        model, source = rebuild(checkpoint, arch=arch)
+        return LoadedModel(model.eval(), source, checkpoint.note)
+    tensors = checkpoint.tensors or {}
+    if arch is None:
+        raise BlurifyError(
+            f"{checkpoint.path} holds only weights ({len(tensors)} tensors): say what they belong to, with "
+            "--arch timm/NAME, --arch torchvision/NAME or --arch python:module:factory"
+        )
+    model, resolved = sources.build(arch, pretrained=False)
+    weights.fill(model, tensors, where=str(checkpoint.path), arch=arch)
+    return LoadedModel(model.eval(), ModelSource(name, "weights", resolved), checkpoint.note)

@@ -1,0 +1,73 @@
+"""The converted model of a file that holds its tensors and its plan."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from blurify.errors import BlurifyError, one_line
+from blurify.files import sources, weights
+from blurify.files.checkpoint import HEADER_FORMAT, Checkpoint
+from blurify.files.sources import ModelSource
+from blurify.spec.plan import Plan
+from blurify.surgery.apply import apply_plan, plan_of
+
+
+def rebuild(
+    checkpoint: Checkpoint, *, model: nn.Module | None = None, arch: str | None = None
+) -> tuple[nn.Module, ModelSource]:
+    """The converted model of a file in which blurify wrote tensors and a plan.
+
+    Args:
+        checkpoint: with a header.
+        model: the unconverted model; it is left as it is.
+        arch: what builds the unconverted model, instead of what the file says.
+
+    Raises:
+        BlurifyError: the file doesn't say how to build the model, or the parts don't fit.
+    """
+    header, path = checkpoint.header or {}, checkpoint.path
+    if header.get("format") != HEADER_FORMAT or not isinstance(header.get("plan"), dict):
+        raise BlurifyError(
+            f"{path} was written by another version of blurify (format {header.get('format')!r}): convert the model "
+            f"again"
+        )
+    plan = Plan.from_dict(header["plan"])
+    recorded = header.get("source")
+    source = ModelSource.from_dict(recorded) if isinstance(recorded, dict) else ModelSource(path.name, "module")
+    if model is not None:
+        model = copy.deepcopy(model)
+    elif arch is not None:
+        model, resolved = sources.build(arch, pretrained=False)
+        source = ModelSource(path.name, "weights", resolved)
+    elif source.arch is not None:
+        if not source.arch.startswith("torchvision/") and ":" in source.arch:
+            # Code of the user's; or hf-hub:NAME, local-dir:PATH, which fetch or read what they name.
+            what = "run that code" if source.arch.startswith("python:") else "fetch it from there"
+            raise BlurifyError(
+                f"{path} was made from {source.arch}: add --arch {source.arch} to {what} (in Python: arch=..., or "
+                "model=the original model)"
+            )
+        model, _ = sources.build(source.arch, pretrained=False, weightless=source.arch.startswith("torchvision/"))
+    else:
+        raise BlurifyError(
+            f"{path} holds tensors and a plan, but not how to build the model: give load(path, model=the original "
+            "model), or --arch timm/NAME, torchvision/NAME or python:module:factory"
+        )
+    where = arch or source.arch or f"the {type(model).__name__} that was given"
+    applied = plan_of(model)
+    if applied is None:
+        weights.check_fit(model, checkpoint.tensors or {}, str(path), where)
+        try:
+            apply_plan(model, plan)
+        except BlurifyError:
+            raise
+        except Exception as error:  # a plan that somebody else wrote
+            raise BlurifyError(
+                f"{path} carries a plan that can't be carried out ({one_line(error)}): convert the original model again"
+            ) from error
+    elif applied != plan:
+        raise BlurifyError(f"the model given for {path} was converted by another plan: give the original model")
+    weights.fill(model, checkpoint.tensors or {}, where=str(path), arch=where)
+    return model, source

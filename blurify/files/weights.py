@@ -1,0 +1,142 @@
+"""Put tensors into a model: under its names, in their own dtypes, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blurify.errors import BlurifyError, one_line
+
+_WRITTEN_BY_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and DDP; torch.compile
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, arch: str) -> None:
+    """Load tensors into a model, bit by bit and in their own dtypes.
+
+    Args:
+        model: gets them; shared parameters stay shared.
+        tensors: by name; the prefixes that DataParallel and torch.compile put before every name are taken off. Each is
+            looked up when its turn comes, and not kept.
+        where, arch: what both are called in messages.
+
+    Raises:
+        BlurifyError: names or shapes don't fit; it says which.
+    """
+    tensors = _Renamed(tensors, _own_names(model, tensors))
+    check_fit(model, tensors, where, arch)
+    try:
+        with torch.no_grad():
+            model.load_state_dict(_in_place(model, tensors), strict=True)
+    except RuntimeError as error:
+        raise BlurifyError(f"the weights in {where} don't fit {arch}: {one_line(error)}") from error
+
+
+def _in_place(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The model's own tensors with the values of the others, to be loaded as if they were those.
+
+    `load_state_dict` wants all values at once, so a whole model would be in memory twice. Here it has nothing left to
+    copy, and what modules do when they are loaded (hooks, versions, extra state) is done as ever.
+    """
+    own = model.state_dict(keep_vars=True)
+    values: dict[str, Any] = {}
+    for name in tensors:
+        mine, tensor = own[name], tensors[name]
+        plain = isinstance(mine, Tensor) and isinstance(tensor, Tensor)
+        if not plain or mine.is_meta or name.endswith("_extra_state"):
+            values[name] = tensor
+            continue
+        if mine.dtype != tensor.dtype:
+            mine.data = torch.empty_like(mine, dtype=tensor.dtype)
+        mine.copy_(tensor)
+        values[name] = mine
+    return values
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """Tensors under other names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _own_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of every name in the model, or in the file alone, under which name the file has it."""
+    own = set(model.state_dict())
+    names = {name: name for name in tensors}
+    if "n_averaged" not in own:
+        names.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel
+    changed = True
+    while changed and names and not own.intersection(names):
+        changed = False
+        first = next(iter(names)).partition(".")[0] + "."
+        for prefix in (*_WRITTEN_BY_WRAPPERS, first):
+            stripped = {name.removeprefix(prefix): stored for name, stored in names.items()}
+            useful = prefix in _WRITTEN_BY_WRAPPERS or own.intersection(stripped)
+            if useful and all(name.startswith(prefix) and name != prefix for name in names):
+                names, changed = stripped, True
+                break
+    if any("_orig_mod." in name for name in names) and not any("_orig_mod." in name for name in own):
+        names = {name.replace("_orig_mod.", ""): stored for name, stored in names.items()}
+    return names
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str, arch: str) -> None:
+    """Ask whether tensors have the model's names and shapes.
+
+    Args:
+        model, tensors: the two.
+        where, arch: what both are called in messages.
+
+    Raises:
+        BlurifyError: they have not; it says which, and what to add where that would help.
+    """
+    own = {name: tuple(value.shape) if hasattr(value, "shape") else () for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) if hasattr(value, "shape") else () for name, value in tensors.items()}
+    missing = [name for name in own if name not in theirs]
+    unexpected = [name for name in theirs if name not in own]
+    other = [name for name in own if name in theirs and own[name] != theirs[name]]
+    if not (missing or unexpected or other):
+        return
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} of {len(own)} are missing in the file ({_few(missing)})")
+    if unexpected:
+        parts.append(f"{len(unexpected)} are not in the architecture ({_few(unexpected)})")
+    if other:
+        shapes = [f"{name} {theirs[name]} in the file, {own[name]} in the architecture" for name in other]
+        parts.append(f"{len(other)} have other shapes ({_few(shapes, 2)})")
+    hint = "" if missing or unexpected else _shape_hint(arch, [(own[name], theirs[name]) for name in other])
+    raise BlurifyError(f"the weights in {where} don't fit {arch}: {'; '.join(parts)}{hint}")
+
+
+def _few(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _shape_hint(arch: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+    """What to add to --arch where only the number of classes or of input channels differs."""
+    if not arch.startswith(("timm/", "torchvision/")):
+        return ""
+    joint = "&" if "?" in arch else "?"
+    same_rank = all(len(mine) == len(theirs) and mine for mine, theirs in pairs)
+    if same_rank and all(mine[1:] == theirs[1:] for mine, theirs in pairs):
+        classes = {theirs[0] for _, theirs in pairs}
+        if len(classes) == 1:
+            return f": add --arch '{arch}{joint}num_classes={classes.pop()}'"
+    if same_rank and len(pairs) == 1 and len(pairs[0][0]) > 2 and arch.startswith("timm/"):
+        mine, theirs = pairs[0]
+        if mine[0] == theirs[0] and mine[2:] == theirs[2:]:
+            return f": add --arch '{arch}{joint}in_chans={theirs[1]}'"
+    return ""

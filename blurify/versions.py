@@ -1,0 +1,22 @@
+"""Which versions of the packages take part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+
+PACKAGES = ("blurify", "torch", "torchvision", "timm")
+"""What a figure or a file of ours may depend on."""
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None where it is not installed, as blurify run from a checkout may be."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
+    """The installed versions by package."""
+    return {package: version_of(package) for package in packages}

@@ -1,0 +1,9 @@
+from importlib import metadata
+
+from blurify.versions import PACKAGES, version_of, versions
+
+
+def test_versions():
+    assert versions(["torch"]) == {"torch": metadata.version("torch")}
+    assert list(versions()) == list(PACKAGES)
+    assert version_of("no-such-package-of-ours") is None
