@@ -35,7 +35,7 @@ class Small(nn.Module):
 
 
 def small() -> nn.Module:
-    """A factory for `python:tests.test_cli:small`."""
+    """A factory for `python:tests.cli.test_cli:small`."""
     return Small()
 
 
@@ -122,7 +122,7 @@ def test_convert_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.Capture
     lines = captured.out.splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["blur", name] for name in SITES]
     assert lines[-1].startswith(f"wrote {out} (")
-    loaded = blurify.load(out, allow=["tests.test_cli.Small", f"{Small.__module__}.Small"])
+    loaded = blurify.load(out, allow=["tests.cli.test_cli.Small", f"{Small.__module__}.Small"])
     plan = blurify.plan_of(loaded)
     assert plan is not None and len(plan.converted) == 2
     assert plan.recipe.filter_size == 3

@@ -32,7 +32,7 @@ from blurify.zoo import task as zoo_task
 from blurify.zoo.batch import Settings
 from blurify.zoo.journal import Directory
 
-HERE = "python:tests.test_zoo"
+HERE = "python:tests.zoo.test_zoo"
 ROOT = Path(__file__).parents[2]
 RANDOM = Settings(pretrained=False)
 
