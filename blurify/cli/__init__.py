@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -16,15 +15,12 @@ from blurify.cli.inspect import inspect
 from blurify.cli.measure import measure
 from blurify.cli.report import report
 from blurify.cli.zoo import zoo
+from blurify.metrics.versions import version
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            version = metadata.version("blurify")
-        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            version = "unknown (not installed)"
-        print(f"blurify {version}")
+        print(f"blurify {version('blurify') or 'unknown (not installed)'}")
         raise typer.Exit
 
 
@@ -55,10 +51,7 @@ def build_app() -> typer.Typer:
     app.command(epilog="Example: blurify inspect torchvision/vgg16 --recipe light --json")(inspect)
     app.command(epilog="Example: blurify convert model.pt -o model_aa.pt --arch timm/resnet18")(convert)
     app.command(epilog="Example: blurify measure timm/resnet18 --convert --data photos --images 500")(measure)
-    app.command(
-        epilog="Example: blurify report timm/resnet18 --convert --data photos -o report.html",
-        context_settings={"ignore_unknown_options": True},
-    )(report)
+    app.command(epilog="Example: blurify report timm/resnet18 --convert --data photos -o report.html")(report)
     app.command(epilog="Example: blurify demo --json")(demo)
     app.command(epilog="Example: blurify zoo 'timm/resnet*' -o converted -j 2 --random")(zoo)
     return app

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from blurify.cli import console, options, plans
+from blurify.cli import console, options
 from blurify.errors import BlurifyError
+from blurify.metrics.sizes import amount
 
 if TYPE_CHECKING:
     from blurify.zoo import Progress, Record, Summary
@@ -188,7 +189,7 @@ def _row(record: Record) -> tuple[str, ...]:
         record["status"],
         str(record["sites"]),
         str(record["converted"]),
-        plans.amount(macs).replace(" ", ""),
+        amount(macs).replace(" ", ""),
         f"{record['extra_macs'] / macs:+.0%}" if macs else "",
         "" if error is None else f"{error:.1e}",
         seconds,

@@ -17,11 +17,12 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from blurify.errors import BlurifyError
+from blurify.metrics.sizes import dimensions
+from blurify.metrics.versions import versions
 
 Record: TypeAlias = dict[str, Any]
 """What came of one model; plain data. Always has 'model' and 'status': 'inspected' | 'converted' | 'failed'."""
@@ -73,7 +74,7 @@ class Summary:
         """The summary as plain data: what `summary.json` holds. Only 'seconds' and versions vary between equal runs."""
         return {
             "format": FORMAT,
-            "versions": {name: _version(name) for name in ("blurify", "torch", "torchvision", "timm")},
+            "versions": versions(),
             "totals": totals(self.models),
             "models": list(self.models),
         }
@@ -218,15 +219,8 @@ def _cell(value: Any) -> Any:
     if value is None:
         return ""
     if isinstance(value, list):
-        return " ".join("x".join(map(str, shape)) for shape in value)
+        return " ".join(map(dimensions, value))
     return value
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:  # blurify from a checkout that is not installed
-        return None
 
 
 def _replace(path: Path, text: str) -> None:
