@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import blurify
 from blurify import cli, metrics
 from blurify.cli import console, measurements
-from blurify.cli.measure import find_device, parse_numbers, parse_size
+from blurify.cli.devices import find_device
+from blurify.cli.measuring import parse_numbers, parse_size
 from blurify.errors import BlurifyError
 from blurify.files import sources as models
 from blurify.metrics import files, measuring, results
