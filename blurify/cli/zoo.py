@@ -114,7 +114,11 @@ def result_line(record: Record) -> str:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Schedulers stop a job with SIGTERM: end as cleanly as on Ctrl-C."""
+    """Schedulers stop a job with SIGTERM: end as cleanly as on Ctrl-C.
+
+    Nothing is done about Ctrl-C itself. Where whoever started this had SIGINT ignored, as a shell has it for what a
+    script runs in the background, Python leaves it so: what somebody types at a terminal is not meant for such a job.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
