@@ -26,6 +26,10 @@ PAIRED, TOO_FEW, UNPAIRED = (
 RESAMPLES = 10_000
 FEWEST = 6  # pictures: two equal models differ the same way on all of fewer in more than 5 cases of 100
 _AT_A_TIME = 1 << 22  # draws
+_ESTIMATES = {
+    "consistency": ("accuracy", "agreement", "pixel_flips", "pixel_change"),
+    "worst_case": ("unmoved", "mean", "worst", "steady"),
+}
 _SHOWN_ALIKE = ("seed", "crop", "canvas", "channels", "interpolation", "circular", "labels")
 
 Key = TypeVar("Key")
@@ -63,7 +67,7 @@ class Difference:
         The bootstrap knows only pictures that were seen: where one model is right on five that the other gets wrong,
         and never the other way round, its interval leaves 0 out, though a fair coin does the same in 6 of 100 cases.
         """
-        return not self.low <= 0 <= self.high and (self.p is None or self.p < 0.05)
+        return (self.low > 0 or self.high < 0) and (self.p is None or self.p < 0.05)
 
 
 def differences(first: Measurement, second: Measurement) -> dict[str, Difference]:
@@ -86,18 +90,16 @@ def differences(first: Measurement, second: Measurement) -> dict[str, Difference
 def figures(measurement: Measurement) -> dict[str, Estimate]:
     """Every figure of a measurement by its name; of corruptions, the mean over severities."""
     found: dict[str, Estimate | None] = {}
-    if (steady := measurement.consistency) is not None:
-        for name in ("accuracy", "agreement", "pixel_flips", "pixel_change"):
-            found[f"consistency.{name}"] = getattr(steady, name)
+    for part, names in _ESTIMATES.items():
+        measured = getattr(measurement, part)
+        if measured is not None:
+            found |= {f"{part}.{name}": getattr(measured, name) for name in names}
     if (stability := measurement.stability) is not None:
         for flips in stability.flip_rates:
             found[f"stability.flip_rate.{flips.perturbation}"] = flips.rate
         for corruption in stability.corruptions:
             for figure in ("accuracy", "agreement"):
                 found[f"stability.{figure}.{corruption.corruption}"] = over_severities(corruption, figure)
-    if (worst := measurement.worst_case) is not None:
-        for name in ("unmoved", "mean", "worst", "steady"):
-            found[f"worst_case.{name}"] = getattr(worst, name)
     if (aliasing := measurement.aliasing) is not None:
         for site in aliasing.sites:
             found[f"aliasing.{site.site}"] = site.share

@@ -89,6 +89,10 @@ def test_the_same_model_twice_does_not_differ() -> None:
     assert (found.value, found.low, found.high, found.clear) == (0, 0, 0, False)
 
 
+def test_what_is_no_number_is_not_clear() -> None:
+    assert not Difference(math.nan, math.nan, math.nan, PAIRED, 9).clear
+
+
 # --- the interval
 
 
