@@ -124,9 +124,17 @@ def pooled(parts: Sequence[Estimate | None]) -> Estimate | None:
 
 
 def same_pictures(first: Measurement, second: Measurement) -> bool:
-    """Whether two measurements showed their models the same pictures, in the same crops."""
-    return (first.data, first.images) == (second.data, second.images) and all(
-        first.settings.get(name) == second.settings.get(name) for name in _SHOWN_ALIKE
+    """Whether two measurements showed their models the same pictures, in the same crops.
+
+    By their fingerprints, so that it matters neither what the folder is called nor that it is still called so; by the
+    name alone where there are none.
+    """
+    prints = [measurement.settings.get("pictures") for measurement in (first, second)]
+    same = prints[0] == prints[1] if all(prints) else first.data == second.data
+    return (
+        same
+        and first.images == second.images
+        and all(first.settings.get(name) == second.settings.get(name) for name in _SHOWN_ALIKE)
     )
 
 

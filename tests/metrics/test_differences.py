@@ -246,18 +246,46 @@ def test_every_figure_of_a_measurement_has_a_paired_difference(pair: tuple[Measu
 
 def test_other_pictures_or_crops_are_not_paired(pair: tuple[Measurement, Measurement]) -> None:
     first, second = pair
+    assert len(first.settings["pictures"]) == 16
     for changed in (
-        replace(second, data="others"),
+        replace(second, settings={**second.settings, "pictures": "0" * 16}),
+        replace(second, data="others", settings={**second.settings, "pictures": ""}),
         replace(second, settings={**second.settings, "seed": 1}),
         replace(second, settings={**second.settings, "crop": [8, 8]}),
     ):
         found = differences(first, changed)
         assert found and not any(one.paired for one in found.values())
         assert not any(name.startswith("equivariance") for name in found)
-    elsewhere = replace(second, settings={**second.settings, "device": "cuda", "batch_size": 3, "mean": [0.0] * 3})
+    elsewhere = replace(
+        second, data="./same", settings={**second.settings, "device": "cuda", "batch_size": 3, "mean": [0.0] * 3}
+    )
     assert differences(first, elsewhere) == differences(first, second)
     coarse = replace(second, equivariance=replace(second.equivariance, step=2))
     assert not any(name.startswith("equivariance") for name in differences(first, coarse))
+
+
+def test_fingerprints_tell_pictures_apart(tmp_path: Path) -> None:
+    def shown(*values: float) -> metrics.TensorPictures:
+        return metrics.TensorPictures(torch.tensor(values).reshape(-1, 1, 1, 1))
+
+    assert shown(0.5, 0.25).fingerprint == shown(0.5, 0.25).fingerprint
+    assert len({shown(0.5, 0.25).fingerprint, shown(0.25, 0.5).fingerprint, shown(0.5).fingerprint}) == 3
+
+    def folder(name: str, files: dict[str, int]) -> str:
+        for file, size in files.items():
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(size))
+        return metrics.open_folder(tmp_path / name, metrics.Preprocessing((8, 8), (8, 8))).fingerprint
+
+    here = {"a.png": 1, "b/c.png": 2}
+    assert folder("one", here) == folder("moved", here)
+    others = [
+        folder("x", {"a.png": 1, "b/c.png": 3}),
+        folder("y", {"a.png": 1, "d/c.png": 2}),
+        folder("z", {"a.png": 1}),
+    ]
+    assert len({folder("one", here), *others}) == 4
 
 
 # --- in files
