@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 
 class BlurifyError(Exception):
     """Bad usage or bad input: the message is one line that says what is wrong and what to do (CLI exit code 2)."""
@@ -34,9 +31,3 @@ def text_of(error: object) -> str:
         return " ".join(str(error).split())
     except Exception:
         return ""
-
-
-def nearest(word: object, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """Of the known words, the one most like another, if one is like it at all."""
-    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
-    return close[0] if close else None

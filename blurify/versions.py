@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from importlib import metadata
 
@@ -18,5 +19,5 @@ def version_of(package: str) -> str | None:
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
-    """The installed versions by package."""
-    return {package: version_of(package) for package in packages}
+    """Python's version and those of the installed packages, by name."""
+    return {"python": platform.python_version(), **{package: version_of(package) for package in packages}}

@@ -25,7 +25,7 @@ PATIENCE = 120.0  # seconds; machines that run tests can be busy
 
 
 def find_browser() -> str:
-    """The browser's path. Without one the test is skipped, or fails where BLURIFY_BROWSER_REQUIRED is set (in CI)."""
+    """The browser's path. Without one the test is skipped, or fails where BLURIFY_BROWSER_REQUIRED is set."""
     chosen = os.environ.get(CHOSEN)
     found = next(filter(None, map(shutil.which, (chosen,) if chosen else NAMES)), None)
     if found is None:

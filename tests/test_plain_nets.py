@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from plain_nets import BODIES, STYLES, Body, Case, Op, alike, cases, check, conv, flat, pool
 
 # Where a blur cannot go behind the nonlinearity, and may go in front of the convolution.

@@ -9,19 +9,20 @@ from typing import Annotated
 import typer
 
 from blurify.cli import console
+from blurify.cli.check import check
 from blurify.cli.convert import convert
 from blurify.cli.demo import demo
 from blurify.cli.inspect import inspect
 from blurify.cli.measure import measure
 from blurify.cli.report import report
+from blurify.cli.revert import revert
 from blurify.cli.zoo import zoo
 from blurify.versions import version_of
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        version = version_of("blurify") or "unknown (not installed)"  # as run from a checkout
-        print(f"blurify {version}")
+        print(f"blurify {version_of('blurify') or 'unknown (not installed)'}")
         raise typer.Exit
 
 
@@ -51,11 +52,10 @@ def build_app() -> typer.Typer:
     )(_root)
     app.command(epilog="Example: blurify inspect torchvision/vgg16 --recipe light --json")(inspect)
     app.command(epilog="Example: blurify convert model.pt -o model_aa.pt --arch timm/resnet18")(convert)
+    app.command(epilog="Example: blurify check model_aa.pt --json")(check)
+    app.command(epilog="Example: blurify revert model_aa.pt -o model.pt")(revert)
     app.command(epilog="Example: blurify measure timm/resnet18 --convert --data photos --images 500")(measure)
-    app.command(
-        epilog="Example: blurify report timm/resnet18 --convert --data photos -o report.html",
-        context_settings={"ignore_unknown_options": True},
-    )(report)
+    app.command(epilog="Example: blurify report timm/resnet18 --convert --data photos -o report.html")(report)
     app.command(epilog="Example: blurify demo --json")(demo)
     app.command(epilog="Example: blurify zoo 'timm/resnet*' -o converted -j 2 --random")(zoo)
     return app

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blurify.cli import console, options, plans
-from blurify.cli.measure import find_device, memory_errors
+from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
@@ -132,6 +131,6 @@ def _as_json(plan: Plan, aliasing: Aliasing | None, data: Path | None) -> dict[s
         shares = _shares(aliasing)
         for site in found["sites"]:
             share = shares.get(site["name"])
-            site["aliasing"] = None if share is None else dataclasses.asdict(share)
+            site["aliasing"] = share and {name: getattr(share, name) for name in ("value", "low", "high", "count")}
         found["data"] = {"name": str(data), "images": aliasing.images}
     return found

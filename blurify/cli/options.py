@@ -21,6 +21,9 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+ConvertedFile = Annotated[
+    str, typer.Argument(metavar="FILE", help="A file that blurify convert or blurify.save wrote.", show_default=False)
+]
 Recipe = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="A shipped recipe or a TOML file.", show_default="zhang2019")
 ]
@@ -76,3 +79,13 @@ def open_model(spec: str, *, arch: str | None, pretrained: bool, allow: list[str
     from blurify.files import opening
 
     return opening.open_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust)
+
+
+def open_converted(spec: str, *, arch: str | None, allow: list[str] | None, trust: bool) -> LoadedModel:
+    """Load the FILE argument, a converted model. Raises BlurifyError where it is none."""
+    import blurify
+
+    loaded = open_model(spec, arch=arch, pretrained=False, allow=allow, trust=trust)
+    if blurify.plan_of(loaded.model) is None:
+        raise BlurifyError(f"{spec} carries no plan: it is not a model that blurify converted (convert it first)")
+    return loaded

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rich.console import Console
 
 from blurify.cli import console
+from blurify.metrics.sizes import amount, dimensions
 from blurify.spec.plan import Plan, Site
 
 if TYPE_CHECKING:
@@ -15,19 +16,6 @@ if TYPE_CHECKING:
 
 Shares: TypeAlias = "Mapping[str, Estimate]"
 """How much each site aliases, by its name."""
-
-
-def dimensions(values: tuple[int, ...]) -> str:
-    """(3, 3) -> '3x3'."""
-    return "x".join(str(value) for value in values)
-
-
-def amount(number: float) -> str:
-    """A count with a unit: 1820000000 -> '1.82 G'."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
 
 
 def file_size(count: int) -> str:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blurify.cli import console
-from blurify.cli.measure import measure
+from blurify.cli.measuring import Choices, command_line, measured, with_choices
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
     from blurify.reporting import Report
 
 _MEASURED = ".json"
+_MOST = 2
 
 
+@with_choices
 def report(
     context: typer.Context,
     sources: Annotated[
@@ -38,6 +37,10 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Write the figures here too, as PNG and SVG.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    metrics: Annotated[str, typer.Option(metavar="LIST", help="As for blurify measure.")] = "all",
+    json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
+    *,
+    choices: Choices,
 ) -> None:
     """Show how shift-invariant a model is, before and after: one page to read in a browser, without any network.
 
@@ -54,8 +57,12 @@ def report(
     reporting.require("jinja2")
     if figures is not None:
         reporting.check_figures(figures, force=force)
-    files = [source for source in sources if source.lower().endswith(_MEASURED)]
-    found = _read(sources) if files else _measured(context, sources)
+    if json:
+        raise BlurifyError("a report is a page: for JSON, blurify measure has --json")
+    if any(_is_file(source) for source in sources):
+        found = _read([*sources, *_given(context, "metrics", *vars(choices))])
+    else:
+        found = _measured(sources, metrics, choices, command_line(context))
     with console.working("drawing"):
         page = reporting.render(found).encode()
         written = reporting.write_figures(found, figures, force=force) if figures is not None else []
@@ -65,13 +72,27 @@ def report(
         console.say(f"wrote {len(written)} figures to {figures}")
 
 
+def _is_file(source: str) -> bool:
+    return source.lower().endswith(_MEASURED)
+
+
+def _given(context: typer.Context, *names: str) -> list[str]:
+    """Those of some options that stand on the command line, as they are called there."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names
+        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    ]
+
+
 def _read(paths: list[str]) -> Report:
     """What some files hold, together."""
     from blurify.metrics import files
     from blurify.reporting import Report
 
     for path in paths:
-        if not path.lower().endswith(_MEASURED):
+        if not _is_file(path):
             raise BlurifyError(
                 f"{path} does not go with a file of measurements: give such files alone, or models and the options of "
                 "blurify measure"
@@ -91,20 +112,15 @@ def _read(paths: list[str]) -> Report:
     )
 
 
-def _measured(context: typer.Context, arguments: list[str]) -> Report:
-    """Measure as `blurify measure` does, which also understands the options."""
-    if "--json" in arguments:
-        raise BlurifyError("a report is a page: for JSON, blurify measure has --json")
-    chosen = any(item.split("=")[0] == "--metrics" for item in arguments)
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(measure)
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / f"measured{_MEASURED}")
-        with contextlib.redirect_stdout(io.StringIO()):  # the page says it all
-            typer.main.get_command(app).main(
-                [*arguments, *([] if chosen else ["--metrics", "all"]), "--output", path],
-                prog_name="blurify measure",
-                standalone_mode=False,
-                obj=context.find_root().obj,
-            )
-        return _read([path])
+def _measured(models: list[str], metrics: str, choices: Choices, command: str) -> Report:
+    """Measure as `blurify measure` does."""
+    from blurify.reporting import Report
+
+    if len(models) > _MOST:
+        raise BlurifyError(
+            f"a report shows one model or two side by side, not {len(models)}: leave {models[_MOST]} out"
+        )
+    found = measured(models, metrics, choices, command=command, in_context=True)
+    about = found.context
+    assert about is not None  # it was asked for
+    return Report(found.results, about.plan, about.command, about.versions, same_weights=about.same_weights)

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from blurify.cli import console, options, plans
+from blurify.cli import console, options
 from blurify.errors import BlurifyError
+from blurify.metrics.sizes import amount
 
 if TYPE_CHECKING:
     from blurify.zoo import Progress, Record, Summary
@@ -113,7 +114,11 @@ def result_line(record: Record) -> str:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Schedulers stop a job with SIGTERM: end as cleanly as on Ctrl-C."""
+    """Schedulers stop a job with SIGTERM: end as cleanly as on Ctrl-C.
+
+    Nothing is done about Ctrl-C itself. Where whoever started this had SIGINT ignored, as a shell has it for what a
+    script runs in the background, Python leaves it so: what somebody types at a terminal is not meant for such a job.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
@@ -188,7 +193,7 @@ def _row(record: Record) -> tuple[str, ...]:
         record["status"],
         str(record["sites"]),
         str(record["converted"]),
-        plans.amount(macs).replace(" ", ""),
+        amount(macs).replace(" ", ""),
         f"{record['extra_macs'] / macs:+.0%}" if macs else "",
         "" if error is None else f"{error:.1e}",
         seconds,

@@ -16,7 +16,7 @@ from blurify.files.checkpoint import header_of
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
 from blurify.files.sources import ModelSource
-from blurify.surgery.apply import plan_of
+from blurify.surgery.carrying import plan_of
 
 
 def save(model: nn.Module, path: str | Path, *, source: ModelSource | None = None, force: bool = False) -> Path:

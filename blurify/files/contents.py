@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from blurify.errors import BlurifyError
-from blurify.files import pickles
+from blurify.files import pickles, upgrading
 from blurify.files.checkpoint import HEADER, Checkpoint
 
 # Where training programs keep the weights, the averaged ones first (as timm's own loader does).
@@ -41,6 +41,7 @@ def interpret(path: Path, content: Any, refused: dict[str, str]) -> Checkpoint:
     if isinstance(found, torch.nn.Module):
         if refused:
             raise BlurifyError(pickles.explain_refused(path, refused))
+        upgrading.upgrade(found)
         return Checkpoint(path, module=found, note=where and f"took the module under {where!r}")
     if found is not None:
         return Checkpoint(path, tensors=dict(found), note=where and f"took the weights under {where!r}")

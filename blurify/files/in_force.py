@@ -6,6 +6,7 @@ from torch import nn
 
 from blurify.errors import BlurifyError
 from blurify.spec.plan import Plan
+from blurify.surgery import force
 
 
 def require_in_force(model: nn.Module, plan: Plan, what: str) -> None:
@@ -19,9 +20,5 @@ def require_in_force(model: nn.Module, plan: Plan, what: str) -> None:
     Raises:
         BlurifyError: they are not.
     """
-    try:  # MERGE: delete this guard (and keep the import) once blurify.surgery.force is there
-        from blurify.surgery import force  # type: ignore[attr-defined]
-    except ImportError:
-        return
     if problems := force.problems(model, plan):
         raise BlurifyError(f"the plan is no longer in force: {problems[0]}; {what}")

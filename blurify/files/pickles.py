@@ -53,16 +53,12 @@ _LIBRARIES = (
     "torchvision.transforms",
     "timm.layers",
     "timm.models",
-    "blurify.nn.calls",
     "blurify.demo",
-    "blurify.nn.blurpool",
-    "blurify.nn.pools",
-    "blurify.nn.legacy",
+    "blurify.nn",
+    "blurify.proof.proof",
+    "blurify.spec.edits",
     "blurify.spec.plan",
     "blurify.spec.recipes",
-    "blurify.nn.rewriting",
-    "blurify.surgery.apply",
-    "blurify.proof.verification",
 )
 # Below those, but no part of a network that is to be read: hooks that call what they hold, process groups, and classes
 # whose constructors trace a model with torch.fx and execute the source text made of it, names of submodules included.
@@ -84,8 +80,6 @@ _FUNCTIONS = frozenset(
     {
         "blurify.nn.legacy.blur_output",
         "blurify.nn.legacy.blur_input",
-        "blurify.surgery.apply.blur_output",
-        "blurify.surgery.apply.blur_input",
         "torchvision.models.optical_flow.raft._pass_through_h",
     }
 )
@@ -109,8 +103,8 @@ _TORCH_OPERATORS = frozenset(
     "max_pool3d"
     " avg_pool1d hardshrink threshold celu_ rrelu_ batch_norm layer_norm group_norm dropout".split()
 )
-# Blurify's own function that makes the instance of a module whose forward was rewritten.
-_REWRITTEN = "blurify.nn.rewriting.rewritten_instance"
+# Blurify's own functions that make the instance of a module whose class was edited, today's and that of 0.1.0.
+_EDITED = ("blurify.nn.edited.edited_instance", "blurify.nn.legacy.rewritten_instance")
 
 
 def _moved() -> dict[str, str]:
@@ -120,11 +114,12 @@ def _moved() -> dict[str, str]:
             "MaxBlurPool1d MaxBlurPool2d MaxBlurPool3d AvgBlurPool1d AvgBlurPool2d AvgBlurPool3d"
         ),
         ("blurify.calls", "blurify.nn.calls"): "DenseConv BlurredConv BlurredMaxPool BlurredSlice BlurredAvgPool",
-        ("blurify.rewriting", "blurify.nn.rewriting"): "rewritten_instance",
+        ("blurify.rewriting", "blurify.nn.legacy"): "rewritten_instance",
         ("blurify.surgery", "blurify.nn.legacy"): "blur_output blur_input",
-        ("blurify.plan", "blurify.spec.plan"): ("Blur SetStride BlurOutput BlurInput BlurPooling Rewrite Site Plan"),
+        ("blurify.plan", "blurify.spec.edits"): "Blur SetStride BlurOutput BlurInput BlurPooling Rewrite",
+        ("blurify.plan", "blurify.spec.plan"): "Site Plan",
         ("blurify.recipes", "blurify.spec.recipes"): "Recipe",
-        ("blurify.verification", "blurify.proof.verification"): "Proof",
+        ("blurify.verification", "blurify.proof.proof"): "Proof",
     }
     return {f"{old}.{name}": f"{new}.{name}" for (old, new), names in homes.items() for name in names.split()}
 
@@ -268,8 +263,8 @@ class Gate:
                 return self.refuse(full)
             return holder
         if isinstance(holder, types.FunctionType):
-            if full == _REWRITTEN:
-                self._rebuild[id(holder)] = self._rewritten(holder)
+            if full in _EDITED:
+                self._rebuild[id(holder)] = self._edited(holder)
                 return holder
             if f"{home}.{holder.__qualname__}" in _FUNCTIONS:
                 return holder
@@ -277,13 +272,16 @@ class Gate:
                 return holder
         return self.refuse(full)
 
-    def _rewritten(self, make: Callable[..., Any]) -> Callable[..., Any]:
+    def _edited(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        from blurify.nn import edited, legacy
+
         def rebuild(*args: Any) -> Any:
-            if len(args) != 2 or self.makes(args[0]) not in ("module", "trusted"):
-                raise pickle.UnpicklingError("a rewritten module is made of a module's class and the rewrites")
-            if any(step[0] in _own_methods() for rewrite in args[1] for step in rewrite.path[:1]):
+            if len(args) != 2 or self.makes(args[0]) not in ("module", "trusted") or not isinstance(args[1], tuple):
+                raise pickle.UnpicklingError("an edited module is made of a module's class and the changes")
+            changes = args[1] if make is edited.edited_instance else legacy.changes_of_rewrites(args[1])
+            if any(change[1][0][0] in _own_methods() for change in changes if change[0] == "expression"):
                 raise pickle.UnpicklingError("only what a forward runs is rewritten")
-            made = make(*args)
+            made = edited.edited_instance(args[0], changes)
             self._made_classes.append(type(made))
             self._new[id(type(made))] = "module"
             return made

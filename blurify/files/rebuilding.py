@@ -11,7 +11,8 @@ from blurify.files import sources, weights
 from blurify.files.checkpoint import HEADER_FORMAT, Checkpoint
 from blurify.files.sources import ModelSource
 from blurify.spec.plan import Plan
-from blurify.surgery.apply import apply_plan, plan_of
+from blurify.surgery.apply import apply_plan
+from blurify.surgery.carrying import plan_of
 
 
 def rebuild(

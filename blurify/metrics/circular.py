@@ -218,9 +218,9 @@ def _made_dense(model: nn.Module) -> dict[str, tuple[int, ...]]:
     found = {}
     for site in plan.sites if plan is not None else ():
         for edit in site.edits:
-            dense = isinstance(edit, SetStride) or (isinstance(edit, Rewrite) and edit.op == "conv-dense")
-            if dense and edit.dense_path is not None:
-                found[edit.dense_path] = _rest(site, edit.stride)
+            strided = isinstance(edit, SetStride) or (isinstance(edit, Rewrite) and edit.op == "conv-dense")
+            if strided and edit.dense_path is not None:
+                found[edit.dense_path] = _rest(site, edit.stride)  # type: ignore[union-attr]
     return found
 
 

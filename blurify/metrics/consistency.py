@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from blurify.errors import BlurifyError
 from blurify.metrics.results import Consistency, Estimate
+from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Pictures, Preprocessing, Subject, Watch, no_answer
 
 
@@ -59,8 +59,8 @@ def consistency(
     for number, batch in enumerate(pictures.batches(batch_size)):
         if batch.canvases.shape[2:] != geometry.canvas:
             raise BlurifyError(
-                f"the pictures are {_by(batch.canvases.shape[2:])}, the canvas {_by(geometry.canvas)}: bring the "
-                "pictures to the canvas, or give --canvas"
+                f"the pictures are {dimensions(batch.canvases.shape[2:])}, the canvas {dimensions(geometry.canvas)}: "
+                "bring the pictures to the canvas, or give --canvas"
             )
         canvases = batch.canvases.to(subject.device, non_blocking=True)
         first, second, beside = (
@@ -120,8 +120,8 @@ def _places(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -
         corners = spare + 1
     else:
         raise BlurifyError(
-            f"the canvas is no larger than the model's input ({_by(geometry.crop)}), so there is no room to shift: "
-            "give a larger --canvas, or --circular"
+            f"the canvas is no larger than the model's input ({dimensions(geometry.crop)}), so there is no room to "
+            "shift: give a larger --canvas, or --circular"
         )
     # A row a picture: what one gets does not depend on how many there are.
     draws = torch.rand(count, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -212,7 +212,3 @@ def _estimate(parts: list[Tensor], *, yes_or_no: bool = True) -> Estimate:
     if not kept:
         raise BlurifyError("no two crops of a picture overlap: give a smaller --canvas")
     return Estimate.of(kept, yes_or_no=yes_or_no)
-
-
-def _by(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))

@@ -18,7 +18,7 @@ from blurify.graph.inputs import traced
 from blurify.graph.recorder import Trace
 from blurify.metrics.circular import circular_padding
 from blurify.metrics.pictures import some_of
-from blurify.metrics.results import Equivariance, LayerMap
+from blurify.metrics.results import Equivariance, Estimate, LayerMap
 from blurify.metrics.subject import Pictures, Subject, Watch, middle
 from blurify.nn import BlurPool
 
@@ -144,6 +144,7 @@ class _Layer:
         """Make room for the shifts up to `reach`; up to the stride only, if not `whole`."""
         rows, columns = (len(range(0, reach + 1 if whole else min(reach + 1, s), step)) for s in self.stride)
         self.sums = [[0.0] * columns for _ in range(rows)]
+        self.each: list[Tensor] = []  # a batch: of each picture, the sum over shifts
         self.step = step
         self.at = 0, 0
 
@@ -160,6 +161,7 @@ class _Layer:
         unit, empty = _unit(output)
         if self.at == (0, 0):  # by definition at distance 0
             self.unit, self.empty = unit, empty
+            self.each.append(torch.zeros(len(unit), dtype=torch.float64))
             return
         (y, rest_y), (x, rest_x) = (divmod(i * self.step, s) for i, s in zip(self.at, self.stride, strict=True))
         for down, in_y in ((0, self.stride[0] - rest_y), (1, rest_y)):
@@ -170,12 +172,16 @@ class _Layer:
                     # Half the squared distance of unit vectors is 1 - cosine, without its rounding errors near 0.
                     distance = (unit - before).square_().sum(1).add_((empty != gone).to(unit.dtype)).div_(2)
                     share = in_y * in_x / math.prod(self.stride)
-                    self.sums[row][column] += share * float(distance.mean((1, 2)).cpu().double().sum())
+                    of_each = share * distance.mean((1, 2)).cpu().double()
+                    self.sums[row][column] += float(of_each.sum())
+                    self.each[-1] += of_each
 
     def result(self, count: int) -> LayerMap:
         """The mean distances over `count` pictures."""
         distances = tuple(tuple(total / count for total in row) for row in self.sums)
-        return LayerMap(self.name, self.kind, self.stride, self.shape, distances)
+        means = (torch.cat(self.each) / (len(self.sums) * len(self.sums[0]))).tolist()
+        over_pictures = Estimate.of(means, bounded=False, yes_or_no=False)
+        return LayerMap(self.name, self.kind, self.stride, self.shape, distances, over_pictures)
 
 
 def _unit(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from blurify.errors import BlurifyError, one_line
 from blurify.files import atomic
+from blurify.metrics.differences import differences
 from blurify.metrics.results import Measurement
 from blurify.spec.plan import Plan
 
@@ -36,6 +37,9 @@ def write_measurements(
 ) -> Path:
     """Write measurements as JSON: `{"measurements": [...]}`. The file appears complete or not at all.
 
+    Of two measurements there is a "difference" beside it: by the figure's name, how far the second's is above the
+    first's (see `differences`).
+
     Args:
         path: the file.
         measurements: what `measure` returned, of one model or several.
@@ -58,7 +62,10 @@ def write_measurements(
 
 def as_json(measurements: Sequence[Measurement]) -> dict[str, Any]:
     """What `write_measurements` writes and `blurify measure --json` prints."""
-    return {"measurements": [measurement.to_dict() for measurement in measurements]}
+    data: dict[str, Any] = {"measurements": [measurement.to_dict() for measurement in measurements]}
+    if len(measurements) == 2:
+        data["difference"] = {name: asdict(found) for name, found in differences(*measurements).items()}
+    return data
 
 
 def _context_data(context: Context | None) -> dict[str, Any]:

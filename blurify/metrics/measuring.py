@@ -91,7 +91,10 @@ def measure(
         model=subject.name,
         data=pictures.name,
         images=len(pictures),
-        settings=_settings(subject, seed, batch_size, circular=circular),
+        settings={
+            **_settings(subject, seed, batch_size, circular=circular),
+            "pictures": getattr(pictures, "fingerprint", ""),  # sets of the user's own may have none
+        },
         converted=plan_of(subject.model) is not None,
         skipped=skipped,
         **found,

@@ -11,6 +11,7 @@ from torch import nn
 
 from blurify.errors import BlurifyError
 from blurify.graph.inputs import traced
+from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Preprocessing
 from blurify.surgery.apply import plan_of
 
@@ -118,8 +119,8 @@ def preprocessing_of(
     canvas = canvas or (round(size[0] * 8 / 7), round(size[1] * 8 / 7))
     if canvas[0] < size[0] or canvas[1] < size[1]:
         raise BlurifyError(
-            f"the canvas of {_by(canvas)} is smaller than the model's input of {_by(size)}: give a larger --canvas or "
-            "a smaller --size"
+            f"the canvas of {dimensions(canvas)} is smaller than the model's input of {dimensions(size)}: give a "
+            "larger --canvas or a smaller --size"
         )
     default = fallback or (Preprocessing(size, canvas) if channels == 3 else None)
     return Preprocessing(
@@ -186,8 +187,8 @@ def _channels(model: nn.Module, size: tuple[int, int], first: int | None) -> int
         else:
             return channels
     raise BlurifyError(
-        f"the model takes no pictures of {_by(size)} with {' or '.join(map(str, candidates))} channels ({problem}): "
-        "give another --size, or a model of pictures"
+        f"the model takes no pictures of {dimensions(size)} with {' or '.join(map(str, candidates))} channels "
+        f"({problem}): give another --size, or a model of pictures"
     ) from problem
 
 
@@ -217,7 +218,3 @@ def _floats(values: Any) -> tuple[float, ...] | None:
     if values is None:
         return None
     return tuple(float(value) for value in values) if isinstance(values, Sequence) else (float(values),)
-
-
-def _by(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
 from blurify.errors import BlurifyError
+from blurify.metrics.packing import pack, unpack
 
 FORMAT = 1
 _Z = 1.959964  # the normal distribution's 97.5% point
@@ -22,12 +23,19 @@ class Estimate:
         value: the mean.
         low, high: the interval.
         count: how many pictures (or other independent things) it is a mean over.
+        packed: the value of each of them, as `packing.pack` has it; '' where they are not known, as in files of before.
     """
 
     value: float
     low: float
     high: float
     count: int
+    packed: str = field(default="", repr=False)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """One value a picture, in order; () where they are not known. Raises BlurifyError where a file is damaged."""
+        return unpack(self.packed, self.count) if self.packed else ()
 
     @classmethod
     def of(cls, values: Sequence[float], *, bounded: bool = True, yes_or_no: bool = True) -> Estimate:
@@ -41,19 +49,21 @@ class Estimate:
                 wider than need be, as their variance is below that of single answers. False: the normal
                 approximation.
         """
-        count = len(values)
+        count, packed = len(values), pack(values)
         mean = math.fsum(values) / count
         if yes_or_no:
             middle = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
             half = _Z * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
             # Rounding must not push the mean out of its own interval.
-            return cls(mean, max(min(middle - half, mean), 0.0), min(max(middle + half, mean), 1.0), count)
+            return cls(mean, max(min(middle - half, mean), 0.0), min(max(middle + half, mean), 1.0), count, packed)
         if count == 1 and bounded:  # one picture tells nothing of others
-            return cls(mean, 0.0, 1.0, count)
+            return cls(mean, 0.0, 1.0, count, packed)
         variance = math.fsum((value - mean) ** 2 for value in values) / max(count - 1, 1)
         half = _Z * math.sqrt(variance / count)
         low, high = mean - half, mean + half
-        return cls(mean, max(low, 0.0), min(high, 1.0), count) if bounded else cls(mean, low, high, count)
+        if bounded:
+            low, high = max(low, 0.0), min(high, 1.0)
+        return cls(mean, low, high, count, packed)
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class LayerMap:
         shape: of the feature map, (C, H, W).
         distances: rows are dy = 0, step, 2 step, ... and columns dx likewise, up to the stride less one or, where it
             was given, the largest shift; 0 is perfect equivariance.
+        over_pictures: the mean over all shifts, of each picture; None in files of before.
     """
 
     name: str
@@ -97,6 +108,7 @@ class LayerMap:
     stride: tuple[int, int]
     shape: tuple[int, ...]
     distances: tuple[tuple[float, ...], ...]
+    over_pictures: Estimate | None = None
 
     @property
     def mean(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -103,6 +104,12 @@ class TensorPictures:
     def labelled(self) -> bool:
         """Whether any picture has a label."""
         return self.labels is not None and bool((self.labels >= 0).any())
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where the pictures do."""
+        data = self.canvases.detach().cpu().contiguous().view(torch.uint8).numpy()
+        return hashlib.sha256(repr(self.canvases.shape).encode() + data.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.canvases)

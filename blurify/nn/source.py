@@ -82,7 +82,7 @@ def _lambda_tree(code: CodeType, lambdas: tuple[ast.Lambda, ...]) -> ast.Functio
 
 def expressions(tree: ast.AST) -> list[ast.AST]:
     """All expressions and augmented assignments of a function, in the order of the source."""
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.expr | ast.AugAssign)]
+    found: list[Any] = [node for node in ast.walk(tree) if isinstance(node, ast.expr | ast.AugAssign)]
     return sorted(found, key=lambda node: (node.lineno, node.col_offset, -(node.end_col_offset or 0)))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from blurify.errors import BlurifyError, nearest
+from blurify.errors import BlurifyError
 from blurify.graph.inputs import traced
 from blurify.graph.recorder import Key, Trace, trace
 from blurify.graph.regions import blur_points
@@ -36,6 +36,7 @@ from blurify.planning.rules import Rules, halves, is_patchify
 from blurify.spec.methods import Taps
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import Recipe
+from blurify.spec.words import nearest
 
 _AFTER = ("after-activation", "split")
 
@@ -218,8 +219,8 @@ class _Planner:
         names = [site.name for site in sites]
         for glob in self.recipe.skip_names:
             if not any(fnmatch.fnmatchcase(name, glob) for name in names):
-                close = nearest(glob, names)
-                where = f"the nearest site is {close!r}" if close else "blurify inspect lists the sites"
+                close = nearest(glob.strip("*."), names, count=1, cutoff=0.3)
+                where = f"the nearest site is {close[0]!r}" if close else "blurify inspect lists the sites"
                 if not names:
                     where = "it has no sites at all"
                 raise BlurifyError(

@@ -78,12 +78,6 @@ class Proof:
         """Pickle as a versioned dict: classes may change, files stay."""
         return read_proof, (self.to_dict(),)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """As 0.1.0 pickled it."""
-        for name in (field.name for field in dataclasses.fields(self)):
-            if name in state:
-                object.__setattr__(self, name, state[name])
-
 
 def read_proof(data: Mapping[str, Any]) -> Proof:
     """`Proof.from_dict`, by a name that pickles can hold."""

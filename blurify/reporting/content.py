@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from blurify.errors import BlurifyError
+from blurify.metrics.differences import Difference, compared, differences, pooled
+from blurify.metrics.differences import figures as figures_of
 from blurify.metrics.results import Consistency, Estimate, LayerMap, Measurement, WorstCase
 from blurify.spec.plan import Plan
 
@@ -70,6 +73,11 @@ class Report:
             ]
         return tuple(found)
 
+    @cached_property
+    def compared(self) -> Mapping[str, Difference]:
+        """The differences of the two, by the figure's name; none where there is but one."""
+        return differences(*self.measurements) if len(self.measurements) == 2 else {}
+
 
 def _same_network(first: Measurement, second: Measurement) -> bool:
     """Whether the parts that both measurements name are called alike; so, too, where they name none."""
@@ -91,12 +99,14 @@ class Row:
         estimates: one entry a measurement; None where it was not measured.
         better: 'higher' | 'lower', which way is good.
         name: which figure it is, for the definitions.
+        difference: of the two, where there are two.
     """
 
     label: str
     estimates: tuple[Estimate | None, ...]
     better: str
     name: str = ""
+    difference: Difference | None = None
 
     @property
     def measured(self) -> bool:
@@ -104,28 +114,40 @@ class Row:
         return any(estimate is not None for estimate in self.estimates)
 
     @property
-    def pair(self) -> tuple[Estimate, Estimate] | None:
-        """Both estimates, where there are two."""
-        if len(self.estimates) != 2 or self.estimates[0] is None or self.estimates[1] is None:
-            return None
-        return self.estimates[0], self.estimates[1]
-
-    @property
-    def change(self) -> float | None:
-        """By how much the second is above the first."""
-        return self.pair[1].value - self.pair[0].value if self.pair else None
-
-    @property
     def verdict(self) -> str:
-        """What the intervals allow to say: 'better', 'worse', 'intervals overlap'; '' where there is one estimate."""
-        if self.pair is None:
-            return ""
-        first, second = self.pair
-        if second.low > first.high:
-            return "better" if self.better == "higher" else "worse"
-        if second.high < first.low:
-            return "better" if self.better == "lower" else "worse"
-        return "intervals overlap"
+        """What the difference allows to say, see `verdict`; '' where there is none."""
+        return verdict(self.difference, self.better)
+
+
+def verdict(difference: Difference | None, better: str) -> str:
+    """Whether a difference is for the better: 'better', 'worse' or 'not clear'; 'unpaired' is added where it is.
+
+    Args:
+        difference: the second less the first; '' is said of None, and of what is no number.
+        better: 'higher' | 'lower', which way is good.
+    """
+    if difference is None or not math.isfinite(difference.value):
+        return ""
+    word = "not clear"
+    if difference.clear:
+        word = "better" if (difference.value > 0) == (better == "higher") else "worse"
+    return word if difference.paired else f"{word}, unpaired"
+
+
+def mean_difference(report: Report, figures: Sequence[str]) -> Difference | None:
+    """The difference of the means of several figures, such as all flip rates, picture by picture.
+
+    Args:
+        report: of two measurements, or one.
+        figures: the names, as `Report.compared` has them; all of both measurements.
+
+    Returns:
+        None where not all of them compare picture by picture.
+    """
+    if not figures or not all(name in report.compared and report.compared[name].paired for name in figures):
+        return None
+    first, second = (pooled([found[name] for name in figures]) for found in map(figures_of, report.measurements))
+    return compared({"mean": (first, second)})["mean"] if first and second else None
 
 
 def consistency(report: Report) -> list[Row]:
@@ -144,6 +166,7 @@ def consistency(report: Report) -> list[Row]:
             tuple(get(measured.consistency) if measured.consistency else None for measured in report.measurements),
             better,
             name,
+            report.compared.get(f"consistency.{name}"),
         )
         for name, label, better, get in wanted
     ]
@@ -164,6 +187,7 @@ def worst_case(report: Report) -> list[Row]:
             tuple(get(measured.worst_case) if measured.worst_case else None for measured in report.measurements),
             "higher",
             name,
+            report.compared.get(f"worst_case.{name}"),
         )
         for name, label, get in wanted
     ]
@@ -177,7 +201,13 @@ def flip_rates(report: Report) -> list[Row]:
         for measured in report.measurements
     ]
     return [
-        Row(_words(name), tuple(rates[name].rate if name in rates else None for rates in found), "lower", name)
+        Row(
+            _words(name),
+            tuple(rates[name].rate if name in rates else None for rates in found),
+            "lower",
+            name,
+            report.compared.get(f"stability.flip_rate.{name}"),
+        )
         for name in _names(found)
     ]
 

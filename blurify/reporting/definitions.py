@@ -22,7 +22,8 @@ class Definition:
     """One figure.
 
     Attributes:
-        part: the part of a measurement that holds it; 'plan' for the table of sites, '' for what every page has.
+        part: the part of a measurement that holds it; 'plan' for the table of sites, 'pair' for what a page of two
+            measurements has, '' for what every page has.
         name: what the page calls it.
         text: what it is.
         source: who defined it.
@@ -43,6 +44,17 @@ _DEFINITIONS = (
         "changes of probability, the normal approximation. The pictures are taken as a random sample; the network's "
         "training is not repeated, so the interval says nothing of other trainings.",
         "Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927",
+    ),
+    Definition(
+        "pair",
+        "Change, and its 95% interval",
+        "The mean over pictures of the second network's figure less the first's on the same picture: what makes a "
+        "picture easy or hard for both drops out. The interval is a bootstrap of 10,000 resamples of the pictures, "
+        "both networks with the same ones, between percentiles that are expanded for few pictures. Where every picture "
+        "has an answer of yes or no, McNemar's exact test looks at those alone on which the networks differ. Each "
+        "figure is judged by itself: of many figures without any difference, some 5 of 100 are called better or worse.",
+        "Efron and Tibshirani, An Introduction to the Bootstrap, 1993; Hesterberg, What Teachers Should Know About the "
+        "Bootstrap, 2015; McNemar, Note on the Sampling Error of the Difference Between Correlated Proportions, 1947",
     ),
     Definition(
         "plan",
@@ -114,7 +126,7 @@ _DEFINITIONS = (
 
 def definitions(report: Report) -> list[Definition]:
     """The definitions of what a report shows."""
-    shown = {"", *(["plan"] if report.plan else [])}
+    shown = {"", *(["plan"] if report.plan else []), *(["pair"] if report.compared else [])}
     for measured in report.measurements:
         shown |= {item.part for item in _DEFINITIONS if item.part and getattr(measured, item.part, None) is not None}
     return [item for item in _DEFINITIONS if item.part in shown]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blurify.errors import BlurifyError
+from blurify.metrics.differences import Difference
 from blurify.metrics.results import Estimate
+from blurify.metrics.sizes import amount
 from blurify.reporting import charts, content, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.definitions import definitions
@@ -70,6 +72,7 @@ def _page(report: Report) -> dict[str, Any]:
             for role, measured in zip(report.roles, report.measurements, strict=True)
         ],
         "pair": pair,
+        "unpaired": any(not difference.paired for difference in report.compared.values()),
         "before_after": report.roles == ("before", "after"),
         "same_weights": report.same_weights,
         "pictures": _pictures(report),
@@ -124,14 +127,34 @@ def _headline_rows(report: Report) -> list[Row]:
 
 def _figure(row: Row) -> dict[str, Any]:
     """A row of a table of figures: label, one cell a measurement, the change."""
-    change = "" if row.change is None else f"{words.points(row.change)} points"
     return {
         "label": row.label,
         "better": row.better,
         "cells": [_cell(item) for item in row.estimates],
-        "change": change,
-        "verdict": row.verdict,
+        **_change(row.difference, row.better),
     }
+
+
+def _change(difference: Difference | None, better: str, *, share: bool = True) -> dict[str, Any]:
+    """The cell of the change: how large it is, its interval, what that allows to say."""
+    if difference is None:
+        return {"change": "", "within": "", "verdict": "", "tone": ""}
+    verdict = content.verdict(difference, better)
+    low, high = (words.points(end) if share else _signed(end) for end in (difference.low, difference.high))
+    return {
+        "change": _amount_of_change(difference.value, share=share),
+        "within": f"{low} to {high}",
+        "verdict": verdict,
+        "tone": verdict.partition(",")[0] if difference.clear else "",
+    }
+
+
+def _amount_of_change(value: float, *, share: bool) -> str:
+    return f"{words.points(value)} points" if share else _signed(value)
+
+
+def _signed(value: float) -> str:
+    return words.signed(f"{value:+.3f}") if math.isfinite(value) else "no number"
 
 
 def _cell(item: Estimate | None) -> dict[str, str]:
@@ -141,68 +164,79 @@ def _cell(item: Estimate | None) -> dict[str, str]:
 
 
 def _means(report: Report, shown: Sequence[Layer]) -> list[dict[str, Any]]:
-    """Headlines that are means over parts of the network or kinds of perturbation, without an interval."""
+    """Headlines that are means over parts of the network or kinds of perturbation, without an interval of their own."""
     rows = []
-    flips = _values(_columns(content.flip_rates(report)))
-    if any(flips):
-        rows.append(_mean_row("Flip rate, mean of", "perturbations", flips, words.percent))
+    flips = content.flip_rates(report)
+    if flips:
+        series = _values(zip(*(row.estimates for row in flips), strict=True))
+        names = [f"stability.flip_rate.{row.name}" for row in flips]
+        rows.append(_mean_row(report, "Flip rate, mean of", "perturbations", names, series))
     curve = content.aliasing(report)
     if curve is not None:
         # A global pool leaves nothing that could alias.
         sites = report.plan.sites if report.plan else ()
         void = {site.name for site in sites if site.rule == "global-pool"}
-        kept = [[item for item, name in zip(part, curve.points, strict=True) if name not in void]
-                for part in curve.series]  # fmt: skip
-        if kept[0]:
-            rows.append(_mean_row("Energy that aliases, mean of", "sites", _values(kept), words.percent))
+        kept = [index for index, name in enumerate(curve.points) if name not in void]
+        if kept:
+            series = _values([part[index] for index in kept] for part in curve.series)
+            names = [f"aliasing.{curve.points[index]}" for index in kept]
+            rows.append(_mean_row(report, "Energy that aliases, mean of", "sites", names, series))
     if shown:
         means = [
             [found.mean if found else None for found in column]
             for column in zip(*(layer.maps for layer in shown), strict=True)
         ]
-        rows.append(_mean_row("Distance from equivariance, mean of", "layers", means, words.distance))
+        names = [f"equivariance.{layer.name}" for layer in shown]
+        rows.append(_mean_row(report, "Distance from equivariance, mean of", "layers", names, means, share=False))
     return rows
 
 
-def _values(series: Sequence[Sequence[Estimate | None]]) -> list[list[float | None]]:
+def _values(series: Iterable[Sequence[Estimate | None]]) -> list[list[float | None]]:
     return [[item.value if item else None for item in part] for part in series]
 
 
 def _mean_row(
-    label: str, parts: str, series: Sequence[Sequence[float | None]], say: Callable[[float], str]
+    report: Report,
+    label: str,
+    parts: str,
+    names: Sequence[str],
+    series: Sequence[Sequence[float | None]],
+    *,
+    share: bool = True,
 ) -> dict[str, Any]:
-    """A mean over what all measurements have; where they have nothing in common each has its own, and no change."""
-    shared = [values for values in zip(*series, strict=True) if None not in values]
+    """A mean over what all measurements have; where they have nothing in common each has its own, and no change.
+
+    Args:
+        report: of these measurements.
+        label, parts: how the row is called, and what it is a mean over.
+        names: of the figures that it is a mean over.
+        series: one entry a measurement, in it one entry a figure.
+        share: the figures are shares; else distances.
+    """
+    shared = {name: values for name, values in zip(names, zip(*series, strict=True), strict=True) if None not in values}
     measured = [[value for value in part if value is not None] for part in series]
     if shared:
-        measured = [list(part) for part in zip(*shared, strict=True)]
+        measured = [list(part) for part in zip(*shared.values(), strict=True)]
     means = [_mean(part) if part else None for part in measured]
     counts = list(dict.fromkeys(len(part) for part in measured if part))
-    label = f"{label} {' and '.join(map(str, counts))} {parts}"
-    change = ""
-    if shared and len(means) == 2 and means[0] is not None and means[1] is not None:
-        difference = means[1] - means[0]
-        change = f"{words.points(difference)} points" if say is words.percent else words.signed(f"{difference:+.3f}")
+    say = words.percent if share else words.distance
+    change = _change(content.mean_difference(report, list(shared)), "lower", share=share)
+    if not change["change"] and shared and len(means) == 2 and means[0] is not None and means[1] is not None:
+        change["change"] = _amount_of_change(means[1] - means[0], share=share)
     return {
-        "label": label,
+        "label": f"{label} {' and '.join(map(str, counts))} {parts}",
         "better": "lower",
         "cells": [
             {"value": _DASH, "interval": "not measured"} if mean is None else {"value": say(mean), "interval": ""}
             for mean in means
         ],
-        "change": change,
-        "verdict": "",
+        **change,
     }
 
 
 def _mean(values: Sequence[float | None]) -> float:
     found = [value for value in values if value is not None]
     return math.fsum(found) / len(found)
-
-
-def _columns(rows: Sequence[Row]) -> list[list[Estimate | None]]:
-    """Rows of estimates as one list a measurement."""
-    return [list(part) for part in zip(*(row.estimates for row in rows), strict=True)]
 
 
 def _rows_section(rows: list[Row]) -> dict[str, Any] | None:
@@ -237,8 +271,8 @@ def _plan(report: Report) -> dict[str, Any] | None:
         "done": any(measured.converted for measured in report.measurements),
         "blurred": len(plan.converted),
         "skipped": len(plan.skipped),
-        "macs": words.amount(plan.macs),
-        "macs_after": words.amount(plan.macs + plan.extra_macs),
+        "macs": amount(plan.macs),
+        "macs_after": amount(plan.macs + plan.extra_macs),
         "growth": f"{plan.extra_macs / plan.macs:+.0%}" if plan.macs else "",
     }
 
@@ -255,9 +289,7 @@ def _site(number: int, site: Site, shares: Sequence[dict[str, Estimate | None]])
         "action": site.action,
         "rule": site.rule,
         "reason": f"{site.placement}: {site.reason}" if blurred and site.placement else site.reason,
-        "extra": words.signed(f"{'+' if site.extra_macs > 0 else ''}{words.amount(site.extra_macs)}")
-        if blurred
-        else _DASH,
+        "extra": words.signed(f"{'+' if site.extra_macs > 0 else ''}{amount(site.extra_macs)}") if blurred else _DASH,
         "shares": " → ".join(_cell(part.get(site.name))["value"] for part in shares),
     }
 

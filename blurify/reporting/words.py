@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from blurify.metrics import sizes
 from blurify.metrics.results import Estimate
 
 
@@ -42,15 +43,7 @@ def signed(text: str) -> str:
 
 def dimensions(values: Sequence[int]) -> str:
     """(3, 3) -> '3×3'."""
-    return "×".join(str(value) for value in values)
-
-
-def amount(number: float) -> str:
-    """A count with a unit: 1820000000 -> '1.82 G'."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
+    return sizes.dimensions(values, "×")
 
 
 def plain(text: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 from blurify.errors import BlurifyError
 from blurify.files import atomic
+from blurify.metrics.sizes import dimensions
 from blurify.versions import versions
 
 Record: TypeAlias = dict[str, Any]
@@ -217,7 +218,7 @@ def _cell(value: Any) -> Any:
     if value is None:
         return ""
     if isinstance(value, list):
-        return " ".join("x".join(map(str, shape)) for shape in value)
+        return " ".join(map(dimensions, value))
     return value
 
 

@@ -226,7 +226,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("blurify ")
     assert cli.main([]) == 0
     assert "inspect" in capsys.readouterr().out
-    for command in ("inspect", "convert", "demo"):
+    for command in ("inspect", "convert", "check", "revert", "demo"):
         assert cli.main([command, "--help"]) == 0
         out = capsys.readouterr().out
         assert f"Example: blurify {command}" in out

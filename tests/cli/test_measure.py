@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import blurify
 from blurify import cli, metrics
 from blurify.cli import console, measurements
-from blurify.cli.measure import find_device, parse_numbers, parse_size
+from blurify.cli.devices import find_device
+from blurify.cli.measuring import parse_numbers, parse_size
 from blurify.errors import BlurifyError
 from blurify.files import opening, sources
 from blurify.metrics import files, measuring, results
@@ -180,8 +181,9 @@ class TestCommand:
         remark, _, heading, *rows = out.splitlines()
         assert remark.startswith(f"{TRAINED} converted has exactly the weights of {TRAINED}")
         assert heading.split() == ["figure", TRAINED, TRAINED, "converted", "difference"]
-        assert re.search(r"block2\.conv1 +conv +2x2 .* blurred +-\d\.\d\d points \*", out)
-        assert rows[-1] == "* the two intervals do not overlap"
+        assert re.search(r"block2\.conv1 +conv +2x2 .* blurred +-\d\.\d\d points \(-\d\.\d\d\.\.-\d\.\d\d\) \*", out)
+        assert rows[-1].startswith("* the 95% interval of the difference, picture by picture, leaves out 0")
+        assert "unpaired" not in out
         assert all(len(row.split()) >= 4 for row in rows if row.startswith(("consistency", "shift", "accuracy")))
 
     def test_the_demo_networks_see_the_same(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -510,7 +512,7 @@ class TestLibrary:
 
 
 def test_differences(capsys: pytest.CaptureFixture[str]) -> None:
-    """A star where the intervals do not overlap, and only there."""
+    """Of files without values of single pictures: a star where the intervals do not overlap, and only there."""
 
     def one(low: float, value: float, high: float) -> Measurement:
         estimate = Estimate(value, low, high, 10)
@@ -519,10 +521,11 @@ def test_differences(capsys: pytest.CaptureFixture[str]) -> None:
 
     measurements.print_measurements([one(0.1, 0.2, 0.3), one(0.31, 0.4, 0.5)])
     out = capsys.readouterr().out
-    assert out.count("+20.00 points *") == 3 and out.endswith("* the two intervals do not overlap\n")
+    assert out.count("+20.00 points (+1.00..+40.00) *") == 3
+    assert out.splitlines()[-1].startswith("* the two intervals do not overlap (unpaired: ")
     measurements.print_measurements([one(0.1, 0.2, 0.3), one(0.05, 0.1, 0.15)])
     out = capsys.readouterr().out
-    assert out.count("-10.00 points\n") == 3 and "*" not in out
+    assert out.count("-10.00 points (-25.00..+5.00)\n") == 3 and "*" not in out
 
 
 def test_sizes_numbers_and_devices() -> None:

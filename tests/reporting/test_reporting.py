@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 import struct
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -23,6 +24,7 @@ import torch
 
 from blurify import cli, reporting
 from blurify.errors import BlurifyError
+from blurify.metrics.differences import PAIRED, UNPAIRED, Difference, differences
 from blurify.metrics.files import Context, write_measurements
 from blurify.metrics.results import Aliasing, Equivariance, Estimate, LayerMap, Measurement, Stability
 from blurify.reporting import Report, charts, content, heatmaps, render, words, write_figures
@@ -132,26 +134,78 @@ def test_consistency_figures(full: Page) -> None:
             assert numbers(change)[0] / 100 == pytest.approx(after.value - before.value, abs=0.0006)
 
 
-def test_the_verdict_is_what_the_intervals_allow(full: Page) -> None:
+def without_pictures(measured: Measurement) -> Measurement:
+    """As in a file of before: no values of single pictures."""
+
+    def bare(data: Any) -> Any:
+        if isinstance(data, dict):
+            return {key: bare(item) for key, item in data.items() if key not in ("packed", "over_pictures")}
+        return [bare(item) for item in data] if isinstance(data, list | tuple) else data
+
+    return Measurement.from_dict(bare(measured.to_dict()))
+
+
+def test_the_verdict_is_that_of_the_paired_difference(full: Page) -> None:
+    """Accuracy's intervals overlap widely, and yet almost every picture is a little better off."""
     table = full.table("Headline figures")
-    assert table["Same answer, two crops higher is better"][2].endswith("points better")
-    assert table["Accuracy higher is better"][2].endswith("intervals overlap")
+    wanted = differences(BEFORE, AFTER)
+    for label, name, said in (
+        ("Same answer, two crops higher is better", "agreement", "better"),
+        ("Accuracy higher is better", "accuracy", "better"),
+    ):
+        found = wanted[f"consistency.{name}"]
+        change = table[label][2]
+        assert change.endswith(f" {said}") and found.paired
+        shown = [number / 100 for number in numbers(change)]
+        assert shown == pytest.approx([found.value, found.low, found.high], abs=0.0006)
     swapped = Page(render(Report((replace(AFTER, converted=False), replace(BEFORE, converted=True)))))
-    assert swapped.table("Headline")["Other answer, one-pixel shift lower is better"][2].endswith("points worse")
+    assert swapped.table("Headline")["Other answer, one-pixel shift lower is better"][2].endswith("worse")
+    assert "Unpaired:" not in full.text
+
+
+def test_means_are_compared_picture_by_picture_too(full: Page) -> None:
+    table = full.table("Headline figures")
+    (flips,) = [row for label, row in table.items() if label.startswith("Flip rate, mean of 8")]
+    value, low, high = (number / 100 for number in numbers(flips[2]))
+    columns = [
+        [math.fsum(part) / 8 for part in zip(*(item.rate.values for item in found.stability.flip_rates), strict=True)]
+        for found in (BEFORE, AFTER)
+    ]
+    changes = [after - before for before, after in zip(*columns, strict=True)]
+    mean, error = statistics.fmean(changes), statistics.stdev(changes) / math.sqrt(len(changes))
+    assert (value, low, high) == pytest.approx((mean, mean - 1.96 * error, mean + 1.96 * error), abs=0.001)
+    assert flips[2].endswith(" better")
+    (distance,) = [row for label, row in table.items() if label.startswith("Distance from equivariance, mean of")]
+    assert len(numbers(distance[2])) == 1, "the layer of stride 1 has no values of single pictures here"
+
+
+def test_files_of_before_are_compared_unpaired_and_the_page_says_so() -> None:
+    report = Report((without_pictures(BEFORE), without_pictures(AFTER)), plan())
+    found = Page(render(report))
+    table = found.table("Headline figures")
+    assert table["Same answer, two crops higher is better"][2].endswith("better, unpaired")
+    assert table["Accuracy higher is better"][2].endswith("not clear, unpaired")
+    assert "Unpaired:" in found.text
+    elsewhere = Report((BEFORE, replace(AFTER, data="elsewhere")))
+    assert Page(render(elsewhere)).table("Headline")["Accuracy higher is better"][2].endswith("not clear, unpaired")
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "better", "verdict"),
+    ("low", "value", "high", "better", "verdict"),
     [
-        ((0.5, 0.4, 0.6), (0.8, 0.7, 0.9), "higher", "better"),
-        ((0.5, 0.4, 0.6), (0.8, 0.7, 0.9), "lower", "worse"),
-        ((0.8, 0.7, 0.9), (0.5, 0.4, 0.6), "lower", "better"),
-        ((0.5, 0.4, 0.6), (0.7, 0.6, 0.8), "higher", "intervals overlap"),
+        (0.1, 0.2, 0.3, "higher", "better"),
+        (0.1, 0.2, 0.3, "lower", "worse"),
+        (-0.3, -0.2, -0.1, "lower", "better"),
+        (-0.1, 0.2, 0.3, "higher", "not clear"),
+        (math.nan, math.nan, math.nan, "higher", ""),
     ],
 )
-def test_verdicts(first: tuple[float, ...], second: tuple[float, ...], better: str, verdict: str) -> None:
-    row = content.Row("figure", (Estimate(*first, 10), Estimate(*second, 10)), better)
-    assert row.verdict == verdict
+def test_verdicts(low: float, value: float, high: float, better: str, verdict: str) -> None:
+    assert content.verdict(Difference(value, low, high, PAIRED, 9), better) == verdict
+    if verdict:
+        assert content.verdict(Difference(value, low, high, UNPAIRED, 9), better) == f"{verdict}, unpaired"
+        assert content.verdict(Difference(value, low, high, PAIRED, 9, p=0.06), better) == "not clear"
+    assert content.verdict(None, better) == ""
 
 
 def test_flip_rates_and_worst_case_and_means(full: Page) -> None:

@@ -288,9 +288,7 @@ def test_a_recipe_built_by_hand_is_checked_too(fields, said):
 
 
 def test_reading_recipes_needs_no_torch():
-    code = (
-        "import sys, blurify.spec.recipes as r; r.load_recipe('light'); assert 'torch' not in sys.modules"
-    )
+    code = "import sys, blurify.spec.recipes as r; r.load_recipe('light'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -404,13 +404,19 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
 linux = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
 
 
-def start(directory: Path, specs: list[str]) -> subprocess.Popen[bytes]:
+def start(directory: Path, specs: list[str], sigint: signal.Handlers = signal.SIG_DFL) -> subprocess.Popen[bytes]:
+    """A run of its own, with SIGINT as it is for what a user starts by hand.
+
+    A child inherits that a signal is ignored, and Python then leaves it so: these tests would wait in vain for a run to
+    stop where they are run in the background of a script, by nohup or by some services.
+    """
     code = "import sys; from blurify.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, "zoo", *specs, "-o", str(directory), "--random", "-j", "2"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
     )
 
 
@@ -469,6 +475,16 @@ def test_ctrl_c_and_sigterm_stop_cleanly(tmp_path: Path) -> None:
         assert running.wait(20) == code
         wait_until(lambda workers=workers: not any(map(alive, workers)), 10)
         assert [record["status"] for record in result(tmp_path)["models"]] == ["converted"]
+
+
+@linux
+def test_ctrl_c_is_not_for_a_job_in_the_background(tmp_path: Path) -> None:
+    """Which inherits that SIGINT is ignored: it goes on, and ends as if nothing had been."""
+    running = start(tmp_path, [f"{HERE}:tiny?seconds=3"], signal.SIG_IGN)
+    wait_until(lambda: children(running.pid) != [])
+    running.send_signal(signal.SIGINT)
+    assert running.wait(120) == 0
+    assert [record["status"] for record in result(tmp_path)["models"]] == ["converted"]
 
 
 @linux

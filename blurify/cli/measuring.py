@@ -1,0 +1,390 @@
+"""Measuring as the command line has it: the options, and one function that measures by them and prints nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import math
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from blurify.cli import console, options
+from blurify.cli.devices import find_device, memory_errors
+from blurify.errors import BlurifyError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from blurify.files.sources import LoadedModel
+    from blurify.metrics import files
+    from blurify.metrics.results import Measurement
+    from blurify.metrics.subject import Pictures, Preprocessing, Subject, Watch
+    from blurify.spec.plan import Plan
+    from blurify.spec.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The options of every command that measures: what on, and how."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of images, with class folders or without.", show_default="embedded digits"
+        ),
+    ] = None
+    images: Annotated[
+        int | None, typer.Option(metavar="N", help="Only so many, picked at random all over.", show_default="all")
+    ] = None
+    convert: Annotated[
+        bool, typer.Option("--convert", help="Convert MODEL2 first; where there is none, MODEL again, converted.")
+    ] = False
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="How to convert.", show_default="zhang2019")
+    ] = None
+    labels: Annotated[
+        bool | None,
+        typer.Option("--labels/--no-labels", help="Insist on labels, or ignore them.", show_default="where they fit"),
+    ] = None
+    size: Annotated[
+        str | None, typer.Option(metavar="H,W", help="Size of the model's input.", show_default="the model's own")
+    ] = None
+    canvas: Annotated[
+        str | None, typer.Option(metavar="H,W", help="Size that crops are taken from.", show_default="8/7 of --size")
+    ] = None
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="For pictures in 0..1.", show_default="the model's own")
+    ] = None
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="For pictures in 0..1.", show_default="the model's own")
+    ] = None
+    circular: Annotated[
+        bool, typer.Option("--circular", help="Consistency under circular shifts of the whole crop.")
+    ] = False
+    most_shift: Annotated[
+        int, typer.Option(metavar="N", help="Equivariance: shifts of at most so many pixels; 15 takes a quarter of 31.")
+    ] = 31
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures a forward.")] = 64
+    seed: Annotated[int, typer.Option(metavar="N", help="Of all random choices.")] = 0
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the models run.")] = "auto"
+    arch: options.Arch = None
+    random: options.Random = False
+    allow: options.Allow = None
+    trust: options.Trust = False
+
+    def check(self) -> None:
+        """Raise BlurifyError for what can be seen to be wrong before anything is loaded."""
+        for name, number in (("--images", self.images), ("--batch-size", self.batch_size)):
+            if number is not None and number < 1:
+                raise BlurifyError(f"{name} {number} is no picture at all: give at least 1")
+        if self.most_shift < 0:
+            raise BlurifyError(f"--most-shift {self.most_shift} is no number of pixels: give 0 or more")
+        if self.recipe is not None and not self.convert:
+            raise BlurifyError("--recipe says how to convert: add --convert")
+
+
+def with_choices(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, whose last parameter is `choices`, an option for each field of `Choices`."""
+    hints = get_type_hints(Choices, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in dataclasses.fields(Choices)
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "choices"]
+
+    @functools.wraps(command)
+    def run(*given: Any, **named: Any) -> None:
+        chosen = {parameter.name: named.pop(parameter.name) for parameter in shared}
+        command(*given, **named, choices=Choices(**chosen))
+
+    # typer reads the options from here.
+    run.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    return run
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured.
+
+    Attributes:
+        results: one entry a model.
+        context: what goes into a file or a report besides; None where it was not wanted.
+        notes: what the user is to know, each in one line.
+    """
+
+    results: tuple[Measurement, ...]
+    context: files.Context | None
+    notes: tuple[str, ...]
+
+
+def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: str, in_context: bool) -> Found:
+    """Measure one model or two on the same pictures and crops.
+
+    Args:
+        specs: MODEL, and MODEL2 where there is one.
+        metrics: --metrics.
+        choices: the other options.
+        command: the command line, for the record.
+        in_context: also find out what a file or a report says besides the figures.
+    """
+    choices.check()
+    geometry = _Geometry(
+        parse_size("--size", choices.size),
+        parse_size("--canvas", choices.canvas),
+        parse_numbers("--mean", choices.mean),
+        parse_numbers("--std", choices.std),
+    )
+    with console.working("loading torch"):
+        from blurify.metrics import files, measuring
+        from blurify.spec.recipes import load_recipe
+        from blurify.versions import versions
+
+    wanted = [name.strip() for name in metrics.split(",") if name.strip()]
+    measuring.check_metrics(wanted)
+    measuring.check_seed(choices.seed)
+    blur = load_recipe(choices.recipe) if choices.convert else None
+    place = find_device(choices.device)
+    with console.working("reading the model"):
+        opened = [(spec, _open(spec, choices)) for spec in specs]
+        used = _preprocessing(opened, geometry, digits=choices.data is None)
+    models = [(spec, loaded.model) for spec, loaded in opened]
+    if blur is not None:
+        with console.working("converting and verifying"):
+            models[1:] = [_converted(*models[-1], blur, used)]
+    with memory_errors("a smaller --batch-size"):
+        subjects, answer = _subjects(models, used, place)
+        shown = _pictures(subjects[0], answer, opened[0][1], choices)
+        note = getattr(shown, "note", "")
+        unchanged = same_weights([model for _, model in models])
+        about = None
+        if in_context:
+            with console.working("listing the sites"):
+                known = {name: version for name, version in versions().items() if version is not None}
+                about = files.Context(_plan(models, used), command, known, same_weights=unchanged)
+        layers = _shared_layers(subjects) if "equivariance" in wanted or "all" in wanted else None
+        results: list[Measurement] = []
+        for subject in subjects:
+            with _watching(subject.name) as watch:
+                found = measuring.measure(
+                    subject, shown, wanted, seed=choices.seed, batch_size=choices.batch_size,
+                    circular=choices.circular, layers=layers, most_shift=choices.most_shift, watch=watch,
+                )  # fmt: skip
+            results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
+    notes = [*(loaded.note for _, loaded in opened), note, UNCHANGED.format(*results) if unchanged else ""]
+    notes += [
+        f"{name} of {one.model} is not measured: {reason}" for one in results for name, reason in one.skipped.items()
+    ]
+    return Found(tuple(results), about, tuple(dict.fromkeys(filter(None, notes))))
+
+
+UNCHANGED = "{1.model} has exactly the weights of {0.model}: it was not fine-tuned, and has never seen blurred features"
+"""To be said of a conversion alone: what it does to accuracy is no more than a start."""
+
+
+def same_weights(models: Sequence[nn.Module]) -> bool:
+    """Whether two models have the same tensors under the same names, and one of them is converted."""
+    import torch
+
+    import blurify
+
+    if len(models) != 2 or (blurify.plan_of(models[0]) is None) == (blurify.plan_of(models[1]) is None):
+        return False
+    first, second = (model.state_dict() for model in models)
+    return list(first) == list(second) and all(
+        first[name].shape == second[name].shape and torch.equal(first[name].cpu(), second[name].cpu())
+        for name in first
+        if isinstance(first[name], torch.Tensor)
+    )
+
+
+def _shared_layers(subjects: Sequence[Subject]) -> list[str] | None:
+    """For the same network twice, the layers that compare; None where each has its own."""
+    from blurify.metrics.equivariance import shared_layers
+
+    if len(subjects) != 2 or list(subjects[0].model.state_dict()) != list(subjects[1].model.state_dict()):
+        return None
+    with contextlib.suppress(BlurifyError):  # where there are no maps, measuring says so
+        return shared_layers(*subjects) or None
+    return None
+
+
+def _plan(models: Sequence[tuple[str, nn.Module]], used: Preprocessing) -> Plan | None:
+    """The plan that one of the models carries, or what a conversion of the first would do."""
+    import torch
+
+    import blurify
+
+    found = next(filter(None, (blurify.plan_of(model) for _, model in models)), None)
+    if found is not None:
+        return found
+    model = models[0][1]
+    like = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), None)
+    example = torch.zeros(1, used.channels, *used.crop)
+    return blurify.inspect(model, example_inputs=example if like is None else example.to(like))
+
+
+def command_line(context: typer.Context) -> str:
+    """What the user typed, for the record; '' where the command was called some other way."""
+    arguments = context.find_root().obj
+    return shlex.join(["blurify", *arguments]) if arguments else ""
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What the user said about the pictures; None: as the model says."""
+
+    size: tuple[int, int] | None
+    canvas: tuple[int, int] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def parse_size(option: str, text: str | None) -> tuple[int, int] | None:
+    """'224' -> (224, 224), '224,320' or '224x320' -> (224, 320). Raises BlurifyError for anything else."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:[,x](\d+))?", text.lower().replace(" ", ""))
+    found = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if min(found) < 1:
+        raise BlurifyError(f"{option} {text!r} is no size: give height and width in pixels, as in 224,224, or 224")
+    return found
+
+
+def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """'0.5,0.5,0.5' -> (0.5, 0.5, 0.5). Raises BlurifyError for anything else."""
+    if text is None:
+        return None
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(map(math.isfinite, found)):
+        raise BlurifyError(f"{option} {text!r} is no list of numbers: give one a channel, as in 0.5,0.5,0.5")
+    return found
+
+
+def _open(spec: str, choices: Choices) -> LoadedModel:
+    """One MODEL argument; --arch is for those that are files."""
+    from blurify.files import sources as models
+
+    arch = None if models.is_factory(spec) else choices.arch
+    return options.open_model(spec, arch=arch, pretrained=not choices.random, allow=choices.allow, trust=choices.trust)
+
+
+def _preprocessing(opened: Sequence[tuple[str, LoadedModel]], geometry: _Geometry, *, digits: bool) -> Preprocessing:
+    """MODEL's preprocessing, for all. Raises BlurifyError where MODEL2 says that it wants another."""
+    from blurify.metrics import pictures, preprocessing
+
+    first = opened[0][1]
+    fallback = pictures.digit_preprocessing() if digits else None
+    used = preprocessing.preprocessing_of(
+        first.model, first.source.arch, **dataclasses.asdict(geometry), fallback=fallback
+    )
+    given = [name for name, value in dataclasses.asdict(geometry).items() if value is not None]
+    for spec, other in opened[1:]:
+        says = preprocessing.declared(other.model, other.source.arch)
+        differs = preprocessing.disagreement(says, used, given)
+        if differs:
+            raise BlurifyError(
+                f"{spec} wants other pictures than {opened[0][0]} ({differs}): say what both are to get, or measure "
+                "them one by one"
+            )
+    return used
+
+
+def _converted(spec: str, model: nn.Module, recipe: Recipe, used: Preprocessing) -> tuple[str, nn.Module]:
+    import torch
+
+    import blurify
+
+    if blurify.plan_of(model) is not None:
+        raise BlurifyError(f"{spec} is converted already: leave --convert out, or give the original model")
+    example = torch.zeros(1, used.channels, *used.crop, dtype=next((p.dtype for p in model.parameters()), None))
+    return f"{spec} converted", blurify.convert(model, recipe, example_inputs=example)
+
+
+def _subjects(
+    models: Sequence[tuple[str, nn.Module]], used: Preprocessing, device: torch.device
+) -> tuple[list[Subject], tuple[int, ...]]:
+    """The models on their device, and the shape of their answers. Raises BlurifyError where the classes differ."""
+    from blurify.metrics.measuring import answer_shape
+    from blurify.metrics.subject import Subject
+
+    subjects = [Subject(model.to(device), used, spec) for spec, model in models]
+    answers = [answer_shape(subject) for subject in subjects]
+    if len({(len(answer), answer[0]) for answer in answers}) > 1:
+        raise BlurifyError(
+            f"{subjects[0].name} tells {answers[0][0]} classes apart and {subjects[1].name} {answers[1][0]}, or one of "
+            "them gives a label map: measure them one by one"
+        )
+    return subjects, answers[0]
+
+
+def _pictures(subject: Subject, answer: tuple[int, ...], loaded: LoadedModel, choices: Choices) -> Pictures:
+    """The pictures that were asked for, with labels where they fit.
+
+    Args:
+        subject: the model.
+        answer: the shape of its answers.
+        loaded: where it came from, which may tell its classes' names.
+        choices: the options.
+    """
+    from blurify.metrics import pictures, preprocessing
+
+    used, dense, labels = subject.preprocessing, len(answer) > 1, choices.labels
+    if labels and dense:
+        raise BlurifyError(f"{subject.name} gives a label map, for which folders have no labels: leave --labels out")
+    if choices.data is None:
+        if answer != (pictures.DIGIT_CLASSES,):
+            what = "a label map" if dense else f"{answer[0]} classes"
+            raise BlurifyError(
+                f"{subject.name} gives {what}, and the embedded digits are for classifiers of 10: give --data a folder "
+                "of images"
+            )
+        held = pictures.digits(used, images=choices.images, seed=choices.seed)
+        return dataclasses.replace(held, labels=None) if labels is False else held
+    found = pictures.open_folder(
+        choices.data,
+        used,
+        images=choices.images,
+        seed=choices.seed,
+        classes=None if labels is False or dense else answer[0],
+        categories=preprocessing.declared(loaded.model, loaded.source.arch).categories,
+    )
+    if labels and not found.labelled:
+        raise BlurifyError(f"--labels can't be had: {found.note.removeprefix('no labels: ')}")
+    return found
+
+
+@contextlib.contextmanager
+def _watching(name: str) -> Iterator[Watch | None]:
+    """A bar on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{name}: {what}", completed=done, total=total)
+
+        yield show
