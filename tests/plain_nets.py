@@ -179,6 +179,9 @@ class Run:
         else:
             choice = self.choose("after", "left")
             y = [F.avg_pool1d, F.avg_pool2d, F.avg_pool3d][op.rank - 1](x, op.kernel, op.stride, op.padding)
+            if choice == "after" and op.kernel > 3:  # smooths more than the filter does, and is kept
+                dense = [F.avg_pool1d, F.avg_pool2d, F.avg_pool3d][op.rank - 1](x, op.kernel, 1, op.padding)
+                return blur(dense, op.stride, size=y.shape[-op.rank :])
             if choice == "after":
                 return blur(x, op.stride, shift=(op.kernel - 1) // 2 - op.padding, size=y.shape[-op.rank :])
         return blur(y, op.stride) if choice == "after" else y

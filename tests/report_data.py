@@ -19,7 +19,9 @@ from blurify.metrics.results import (
     Stability,
     WorstCase,
 )
-from blurify.spec.plan import Blur, BlurOutput, Plan, SetStride, Site
+from blurify.spec.edits import Blur, BlurOutput, SetStride
+from blurify.spec.methods import Taps
+from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import Recipe
 
 STRIDES = (("conv1", 2), ("maxpool", 4), ("layer1", 4), ("layer2", 8), ("layer3", 16), ("layer4", 16))

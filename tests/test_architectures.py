@@ -17,7 +17,7 @@ import blurify
 from blurify.graph.copies import sharing_copy
 from blurify.graph.structure import tensors_in
 from blurify.planning.planner import make_plan
-from blurify.surgery.apply import apply_plan, identity
+from blurify.surgery.apply import apply_plan
 
 # Architecture -> an odd size that it takes besides its own; None where it takes no other, or only certain multiples.
 TIMM: dict[str, int | None] = {

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import blurify
-from blurify.spec.plan import Rewrite
+from blurify.spec.edits import Rewrite
 
 BLURS = (blurify.BlurPool1d, blurify.BlurPool2d, blurify.BlurPool3d)
 

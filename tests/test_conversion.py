@@ -16,8 +16,9 @@ from torch.nn.utils import parametrizations
 import blurify
 from blurify import BlurifyError, Plan, VerificationError
 from blurify.graph.inputs import given_inputs
-from blurify.proof.verification import check_weights, sites_left, verify
-from blurify.spec.plan import BlurOutput, Rewrite, SetStride
+from blurify.proof.audit import sites_left
+from blurify.proof.weights import check_weights, fingerprint
+from blurify.spec.edits import BlurOutput, Rewrite, SetStride
 from blurify.surgery.apply import apply_plan
 
 

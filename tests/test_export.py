@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import Dim
 
 import blurify
-from blurify.spec.plan import BlurInput, Rewrite
+from blurify.spec.edits import BlurInput, InsertBlur, Rewrite
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

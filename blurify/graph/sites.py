@@ -403,9 +403,16 @@ def is_mask(op: Op) -> bool:
                 return False
         elif node.meta.get("origin") in ("parameter", "buffer", "unknown") or node.target is unseen:
             return False
-        else:
+        elif function_name(node) in _LIKE:
+            todo.extend(node.all_input_nodes[:1])
+        elif function_name(node) not in _FILLED:
             todo.extend(node.all_input_nodes)
     return True
+
+
+# What takes only the dtype, shape or device of its second tensor; what takes those of its first, and no values.
+_LIKE = frozenset("type_as to expand_as view_as reshape_as".split())
+_FILLED = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split())
 
 
 def reads_image(op: Op) -> bool:

@@ -1,4 +1,4 @@
-"""What files of blurify 0.1.0 name: hooks that ran a blur, and the rewriting of forwards. Later versions make neither."""
+"""What files of blurify 0.1.0 name: hooks that ran a blur, and the rewriting of forwards."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 from collections.abc import Iterator, Sequence
 from types import FunctionType
@@ -178,20 +179,44 @@ def _calls(tree: ast.FunctionDef, attribute: str) -> bool:
     return False
 
 
-def same_expression(function: FunctionType, step: tuple[str, str, int], of: int, name: str) -> Path | None:
-    """The path of the expression in another method that has the same text as a step's; None where that is not clear.
+def same_expression(
+    function: FunctionType, step: tuple[str, str, int], of: int, name: str, expression: ast.AST, attribute: str
+) -> Path | None:
+    """The path of the expression in another method that does the same as a step's; None where that is not clear.
+
+    It has the same text, or the same but for what `self.<attribute>` is called with.
 
     Args:
         function: the other method.
         step: the expression's step.
         of: how many equal expressions there are where the step stands.
         name: the other method's name.
+        expression: the expression itself.
+        attribute: the child that becomes dense.
     """
     _, text, which = step
-    equal = [node for node in expressions(function_tree(function.__code__)) if ast.unparse(node) == text]
+    there = expressions(function_tree(function.__code__))
+    equal = [node for node in there if ast.unparse(node) == text]
     if len(equal) == of:
         return ((name, text, which),)
-    return ((name, text, 0),) if len(equal) == 1 else None
+    if len(equal) == 1:
+        return ((name, text, 0),)
+    calls = _without_arguments(expression, attribute)
+    alike = [node for node in there if calls is not None and _without_arguments(node, attribute) == calls]
+    if len(alike) != 1:
+        return None
+    text = ast.unparse(alike[0])
+    return ((name, text, [node for node in there if ast.unparse(node) == text].index(alike[0])),)
+
+
+def _without_arguments(expression: ast.AST, attribute: str) -> str | None:
+    """The text of an expression with nothing between the brackets of `self.<attribute>(...)`; None without that."""
+    blank = copy.deepcopy(expression)
+    found = False
+    for node in ast.walk(blank):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == attribute:
+            node.args, node.keywords, found = [], [], True
+    return ast.unparse(blank) if found else None
 
 
 def count_equal(model: nn.Module, module: str, path: Path) -> int:

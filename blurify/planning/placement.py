@@ -8,7 +8,6 @@ replaced, fused or converted without losing it. Only where that can't be written
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,10 +70,13 @@ class Placer:
         self.read_strides = frozenset().union(*(seen.strides_read for seen in traces))
         self.calls_of: dict[str | None, list[Call]] = defaultdict(list)
         self._nodes: list[Node] = []
+        self._inner_calls: dict[Call, list[Call]] = defaultdict(list)
         for seen in traces:
             self._nodes += seen.graph.nodes
             for call in seen.calls:
                 self.calls_of[call.path].append(call)
+                if call.parent is not None:
+                    self._inner_calls[call.parent].append(call)
         self._spots: dict[tuple[Any, ...], _Spot | CannotRewriteError] = {}
         self._ops_at: dict[tuple[Any, ...], list[Node]] = defaultdict(list)
         self._calls_at: dict[tuple[Any, ...], list[Call]] = defaultdict(list)
@@ -121,6 +123,7 @@ class Placer:
         attempts: list[Callable[[], Placed]] = []
         if not local:
             attempts += [lambda level=level: self._at_level(points, alike, level, blur) for level in levels]  # type: ignore[misc]
+            attempts += [lambda level=level: self._iterated(calls[level], points, alike, blur) for level in levels]  # type: ignore[misc]
             attempts.append(lambda: self._in_loop(points, alike, blur))
         outputs = [level for level in levels if level < reach]
         attempts += [lambda call=calls[level]: self._behind(call, points, alike, blur) for level in outputs]  # type: ignore[misc]
@@ -160,17 +163,44 @@ class Placer:
         self, calls: list[Call], level: int, alike: set[Node], blur: Blur
     ) -> tuple[set[Node | None], str, list[Edit]]:
         container = calls[level].path
-        if not level or container is None or calls[level - 1].path is None:
+        if not level or container is None:
             raise NoWay("it is no member of its container")
-        member = str(calls[level - 1].path)
-        made = {c.output for c in self.calls_of[member] if c.parent is not None and c.parent.path == container}
-        name = member.rpartition(".")[2]
-        if below(container, name) != member or not made <= alike:
+        name = self._member_name(calls[level], calls[level - 1])
+        made = {c.output for outer in self.calls_of[container] for c in self._members(outer).get(name, ())}
+        if not made <= alike:
             raise NoWay("the same module runs several times with different needs")
         if any(node is not None and node.meta.get("stale") for node in made):
             raise NoWay("its activation writes in place and the result is used by its old name")
         edit = InsertBlur(container, name, True, self._free(container, after_name(name)), blur)
-        return made, f"after {member}", [edit]
+        return made, f"after {below(container, name)}", [edit]
+
+    def _members(self, outer: Call) -> dict[str, list[Call]]:
+        """The calls that an `nn.Sequential` made, by its members' names: it runs them in their order, each once."""
+        inner = self._inner_calls.get(outer, [])
+        names = list(self.model.get_submodule(str(outer.path))._modules)
+        if len(inner) != len(names):
+            return {}
+        return {name: [call] for name, call in zip(names, inner, strict=True)}
+
+    def _member_name(self, outer: Call, inner: Call) -> str:
+        for name, calls in self._members(outer).items():
+            if inner in calls:
+                return name
+        raise NoWay("it is no member of its container")
+
+    def _iterated(self, call: Call, points: Sequence[Node], alike: set[Node], blur: Blur) -> Placed:
+        """A blur behind a member of an `nn.Sequential` that somebody else's loop runs (`for layer in self.layers`)."""
+        container, _, name = str(call.path).rpartition(".")
+        owner = self.model.get_submodule(container) if container else self.model
+        if call.path is None or not isinstance(owner, nn.Sequential) or isinstance(owner, GraphModule):
+            raise NoWay("it is no member of a container")
+        made = {c.output for c in self.calls_of[call.path]}
+        if self.calls_of.get(container) or call.output not in points or not (set(points) <= made <= alike):
+            raise NoWay("the same module runs several times with different needs")
+        if any(node.meta.get("stale") for node in points):
+            raise NoWay("its activation writes in place and the result is used by its old name")
+        edit = InsertBlur(container, name, True, self._free(container, after_name(name)), blur)
+        return f"after {call.path}", (edit,)
 
     def _behind(self, call: Call, points: Sequence[Node], alike: set[Node], blur: Blur) -> Placed:
         """A blur of what one module returns, in a subclass of its class."""
@@ -182,7 +212,7 @@ class Placer:
         if any(node.meta.get("stale") for node in points):
             raise NoWay("its activation writes in place and the result is used by its old name")
         inside = [n for point in points for n in self.dense_of.get(point, ())]
-        for name, _ in self._other_entries(str(call.path), inside, points):
+        for name, _, _ in self._other_entries(str(call.path), inside, points):
             if not name.startswith("forward"):  # one that is set as the forward keeps the blur around it
                 raise NoWay(f"its method {name} uses the same convolution")
         assert call.path is not None
@@ -231,10 +261,11 @@ class Placer:
                 raise NoWay("it is called from outside of the model")
             outer = calls[level + 1]
             if self._is_stock_sequential(outer):
-                name = str(call.path).rpartition(".")[2]
-                if below(str(outer.path), name) != call.path or index:
+                name = self._member_name(outer, calls[level])
+                if index:
                     raise NoWay("it is no member of its container")
-                served: set[Any] = {n for n in ops if _run_in(n, call.path, outer.path)}
+                members = [c for o in self.calls_of[outer.path] for c in self._members(o).get(name, ())]
+                served: set[Any] = {n for n in ops if any(_within(n, c) for c in members)}
                 child = self._free(str(outer.path), before_name(name))
                 edits.append(InsertBlur(str(outer.path), name, False, child, blur))
             else:
@@ -343,11 +374,14 @@ class Placer:
         others: list[Path] = []
         if op in ("wrap", "wrap-input"):
             dense = [n for point in made if point is not None for n in self.dense_of.get(point, [node])]
-            for name, function in self._other_entries(spot.module, dense, [n for n in made if n is not None]):
+            for name, function, attribute in self._other_entries(
+                spot.module, dense, [n for n in made if n is not None]
+            ):
                 count = expressions.count_equal(self.model, spot.module, spot.path)
                 other = None
                 if len(spot.path) == 1:
-                    other = expressions.same_expression(function, spot.path[0], count, name)
+                    tree = self._tree(frames[level][1])
+                    other = expressions.same_expression(function, spot.path[0], count, name, tree, attribute)
                 if other is None:
                     raise NoWay(f"the method {name} uses the same convolution in another way")
                 others.append(other)
@@ -371,13 +405,19 @@ class Placer:
             served = {n for n in self._made(first, level, spot, "wrap") if n in alike}
             if call.path != spot.module or not set(points) <= served:
                 continue
+            if self._made(first, level, spot, "wrap") <= alike:
+                raise NoWay("it needs no dispatch")
+            dense_ops = [dense for node in served for dense in self.dense_of.get(node, ())]  # type: ignore[arg-type]
+            if any(True for _ in self._other_entries(spot.module, dense_ops, [n for n in served if n is not None])):
+                raise NoWay("another method uses the same convolution")
             members: dict[str, None] = {}
             spots: dict[_Spot, None] = {}
             for node in sorted(served, key=lambda n: self._nodes.index(n)):  # type: ignore[arg-type]
                 for dense in self.dense_of.get(node, ()):
                     member, at = self._member_call(dense, node, level)
                     members[member], spots[at] = None, None
-            if any(at.path[:-1] != spot.path[:-1] for at in spots) or not members:
+            # The value of the very call that becomes dense is no value behind a nonlinearity.
+            if any(at.path[:-1] != spot.path[:-1] or at == spot for at in spots) or not members:
                 raise NoWay("the same expression runs several times with different needs")
             if any(n.meta.get("stale") for n in served) and not expressions.is_statement(  # type: ignore[union-attr]
                 self.model, spot.module, spot.path
@@ -429,7 +469,7 @@ class Placer:
             raise NoWay("torch.fx writes its forward anew with every copy: convert the model before it is traced")
         if isinstance(owner, torch.jit.ScriptModule):
             raise NoWay("it is scripted")
-        if isinstance(owner, _CONTAINERS) and original_class(owner).__module__.startswith("torch.nn."):
+        if isinstance(owner, _CONTAINERS):  # whose children are what it runs
             raise NoWay("it stands in a container's forward")
         if op in ("wrap", "wrap-input") and original_class(owner).__module__.startswith("torch.nn."):
             raise NoWay("it stands in torch's own forward")
@@ -456,8 +496,10 @@ class Placer:
         except CannotRewriteError:
             return False
 
-    def _other_entries(self, module: str, dense: Iterable[Node], points: Iterable[Node]) -> Iterator[tuple[str, Any]]:
-        """Methods of a module that no trace went through and that call the part which becomes dense."""
+    def _other_entries(
+        self, module: str, dense: Iterable[Node], points: Iterable[Node]
+    ) -> Iterator[tuple[str, Any, str]]:
+        """Methods of a module that no trace went through, each with the part that becomes dense and that it calls."""
         known: set[Any] = set()
         names: set[str] = set()
         for node in (*dense, *points):
@@ -468,8 +510,9 @@ class Placer:
                 prefix = f"{module}." if module else ""
                 if call.path and call.path.startswith(prefix) and call.path != module:
                     names.add(call.path.removeprefix(prefix).split(".")[0])
-        for name in sorted(names):
-            yield from expressions.entries_that_call(self.model.get_submodule(module), name, known)
+        for part in sorted(names):
+            for name, function in expressions.entries_that_call(self.model.get_submodule(module), part, known):
+                yield name, function, part
 
     def _rewrite(self, wanted: Rewrite, child: str = "") -> Rewrite:
         """The edit with a name for its child; the same edit for every site that wants the same of one expression."""
@@ -516,12 +559,6 @@ def _within(node: Node, call: Call) -> bool:
 def _inner(node: Node, level: int) -> Call:
     """The module call that is `level` calls out from the one in which an op ran."""
     return frames_of(node)[level][0]
-
-
-def _run_in(node: Node, path: str | None, container: str | None) -> bool:
-    """Whether an op ran in a module that a container called."""
-    calls = list(node.meta["call"].stack())
-    return any(a.path == path and b.path == container for a, b in itertools.pairwise(calls))
 
 
 def _subsamples(node: Node) -> bool:

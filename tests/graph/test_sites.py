@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import blurify
 from blurify.graph.recorder import trace
-from blurify.graph.sites import find_sites, matrix_macs
+from blurify.graph.sites import find_sites
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 

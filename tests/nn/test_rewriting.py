@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import blurify
 from blurify.nn.rewriting import CannotRewriteError, rewrite_module, rewritten_class
-from blurify.spec.plan import Plan, Rewrite
+from blurify.spec.edits import Rewrite
+from blurify.spec.plan import Plan
 
 # --- networks. Each subsamples in the middle of a forward, once or more.
 

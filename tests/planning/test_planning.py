@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import blurify
-from blurify.planning.planner import REASONS, make_plan
-from blurify.spec.plan import Blur, BlurInput, BlurOutput, BlurPooling, Plan, Rewrite, SetStride, Site
+from blurify.planning.planner import make_plan
+from blurify.planning.reasons import REASONS
+from blurify.spec.edits import Blur, BlurInput, BlurOutput, BlurPooling, InsertBlur, Rewrite, SetStride
+from blurify.spec.methods import Taps
+from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import load_recipe
 
 TAPS = (0.125, 0.375, 0.375, 0.125)

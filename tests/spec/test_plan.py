@@ -4,7 +4,9 @@ import pytest
 
 from blurify.errors import BlurifyError
 from blurify.spec import plan as plans
-from blurify.spec.plan import Blur, BlurInput, BlurOutput, BlurPooling, Plan, Rewrite, SetStride, Site
+from blurify.spec.edits import Blur, BlurInput, BlurOutput, BlurPooling, InsertBlur, Rewrite, SetStride
+from blurify.spec.methods import Taps
+from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import Recipe, load_recipe
 
 BLUR = Blur(stride=(2, 1), factor=(2, 1), taps=(0.25, 0.5, 0.25), padding="zeros", shift=(1, 0))
