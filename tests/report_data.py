@@ -20,7 +20,6 @@ from blurify.metrics.results import (
     WorstCase,
 )
 from blurify.spec.edits import Blur, BlurOutput, SetStride
-from blurify.spec.methods import Taps
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import Recipe
 
@@ -113,7 +112,7 @@ def measurement(*, converted: bool = False, **changes: Any) -> Measurement:
 
 def plan(first: str = "conv1") -> Plan:
     """Five sites of a ResNet, with the name of the first to choose."""
-    blur = Blur((2, 2), (2, 2), (0.125, 0.375, 0.375, 0.125))
+    blur = Blur((2, 2), (2, 2), Taps((0.125, 0.375, 0.375, 0.125)))
 
     def site(name: str, kind: str, kernel: int, size: int, channels: tuple[int, int], **more: Any) -> Site:
         return Site(

@@ -17,7 +17,7 @@ import blurify
 from blurify import BlurifyError, Plan, VerificationError
 from blurify.graph.inputs import given_inputs
 from blurify.proof.audit import sites_left
-from blurify.proof.weights import check_weights, fingerprint
+from blurify.proof.weights import check_weights
 from blurify.spec.edits import BlurOutput, Rewrite, SetStride
 from blurify.surgery.apply import apply_plan
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import Dim
 
 import blurify
-from blurify.spec.edits import BlurInput, InsertBlur, Rewrite
+from blurify.spec.edits import BlurInput, Rewrite
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

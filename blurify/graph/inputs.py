@@ -64,7 +64,7 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
     if example_inputs is not None:
         inputs = given_inputs(example_inputs)
         try:
-            return trace(model, inputs)
+            return trace(model, inputs, count=True)
         except BlurifyError:
             raise
         except Exception as error:
@@ -76,7 +76,7 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
     tried = []
     for inputs in _guesses(model):
         try:
-            return trace(model, inputs)
+            return trace(model, inputs, count=True)
         except BlurifyError:
             raise
         except Exception as error:

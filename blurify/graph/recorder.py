@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import CO_VARARGS
@@ -111,7 +111,7 @@ class Trace:
     model: nn.Module
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     real: bool = False
-    macs: int = 0
+    macs: int = 0  # 0 where they were not counted
     strides_read: frozenset[str] = frozenset()
 
 
@@ -280,6 +280,15 @@ def unseen(inputs: list[Any]) -> Any:
     return inputs
 
 
+def structure_of(seen: Trace) -> list[Key]:
+    """The ops of a forward, but for those by which norms keep their statistics: the same where nothing else differs."""
+    ops = (node for node in seen.graph.nodes if "key" in node.meta)
+    return [node.meta["key"] for node in ops if not isinstance(node.meta["call"].module, _NORMS)]
+
+
+_NORMS = (nn.modules.batchnorm._NormBase,)
+
+
 def frames_of(node: Node) -> list[tuple[Call, list[Frame]]]:
     """The Python calls on the way to an op, by the module call that they belong to.
 
@@ -369,7 +378,9 @@ def recording(recorder: Any) -> Iterator[None]:
                 nn.Module.__call__ = _saved_call  # type: ignore[method-assign]
 
 
-def trace(model: nn.Module, inputs: Inputs, *, real: bool = False, training: bool = False) -> Trace:
+def trace(
+    model: nn.Module, inputs: Inputs, *, real: bool = False, training: bool = False, count: bool = False
+) -> Trace:
     """Run `model` once and return the graph of what it did; the model itself is not touched.
 
     Meta tensors are tried first (no data, no memory); a forward that reads values is run on real ones.
@@ -379,27 +390,28 @@ def trace(model: nn.Module, inputs: Inputs, *, real: bool = False, training: boo
         inputs: (args, kwargs) for its forward.
         real: do not even try meta tensors.
         training: in train mode, else in eval mode.
+        count: count multiply-adds too.
 
     Raises:
         Exception: whatever the forward raises on these inputs.
     """
     if not real:
         try:
-            return _trace(meta_copy(model), inputs, training, meta=True)
+            return _trace(meta_copy(model), inputs, training, count, meta=True)
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             if not needs_values(error):
                 raise
-    return _trace(copy_model(model), inputs, training, meta=False)
+    return _trace(copy_model(model), inputs, training, count, meta=False)
 
 
-def _trace(model: nn.Module, inputs: Inputs, training: bool, *, meta: bool) -> Trace:
+def _trace(model: nn.Module, inputs: Inputs, training: bool, count: bool, *, meta: bool) -> Trace:
     model.train(training)
     device = torch.device("meta") if meta else device_of(model)
     args, kwargs = map_tensors(inputs, lambda tensor: tensor.detach().to(device, copy=True))
     recorder = _Recorder(model, meta)
     for index, (tensor, given) in enumerate(zip(tensors_in((args, kwargs)), tensors_in(inputs), strict=True)):
         recorder.placeholder(f"input_{index}", tensor).meta["zeros_and_ones"] = _is_mask(given)
-    with watched_strides(model) as read, recording(recorder), recorder.costs:
+    with watched_strides(model) as read, recording(recorder), recorder.costs if count else nullcontext():
         out = model(*args, **kwargs)
     recorder.finish(out)
     return Trace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -382,6 +382,14 @@ def low_passed(op: Op, trace: Trace, model: nn.Module) -> bool:
         source = read_op(node, function_name(node))
         return max(source.kernel_size) > 1 and is_low_pass(source, op.stride, model)
     return False
+
+
+def is_filtered(site: Found, traces: Sequence[Trace], model: nn.Module) -> bool:
+    """Whether a site is anti-aliased already: it is a fixed low-pass filter, or reads what one has filtered."""
+    if site.op.kind == "conv" and is_low_pass(site.op, site.op.stride, model):
+        return True
+    by_graph = {seen.graph: seen for seen in traces}
+    return any(low_passed(op, by_graph[op.node.graph], model) for op in site.ops)
 
 
 def is_mask(op: Op) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -46,13 +47,17 @@ def watched_strides(model: nn.Module) -> Iterator[set[str]]:
             del module.__dict__[_READ]
 
 
+@lru_cache(maxsize=4096)
+def _is_method(cls: Any, code: CodeType) -> bool:
+    own = inspect.getattr_static(cls, code.co_name, None)
+    return getattr(own, "__code__", None) is code
+
+
 @lru_cache(maxsize=1024)
 def _watched(cls: Any) -> type:
     def get(self: Any) -> Any:
         read, path = self.__dict__[_READ]
-        caller = sys._getframe(1).f_code
-        own = inspect.getattr_static(cls, caller.co_name, None)
-        if getattr(own, "__code__", None) is not caller:
+        if not _is_method(cls, sys._getframe(1).f_code):
             read.add(path)
         return self.__dict__["stride"]
 

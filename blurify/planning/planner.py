@@ -21,9 +21,8 @@ from blurify.graph.sites import (
     Found,
     Op,
     find_sites,
-    is_low_pass,
+    is_filtered,
     is_mask,
-    low_passed,
     reads_image,
     scripted_modules,
 )
@@ -61,7 +60,14 @@ class Decided:
         return tuple(node.meta["key"] for node in self.points.get(site, ()) if node.graph is trace.graph)
 
 
-def make_plan(model: nn.Module, recipe: Recipe, example_inputs: Any = None, *, seen: Trace | None = None) -> Plan:
+def make_plan(
+    model: nn.Module,
+    recipe: Recipe,
+    example_inputs: Any = None,
+    *,
+    seen: Trace | None = None,
+    training: bool = True,
+) -> Plan:
     """Trace a model, find its sites and decide what happens at each; the model is not touched.
 
     Args:
@@ -69,12 +75,13 @@ def make_plan(model: nn.Module, recipe: Recipe, example_inputs: Any = None, *, s
         recipe: what the user wants.
         example_inputs: a tensor, a tuple of arguments or a dict of keywords; inferred where None.
         seen: the trace of the model, where there is one already.
+        training: look at the forward in train mode too, where it may have other branches.
 
     Raises:
         BlurifyError: no inputs are known that the model takes, it can't be traced, or a pattern of the recipe matches
             no site.
     """
-    return decide(model, recipe, example_inputs, seen=seen).plan
+    return decide(model, recipe, example_inputs, seen=seen, training=training).plan
 
 
 def decide(
@@ -85,27 +92,34 @@ def decide(
     seen: Trace | None = None,
     local: frozenset[str] = frozenset(),
     simple: frozenset[str] = frozenset(),
+    training: bool = True,
 ) -> Decided:
     """As `make_plan`, and also where the sites are.
 
     Args:
-        model, recipe, example_inputs, seen: as of `make_plan`.
+        model, recipe, example_inputs, seen, training: as of `make_plan`.
         local: sites that must be edited within one module, because a wider edit was tried and did not hold.
         simple: sites whose input is blurred, because nothing else held.
     """
     seen = traced(model, example_inputs) if seen is None else seen
-    return _Planner(model, seen, recipe, local, simple).decided()
+    return _Planner(model, seen, recipe, local, simple, training).decided()
 
 
 class _Planner:
     def __init__(
-        self, model: nn.Module, seen: Trace, recipe: Recipe, local: frozenset[str], simple: frozenset[str]
+        self,
+        model: nn.Module,
+        seen: Trace,
+        recipe: Recipe,
+        local: frozenset[str],
+        simple: frozenset[str],
+        training: bool,
     ) -> None:
         self.model = model
         self.trace = seen
         self.recipe = recipe
         self.simple = simple
-        self.traces = [seen, *_in_training(model, seen)]
+        self.traces = [seen, *(_in_training(model, seen) if training else ())]
         self.placer = Placer(model, self.traces, local | simple)
         self.rules = Rules(recipe, Taps(recipe.resolved_taps), self.placer)
         self._unreached: dict[str, str] = {}  # why a site is not blurred after its nonlinearity
@@ -175,7 +189,7 @@ class _Planner:
             return "varies", ""
         if op.call is not None and len(site.ops) != len(self.placer.calls_of[op.call.path]):
             return "varies", ""
-        if self._is_filtered(site):
+        if is_filtered(site, self.traces, self.model):
             return "already-filtered", ""
         if op.kind == "slice" and not op.dims:
             return "slice", ""
@@ -196,12 +210,6 @@ class _Planner:
             if recipe.stem == "skip" or (recipe.stem == "split" and not splits):
                 return ("patchify-stem" if is_patchify(op) else "stem"), ""
         return None
-
-    def _is_filtered(self, site: Found) -> bool:
-        if site.op.kind == "conv" and is_low_pass(site.op, site.op.stride, self.model):
-            return True
-        by_graph = {seen.graph: seen for seen in self.traces}
-        return any(low_passed(op, by_graph[op.node.graph], self.model) for op in site.ops)
 
     def _left_by_recipe(self, site: Found) -> str | None:
         """Why the recipe leaves a site alone, if it does."""

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 
 from torch import nn
 
+from blurify.errors import BlurifyError, named_line
+from blurify.graph.recorder import trace
+from blurify.graph.sites import Found, find_sites, is_filtered
 from blurify.graph.structure import Inputs
-from blurify.planning.planner import make_plan
 from blurify.spec.edits import Rewrite
 from blurify.spec.plan import Plan, Site
 
 
 def sites_left(converted: nn.Module, plan: Plan, inputs: Inputs) -> list[str]:
-    """The names of sites that the plan converted and that a trace of the converted model still finds."""
-    # Its patterns are for the original's sites, of which some may have gone.
-    again = make_plan(converted, dataclasses.replace(plan.recipe, skip_names=()), inputs).sites
+    """The names of sites that the plan converted and that a trace of the converted model still finds.
+
+    Raises:
+        BlurifyError: the converted model does not run.
+    """
+    try:
+        seen = trace(converted, inputs)
+    except BlurifyError:
+        raise
+    except Exception as error:
+        raise BlurifyError(named_line(error)) from error
+    again = find_sites(seen)
     # Calls in one forward are numbered, and those that stand-ins run no longer count: compare how many there are.
     now = Counter(_kind_of(site) for site in again)
     behind_blur = [site for site in plan.converted if site.rule == "blurred-input"]
     strided = {site.name for site in behind_blur if not any(_is_stand_in(edit) for edit in site.edits)}
     kept = Counter(_kind_of(site) for site in plan.sites if site.action == "skip" or site.name in strided)
-    unfiltered = {site.name for site in again if site.rule != "already-filtered"}
+    unfiltered = {site.name for site in again if site.name in strided and not is_filtered(site, [seen], converted)}
     return [
         site.name
         for site in plan.converted
@@ -34,5 +44,6 @@ def _is_stand_in(edit: object) -> bool:
     return isinstance(edit, Rewrite) and edit.op == "conv-blurred"
 
 
-def _kind_of(site: Site) -> tuple[str, str, tuple[int, ...]]:
-    return site.name.partition("#")[0], site.kind, site.stride
+def _kind_of(site: Site | Found) -> tuple[str, str, tuple[int, ...]]:
+    kind, stride = (site.op.kind, site.op.stride) if isinstance(site, Found) else (site.kind, site.stride)
+    return site.name.partition("#")[0], kind, stride

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from blurify.errors import BlurifyError, VerificationError, one_line
 from blurify.graph.copies import copy_model, sharing_copy
 from blurify.graph.observing import Observer, observing
-from blurify.graph.recorder import Key, Trace
+from blurify.graph.recorder import Key, Trace, structure_of
 from blurify.graph.structure import Inputs, map_tensors, tensors_in
 from blurify.planning.planner import Decided
 from blurify.spec.edits import BlurPooling, Rewrite
@@ -331,7 +331,7 @@ def _in_training(original: nn.Module, decided: Decided, inputs: Inputs) -> str:
     if len(decided.traces) < 2:
         return "not run (it needs more than the inputs of eval mode)"
     evaluating, training = decided.traces
-    if _structure(evaluating) == _structure(training):
+    if structure_of(evaluating) == structure_of(training):
         return "the same calls, all sizes kept"
     probe = _lively(original)
     noise = _with_noise(inputs, _like(probe))
@@ -349,12 +349,6 @@ def _in_training(original: nn.Module, decided: Decided, inputs: Inputs) -> str:
         f"in train mode {found.worst} differs from the original's by {found.error:.1e} with the one-tap filter: "
         "please report this model; --no-verify (verify=False) converts it all the same"
     )
-
-
-def _structure(seen: Trace) -> list[Any]:
-    """The ops of a forward, but for those by which norms keep their statistics."""
-    ops = (node for node in seen.graph.nodes if "key" in node.meta)
-    return [node.meta["key"] for node in ops if not isinstance(node.meta["call"].module, _NORMS)]
 
 
 def _is_deterministic(model: nn.Module, inputs: Inputs) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import Node
 
 from blurify.graph.copies import meta_copy
-from blurify.graph.recorder import Trace, trace
+from blurify.graph.recorder import Trace, structure_of, trace
 from blurify.planning.planner import Decided
 from blurify.spec.edits import InsertBlur, Rewrite
 from blurify.spec.plan import Site
@@ -28,9 +28,10 @@ def rehearse(model: nn.Module, decided: Decided) -> frozenset[str]:
         apply_plan(copy, plan)
     except Exception:
         return _wide(plan.converted)
-    for before in decided.traces:
+    first, *others = decided.traces
+    for before in (first, *(other for other in others if structure_of(other) != structure_of(first))):
         try:
-            after = trace(copy, before.inputs, training=before is not decided.traces[0])
+            after = trace(copy, before.inputs, training=before is not first)
         except Exception:
             return _wide(plan.converted)
         if after.real:

@@ -47,4 +47,4 @@ def _of(value: Any) -> tuple[str, tuple[int, ...], str]:
         plain = plain.int_repr()
     plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
     raw = plain.resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return str(value.dtype), shape, hashlib.blake2b(raw.numpy().data, digest_size=16).hexdigest()
+    return str(value.dtype), shape, hashlib.sha256(raw.numpy().data).hexdigest()

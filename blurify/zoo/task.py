@@ -154,7 +154,7 @@ def _smallest(model: nn.Module, recipe: Recipe, plan: Plan, inputs: Inputs) -> I
     for side in _SIDES:
         smaller = resized(inputs, side)
         try:
-            other = make_plan(model, recipe, smaller)
+            other = make_plan(model, recipe, smaller, training=False)
         except Exception:  # this size is too small for it, or it takes only one
             continue
         if other.macs >= plan.macs:  # it brings pictures to a size of its own, as detectors do; so are larger ones

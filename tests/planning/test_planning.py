@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import blurify
 from blurify.planning.planner import make_plan
 from blurify.planning.reasons import REASONS
-from blurify.spec.edits import Blur, BlurInput, BlurOutput, BlurPooling, InsertBlur, Rewrite, SetStride
-from blurify.spec.methods import Taps
+from blurify.spec.edits import Blur, BlurInput, BlurOutput, BlurPooling, Rewrite, SetStride
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import load_recipe
 
@@ -41,7 +40,7 @@ def behind_conv(*modules: nn.Module) -> nn.Sequential:
 
 
 def blur(stride: Any = (2, 2), factor: Any = None, shift: Any = (0, 0)) -> Blur:
-    return Blur(stride, factor or stride, TAPS, "reflect", shift)
+    return Blur(stride, factor or stride, Taps(TAPS), "reflect", shift)
 
 
 # --- each rule
@@ -216,7 +215,7 @@ def test_max_pool_kernel() -> None:
 def test_filter_and_padding() -> None:
     recipe = {"filter": {"taps": [1, 2, 1], "padding": "zeros"}}
     site = only(behind_conv(nn.MaxPool2d(2)), recipe)
-    assert site.edits == (BlurPooling("1", Blur((2, 2), (2, 2), (0.25, 0.5, 0.25), "zeros", (0, 0))),)
+    assert site.edits == (BlurPooling("1", Blur((2, 2), (2, 2), Taps((0.25, 0.5, 0.25)), "zeros", (0, 0))),)
     recipe = load_recipe("zhang2019").with_filter(2)
     assert only(behind_conv(nn.MaxPool2d(2)), recipe).edits[0].blur.taps == (0.5, 0.5)  # type: ignore[union-attr]
 

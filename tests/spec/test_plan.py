@@ -4,12 +4,11 @@ import pytest
 
 from blurify.errors import BlurifyError
 from blurify.spec import plan as plans
-from blurify.spec.edits import Blur, BlurInput, BlurOutput, BlurPooling, InsertBlur, Rewrite, SetStride
-from blurify.spec.methods import Taps
+from blurify.spec.edits import Blur, BlurInput, BlurOutput, BlurPooling, Rewrite, SetStride
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import Recipe, load_recipe
 
-BLUR = Blur(stride=(2, 1), factor=(2, 1), taps=(0.25, 0.5, 0.25), padding="zeros", shift=(1, 0))
+BLUR = Blur(stride=(2, 1), factor=(2, 1), method=Taps((0.25, 0.5, 0.25)), padding="zeros", shift=(1, 0))
 EDITS = [
     SetStride("layer1.conv", (1, 1)),
     BlurOutput("layer1.act", BLUR),
