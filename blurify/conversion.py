@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, VerificationError
 from blurify.graph.copies import copy_model, sharing_copy
 from blurify.graph.inputs import given_inputs, traced
 from blurify.graph.recorder import Trace, trace
@@ -108,19 +108,41 @@ def convert(
     seen = _traced(model, example_inputs)
     inputs: Inputs = seen.inputs if example_inputs is None else given_inputs(example_inputs)
     decided = rehearsed(model, wanted, inputs, seen=seen)
-    if inplace and not verify:
-        apply_plan(model, decided.plan)
-        return model
-    weights = fingerprint(model) if verify else {}
-    result = sharing_copy(model) if inplace else copy_model(model)
-    apply_plan(result, decided.plan)
-    proof = proving.verify(model, result, decided, inputs, weights) if verify else None
-    if inplace:
-        result = model
-        apply_plan(model, decided.plan)
-    if proof is not None:
+    if not verify:
+        result = model if inplace else copy_model(model)
+        apply_plan(result, decided.plan)
+        return result
+    weights = fingerprint(model)
+    first: VerificationError | None = None
+    for attempt in (decided, *_more_careful(model, wanted, inputs, seen, decided)):
+        result = sharing_copy(model) if inplace else copy_model(model)
+        try:
+            apply_plan(result, attempt.plan)
+            proof = proving.verify(model, result, attempt, inputs, weights)
+        except VerificationError as error:
+            first = first or error
+            continue
+        if inplace:
+            result = model
+            apply_plan(model, attempt.plan)
         carry_proof(result, proof)
-    return result
+        return result
+    assert first is not None
+    raise first
+
+
+def _more_careful(model: nn.Module, recipe: Recipe, inputs: Inputs, seen: Trace, decided: Decided) -> Iterator[Decided]:
+    """Other plans for a model whose code does what the trace does not tell: edits within one module, then the simplest.
+
+    Each is proven like the first one.
+    """
+    names = frozenset(site.name for site in decided.plan.converted)
+    before = decided.plan
+    for local, simple in ((names, frozenset[str]()), (names, names)):
+        other = decide(model, recipe, inputs, seen=seen, local=local, simple=simple)
+        if other.plan != before:
+            yield other
+        before = other.plan
 
 
 def rehearsed(model: nn.Module, recipe: Recipe, example_inputs: Any = None, *, seen: Trace | None = None) -> Decided:

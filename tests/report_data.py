@@ -20,6 +20,7 @@ from blurify.metrics.results import (
     WorstCase,
 )
 from blurify.spec.edits import Blur, BlurOutput, SetStride
+from blurify.spec.methods import Taps
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import Recipe
 

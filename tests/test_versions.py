@@ -1,3 +1,4 @@
+import platform
 from importlib import metadata
 
 from blurify.versions import PACKAGES, version_of, versions
@@ -5,5 +6,6 @@ from blurify.versions import PACKAGES, version_of, versions
 
 def test_versions():
     assert versions(["torch"]) == {"torch": metadata.version("torch")}
-    assert list(versions()) == list(PACKAGES)
+    assert list(versions()) == ["python", *PACKAGES]
+    assert versions()["python"] == platform.python_version()
     assert version_of("no-such-package-of-ours") is None

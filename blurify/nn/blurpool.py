@@ -138,7 +138,8 @@ class BlurPool(nn.Module):
                 own = tuple(left for left, _ in padding)  # the convolution's own padding makes no copy
             else:
                 x = extend_by(x, padding, self.padding)
-            channels = x.shape[1]
+            # The tracing ONNX exporter needs to know the kernel's shape.
+            channels = int(x.shape[1]) if torch.jit.is_tracing() else x.shape[1]
             x = _CONV[self.ndim](x, kernel.expand(channels, *kernel.shape[1:]), None, stride, own, 1, channels)
         return x.contiguous(memory_format=CHANNELS_LAST[self.ndim]) if channels_last else x
 

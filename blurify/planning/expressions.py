@@ -128,6 +128,26 @@ def _function_at(model: nn.Module, module: str, path: Path) -> FunctionType | No
     return function
 
 
+def is_plain_loop(model: nn.Module, frames: Sequence[Frame], container: str) -> bool:
+    """Whether a call is all that a loop over a container does: `for layer in self.container: x = layer(x)`."""
+    try:
+        code, position, _ = without_nested(frames)[-1]
+        tree = function_tree(code)
+        expression = expression_at(tree, position)
+    except (CannotRewriteError, IndexError):
+        return False
+    for loop in ast.walk(tree):
+        if not isinstance(loop, ast.For) or len(loop.body) != 1 or loop.orelse or not isinstance(loop.target, ast.Name):
+            continue
+        body, over = loop.body[0], loop.iter
+        if isinstance(body, ast.Assign) and body.value is expression and len(body.targets) == 1:
+            same = isinstance(over, ast.Attribute) and over.attr == container
+            return same and ast.unparse(body) == f"{ast.unparse(body.targets[0])} = {loop.target.id}(" + (
+                f"{ast.unparse(body.targets[0])})"
+            )
+    return False
+
+
 def takes_argument(expression: ast.AST, index: int) -> bool:
     """Whether a call expression gives its positional argument `index` as such."""
     if not isinstance(expression, ast.Call) or index >= len(expression.args):

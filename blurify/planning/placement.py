@@ -199,6 +199,10 @@ class Placer:
             raise NoWay("the same module runs several times with different needs")
         if any(node.meta.get("stale") for node in points):
             raise NoWay("its activation writes in place and the result is used by its old name")
+        # A loop that does more than run its members one after the other would do that for the blur too.
+        names = container.rpartition(".")[2]
+        if not all(expressions.is_plain_loop(self.model, c.frames, names) for c in self.calls_of[call.path]):
+            raise NoWay("the loop that runs it does more than that")
         edit = InsertBlur(container, name, True, self._free(container, after_name(name)), blur)
         return f"after {call.path}", (edit,)
 

@@ -38,6 +38,11 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
     Raises:
         BlurifyError: the plan was made for another model (nothing is changed then).
     """
+    with torch.device("cpu"):  # where filters are made, whatever the default device; then they go where the model is
+        _apply_plan(model, plan)
+
+
+def _apply_plan(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules())
     missing = sorted({edit.module for edit in plan.edits} - set(modules))
     if missing:

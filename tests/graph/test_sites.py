@@ -26,7 +26,9 @@ def names(model: nn.Module, *inputs: Tensor) -> list[str]:
 def rules(model: nn.Module, *inputs: Tensor, recipe: Any = None) -> dict[str, str]:
     plan = blurify.inspect(model, inputs or IMAGE, recipe)
     for site in plan.sites:
-        assert site.reason and (site.action == "blur") == bool(site.edits) == bool(site.placement), site
+        # A global pool is the one skipped site with an edit: larger inputs are blurred there.
+        edited = site.action == "blur" or (site.rule == "global-pool" and site.reason.endswith("it is blurred"))
+        assert site.reason and (site.action == "blur") == bool(site.placement) and edited == bool(site.edits), site
     return {site.name: site.rule for site in plan.sites}
 
 
@@ -146,10 +148,19 @@ def test_module_used_in_two_ways_varies() -> None:
 # --- slices
 
 
+def test_slice_in_a_lambda_is_replaced_by_the_filter() -> None:
+    subsample = lambda x: x[:, :, ::2, ::2]  # noqa: E731
+    net = Forward(lambda self, x: subsample(x))
+    assert rules(net) == {":slice": "slice-blurred"}
+    x = torch.randn(2, 3, 15, 32)
+    assert torch.equal(blurify.convert(net, filter_size=1, example_inputs=IMAGE)(x), net(x))
+    expected = blurify.BlurPool2d(2)(net.conv(x))
+    torch.testing.assert_close(blurify.convert(net, example_inputs=IMAGE)(x), expected)
+
+
 @pytest.mark.parametrize(
     ("subsample", "rule"),
     [
-        (lambda x: x[:, :, ::2, ::2], "source"),  # a lambda can't be rewritten
         (lambda x: x[..., ::2], "slice"),  # one dimension: tokens?
         (lambda x: x[..., None][:, :, ::2, ::3], "slice"),  # two dimensions of three
         (lambda x: x[:, :, 1::2], "slice"),  # not the first phase
@@ -347,7 +358,17 @@ def test_indices_in_use_are_a_reason_to_skip() -> None:
 
 @pytest.mark.parametrize("pool", [nn.AvgPool2d(32), nn.AvgPool2d(40, ceil_mode=True, padding=4)])
 def test_global_pool_does_not_alias(pool: nn.Module) -> None:
-    assert rules(nn.Sequential(nn.Conv2d(3, 4, 1), pool)) == {"1": "global-pool"}
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), pool)
+    assert rules(net) == {"1": "global-pool"}
+    converted, x = blurify.convert(net, example_inputs=IMAGE), torch.randn(1, 3, 32, 32)
+    assert torch.equal(converted(x), net(x))
+
+
+def test_pool_that_is_global_at_one_size_is_blurred_at_larger_ones() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(32))
+    x = torch.randn(1, 3, 96, 64)
+    converted = blurify.convert(net, example_inputs=IMAGE)
+    assert converted(x).shape == net(x).shape and not torch.allclose(converted(x), net(x))
 
 
 def test_adaptive_pools_are_no_sites() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blurify.errors import BlurifyError
 from blurify.graph.copies import meta_copy
-from blurify.graph.recorder import Trace, trace
+from blurify.graph.recorder import Trace, frames_of, trace
 from blurify.graph.sites import function_name
 from blurify.graph.structure import map_tensors, tensors_in
 
@@ -528,8 +528,10 @@ def test_frames_say_where_an_op_stands() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return helper(x)
 
-    seen = trace(nn.Sequential(Inner()), ((IMAGE,), {}), frames_in=frozenset({"0"}))
-    (call, frames), *outer = node_of(seen, "max_pool2d").meta["frames"]
+    seen = trace(nn.Sequential(Inner()), ((IMAGE,), {}))
+    node = node_of(seen, "max_pool2d")
+    (call, frames), *outer = frames_of(node)
+    assert node.meta["frames"] == frames
     assert call.path == "0" and outer[0][0].path == ""
     assert [(code.co_name, module) for code, _, module in frames] == [("forward", "0"), ("helper", None)]
     assert all(position[0] > 0 for _, position, _ in frames)

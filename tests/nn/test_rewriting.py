@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import io
 import pickle
@@ -18,9 +19,10 @@ from timm.layers import pool2d_same as helpers
 from torch import Tensor, nn
 
 import blurify
-from blurify.nn.rewriting import CannotRewriteError, rewrite_module, rewritten_class
+from blurify.nn.edited import CannotRewriteError, edit_class, edited_class, edited_instance
 from blurify.spec.edits import Rewrite
 from blurify.spec.plan import Plan
+from blurify.surgery.apply import apply_plan
 
 # --- networks. Each subsamples in the middle of a forward, once or more.
 
@@ -444,14 +446,27 @@ def test_source_that_has_changed_since_is_a_reason_to_skip(tmp_path: Any) -> Non
 
 
 def test_plan_for_another_version_of_the_source_is_refused() -> None:
-    plan = blurify.inspect(Base(), torch.zeros(1, 3, 16, 16))
-    (edit,) = plan.edits
-    other = Rewrite("", (("forward", "F.max_pool2d(self.conv(x), 7)", 0),), "maxpool", "blur_max_pool", edit.blur)
+    other = ("expression", (("forward", "F.max_pool2d(self.conv(x), 7)", 0),), "blur_max_pool", "call", 0)
     with pytest.raises(CannotRewriteError, match="convert the original model again"):
-        rewritten_class(Base, (other,))
-    gone = Rewrite("", (("forward_all", "F.max_pool2d(x, 7)", 0),), "maxpool", "blur_max_pool", edit.blur)
+        edited_class(Base, (other,))
+    gone = ("expression", (("forward_all", "F.max_pool2d(x, 7)", 0),), "blur_max_pool", "call", 0)
+    net = Base()
     with pytest.raises(CannotRewriteError, match="forward_all"):
-        rewrite_module(Base(), [gone])
+        edit_class(net, [gone])
+    assert type(net) is Base
+
+
+def test_plan_for_another_version_of_the_source_changes_nothing() -> None:
+    plan = blurify.inspect(Base(), torch.zeros(1, 3, 16, 16))
+    (site,) = plan.sites
+    (edit,) = site.edits
+    other = dataclasses.replace(edit, path=(("forward", "F.max_pool2d(self.conv(x), 7)", 0),))
+    plan = dataclasses.replace(plan, sites=(dataclasses.replace(site, edits=(other,)),))
+    net = Base()
+    with pytest.raises(CannotRewriteError, match="convert the original model again"):
+        apply_plan(net, plan)
+    assert type(net) is Base and blurify.plan_of(net) is None
+    assert [name for name, _ in net.named_children()] == ["conv"]
 
 
 # --- the class stays the class
@@ -572,11 +587,11 @@ def test_child_does_not_take_a_name_in_use() -> None:
 
 def test_instance_of_anything_else_is_refused() -> None:
     """What a file may ask for by way of pickle is a rewritten nn.Module only."""
-    from blurify.nn.rewriting import rewritten_instance
-
+    good = ("expression", (("forward", "x", 0),), "blur", "wrap", 0)
     with pytest.raises(blurify.BlurifyError, match="not one that blurify wrote"):
-        rewritten_instance(SimpleNamespace, ())  # type: ignore[arg-type]
+        edited_instance(SimpleNamespace, (good,))  # type: ignore[arg-type]
     with pytest.raises(blurify.BlurifyError, match="not one that blurify wrote"):
-        rewritten_instance(Base, (SimpleNamespace(child="os"),))  # type: ignore[arg-type]
-    with pytest.raises(blurify.BlurifyError, match="not one that blurify wrote"):
-        rewritten_instance(Base, (Rewrite("", (("forward", "x", 0),), "wrap", "a b"),))
+        edited_instance(Base, (SimpleNamespace(child="os"),))  # type: ignore[arg-type]
+    for change in (("output", "a b"), (*good[:2], "a b", "wrap", 0), ("explode", "blur"), good[:3], (), ("input", 1, 0)):
+        with pytest.raises(blurify.BlurifyError, match="not one that blurify wrote"):
+            edited_instance(Base, (change,))

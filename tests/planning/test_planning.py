@@ -1,5 +1,6 @@
 """The rules of the design's section 3, each on the least network it applies to; recipes; and what it all costs."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import blurify
 from blurify.planning.planner import make_plan
 from blurify.planning.reasons import REASONS
-from blurify.spec.edits import Blur, BlurInput, BlurOutput, BlurPooling, Rewrite, SetStride
+from blurify.spec.edits import Blur, BlurOutput, BlurPooling, InsertBlur, Rewrite, SetStride
+from blurify.spec.methods import Taps
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import load_recipe
 
@@ -24,7 +26,9 @@ def planned(net: nn.Module, recipe: Any = None, x: Tensor = IMAGE) -> Plan:
     for site in plan.sites:
         if site.action == "skip":
             assert site.rule in REASONS and len(site.reason) > 15 and "{" not in site.reason, site
-            assert not site.edits and site.extra_macs == 0 and site.placement == ""
+            assert site.extra_macs == 0 and site.placement == ""
+            # A global pool is the one skipped site with an edit: larger inputs are blurred there.
+            assert bool(site.edits) == (site.rule == "global-pool" and site.reason.endswith("it is blurred")), site
         else:
             assert site.edits and site.placement and site.reason, site
     return plan
@@ -43,6 +47,22 @@ def blur(stride: Any = (2, 2), factor: Any = None, shift: Any = (0, 0)) -> Blur:
     return Blur(stride, factor or stride, Taps(TAPS), "reflect", shift)
 
 
+def dense(conv: str, before: Any = (2, 2), stride: Any = (1, 1)) -> SetStride:
+    return SetStride(conv, stride, before)
+
+
+def after(member: str, blur: Blur, module: str = "") -> InsertBlur:
+    return InsertBlur(module, member, True, f"blur_after_{member}", blur)
+
+
+def before(member: str, blur: Blur, module: str = "") -> InsertBlur:
+    return InsertBlur(module, member, False, f"blur_before_{member}", blur)
+
+
+def wrapped(text: str, blur: Blur, op: str = "wrap", **more: Any) -> Rewrite:
+    return Rewrite("", (("forward", text, 0),), op, "blur", blur, **more)  # type: ignore[arg-type]
+
+
 # --- each rule
 
 
@@ -54,11 +74,11 @@ def test_max_pool() -> None:
 def test_conv_followed_by_an_activation_module() -> None:
     site = only(behind_conv(nn.Conv2d(4, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()))
     assert (site.rule, site.placement) == ("after-activation", "after 3")
-    assert site.edits == (SetStride("1", (1, 1)), BlurOutput("3", blur()))
+    assert site.edits == (dense("1"), after("3", blur()))
 
 
 def test_activation_module_that_several_use_is_not_blurred_for_all() -> None:
-    """The blur goes in front of the only consumer instead."""
+    """Only the call of it that follows the convolution is."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -70,8 +90,8 @@ def test_activation_module_that_several_use_is_not_blurred_for_all() -> None:
             return self.last(self.act(self.conv(self.act(self.first(x)))))
 
     site = only(Block())
-    assert (site.rule, site.placement) == ("after-activation", "before last")
-    assert site.edits == (SetStride("conv", (1, 1)), BlurInput("last", blur()))
+    assert (site.rule, site.placement) == ("after-activation", "in Block.forward")
+    assert site.edits == (dense("conv"), wrapped("self.act(self.conv(self.act(self.first(x))))", blur()))
 
 
 def test_point_in_the_middle_of_a_forward_is_rewritten() -> None:
@@ -87,10 +107,7 @@ def test_point_in_the_middle_of_a_forward_is_rewritten() -> None:
 
     site = only(Block())
     assert (site.rule, site.placement) == ("after-activation", "in Block.forward")
-    assert site.edits == (
-        SetStride("conv", (1, 1)),
-        Rewrite("", (("forward", "F.relu(self.conv(self.first(x)))", 0),), "wrap", "blur", blur()),
-    )
+    assert site.edits == (dense("conv"), wrapped("F.relu(self.conv(self.first(x)))", blur()))
 
 
 def test_shared_activation_has_one_blur_for_two_convs() -> None:
@@ -106,59 +123,93 @@ def test_shared_activation_has_one_blur_for_two_convs() -> None:
 
     plan = planned(Block())
     assert [site.rule for site in plan.sites] == ["after-activation"] * 2
-    assert plan.edits == (SetStride("conv", (1, 1)), BlurOutput("act", blur()), SetStride("down", (1, 1)))
+    assert plan.edits == (
+        dense("conv"),
+        wrapped("self.act(self.conv(x) + self.down(x))", blur()),
+        dense("down"),
+    )
 
 
 def test_pointwise_conv_without_a_nonlinearity_commutes() -> None:
     site = only(behind_conv(nn.Conv2d(4, 8, 1, 2), nn.Conv2d(8, 4, 3)))
     assert (site.rule, site.placement) == ("commuted", "before 1")
-    assert set(site.edits) == {SetStride("1", (1, 1)), BlurInput("1", blur())}
+    assert site.edits == (dense("1"), before("1", blur()))
 
 
 def test_larger_conv_without_a_nonlinearity_reads_a_blurred_input() -> None:
     site = only(behind_conv(nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(8, 4, 3)))
     assert (site.rule, site.placement) == ("blurred-input", "before 1")
-    assert site.edits == (BlurInput("1", blur((1, 1), (2, 2))),)
+    assert site.edits == (before("1", blur((1, 1), (2, 2))),)
+
+
+def test_input_of_a_conv_in_a_forward_is_blurred_where_it_is_called() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.conv(self.first(x)))
+
+    site = only(Block())
+    assert (site.rule, site.placement) == ("blurred-input", "before conv")
+    assert site.edits == (wrapped("self.conv(self.first(x))", blur((1, 1), (2, 2)), "wrap-input"),)
 
 
 @pytest.mark.parametrize(("kernel", "padding", "shift"), [(2, 0, 0), (3, 1, 0), (3, 0, 1), (4, 1, 0), (1, 0, 0)])
 def test_average_pool(kernel: int, padding: int, shift: int) -> None:
     """The filter is centred where the pool's windows are."""
+    recipe = {"filter": {"size": 5}}  # which smooths more than each of these windows
+    (edit,) = only(behind_conv(nn.AvgPool2d(kernel, 2, padding)), recipe).edits
+    filtering = dataclasses.replace(blur(shift=(shift, shift)), method=Taps(load_recipe(recipe).resolved_taps))
+    assert edit == BlurPooling("1", filtering)
     site = only(behind_conv(nn.AvgPool2d(kernel, 2, padding)))
-    assert site.edits == (BlurPooling("1", blur(shift=(shift, shift))),)
+    own = 1 / kernel < Taps(TAPS).smoothing(2)
+    expected = BlurPooling("1", blur(), (kernel, kernel)) if own else BlurPooling("1", blur(shift=(shift, shift)))
+    assert site.edits == (expected,) and own == (kernel == 4)
     assert (site.rule, site.kind) == ("avgpool", "avgpool")
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(7, 2), (75, 15)])
+def test_wide_average_pool_keeps_its_own_average(kernel: int, stride: int) -> None:
+    """A box that smooths more than the filter would is no noise to let through: it runs densely, then the blur."""
+    site = only(behind_conv(nn.AvgPool2d(kernel, stride)), x=torch.zeros(1, 3, 96, 96))
+    assert site.edits == (BlurPooling("1", blur((stride, stride)), (kernel, kernel)),)
+    assert (site.rule, site.reason) == ("avgpool", "dense average pool, then blur")
+
+
 def test_global_average_pool() -> None:
-    assert only(behind_conv(nn.AvgPool2d(16))).rule == "global-pool"
+    site = only(behind_conv(nn.AvgPool2d(16)))
+    assert (site.action, site.rule) == ("skip", "global-pool")
+    assert site.edits == (BlurPooling("1", blur((16, 16), shift=(7, 7)), unless_global=True),)
     assert only(behind_conv(nn.AvgPool2d((16, 8)))).rule == "avgpool"
 
 
 def test_stem() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 7, 2, 3), nn.ReLU())
     assert only(net).rule == "stem" and "full" in only(net).reason
-    assert only(net, "full").edits == (SetStride("0", (1, 1)), BlurOutput("1", blur()))
+    assert only(net, "full").edits == (dense("0"), after("1", blur()))
 
 
 def test_patchify() -> None:
     stem = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.GELU())
     assert only(stem).rule == "patchify-stem" and "full" in only(stem).reason
-    assert only(stem, "full").edits == (BlurInput("0", blur((1, 1), (4, 4))),)
+    assert only(stem, "full").edits == (before("0", blur((1, 1), (4, 4))),)
     inside = behind_conv(nn.Conv2d(4, 8, 2, 2), nn.GELU())
-    assert (only(inside).rule, only(inside).edits) == ("blurred-input", (BlurInput("1", blur((1, 1), (2, 2))),))
+    assert (only(inside).rule, only(inside).edits) == ("blurred-input", (before("1", blur((1, 1), (2, 2))),))
 
 
 @pytest.mark.parametrize("stride", [(4, 4), (1, 2), (3, 2)])
 def test_any_stride_is_the_factor_of_its_filter(stride: tuple[int, int]) -> None:
     site = only(behind_conv(nn.Conv2d(4, 4, 5, stride, 2), nn.ReLU()))
-    assert site.edits == (SetStride("1", (1, 1)), BlurOutput("2", blur(stride)))
+    assert site.edits == (dense("1", stride), after("2", blur(stride)))
 
 
 def test_split_stem() -> None:
     recipe = {"conv": {"stem": "split"}}
     alexnet = nn.Sequential(nn.Conv2d(3, 4, 11, 4, 2), nn.ReLU())
     site = only(alexnet, recipe, torch.zeros(1, 3, 32, 32))
-    assert (site.rule, site.edits) == ("split", (SetStride("0", (2, 2)), BlurOutput("1", blur())))
+    assert (site.rule, site.edits) == ("split", (dense("0", (4, 4), (2, 2)), after("1", blur())))
     odd = nn.Sequential(nn.Conv2d(3, 4, 11, 3, 2), nn.ReLU())
     assert only(odd, recipe, torch.zeros(1, 3, 32, 32)).rule == "stem"
     small = nn.Sequential(nn.Conv2d(3, 4, 7, 2, 2), nn.ReLU())
@@ -186,11 +237,19 @@ def test_kinds_to_skip(kind: str, name: str) -> None:
     assert len(plan.converted) == 2
 
 
-@pytest.mark.parametrize(("glob", "skipped"), [("1", ["1"]), ("[13]", ["1", "3"]), ("*", ["1", "3", "5"]), ("x*", [])])
+@pytest.mark.parametrize(("glob", "skipped"), [("1", ["1"]), ("[13]", ["1", "3"]), ("*", ["1", "3", "5"])])
 def test_names_to_skip(glob: str, skipped: list[str]) -> None:
-    plan = planned(behind_conv(*ALL), {"skip": {"names": ["nothing", glob]}})
+    plan = planned(behind_conv(*ALL), {"skip": {"names": [glob]}})
     assert [site.name for site in plan.skipped] == skipped
     assert all(glob in site.reason for site in plan.skipped)
+
+
+@pytest.mark.parametrize(("glob", "nearest"), [("x*", "blurify inspect lists the sites"), ("1.", "the nearest site is '1'")])
+def test_name_to_skip_that_matches_no_site_is_an_error(glob: str, nearest: str) -> None:
+    """What it was to leave alone would be converted in silence."""
+    with pytest.raises(blurify.BlurifyError) as caught:
+        planned(behind_conv(*ALL), {"skip": {"names": ["1", glob]}})
+    assert repr(glob) in str(caught.value) and nearest in str(caught.value)
 
 
 @pytest.mark.parametrize(("least", "skipped"), [(4, []), (5, ["1"]), (8, ["1"]), (9, ["1", "3", "5"])])
@@ -204,7 +263,7 @@ def test_least_channels(least: int, skipped: list[str]) -> None:
 def test_cheap_placement() -> None:
     plan = planned(behind_conv(nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 1, 2), nn.ReLU()), "light")
     assert [site.rule for site in plan.sites] == ["blurred-input", "commuted"]
-    assert plan.edits[0] == BlurInput("1", blur((1, 1), (2, 2)))
+    assert plan.edits == (before("1", blur((1, 1), (2, 2))), dense("3"), before("3", blur()))
 
 
 def test_max_pool_kernel() -> None:
@@ -217,7 +276,7 @@ def test_filter_and_padding() -> None:
     site = only(behind_conv(nn.MaxPool2d(2)), recipe)
     assert site.edits == (BlurPooling("1", Blur((2, 2), (2, 2), Taps((0.25, 0.5, 0.25)), "zeros", (0, 0))),)
     recipe = load_recipe("zhang2019").with_filter(2)
-    assert only(behind_conv(nn.MaxPool2d(2)), recipe).edits[0].blur.taps == (0.5, 0.5)  # type: ignore[union-attr]
+    assert only(behind_conv(nn.MaxPool2d(2)), recipe).edits[0].blur.method == Taps((0.5, 0.5))  # type: ignore[union-attr]
 
 
 def test_plan_says_what_it_was_made_for() -> None:
@@ -231,10 +290,19 @@ def test_plan_says_what_it_was_made_for() -> None:
 # --- the same edits wherever a site stands
 
 
-def test_containers_take_no_hooks() -> None:
-    """A hook on nn.Sequential is lost where its children are called one by one (features_only, slicing)."""
+def test_containers_hold_the_blur_among_their_members() -> None:
+    """So that it is run where its members are called one by one too (features_only, slicing)."""
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU()))
-    assert [edit.module for edit in planned(net).edits] == ["1.0", "1.2"]
+    assert planned(net).edits == (dense("1.0"), after("2", blur(), "1"))
+    x = torch.randn(1, 3, 16, 16)
+    converted = blurify.convert(net, example_inputs=x)
+    y = x
+    for member in converted:
+        for inner in member if isinstance(member, nn.Sequential) else [member]:
+            y = inner(y)
+    assert torch.equal(y, converted(x))
+    assert [name for name, _ in converted[1].named_children()] == ["0", "1", "2", "blur_after_2"]
+    assert type(converted[1][2]) is nn.ReLU and len(converted[1]) == len(net[1])
 
 
 def test_activation_whose_result_is_ignored() -> None:

@@ -4,19 +4,26 @@ import pytest
 
 from blurify.errors import BlurifyError
 from blurify.spec import plan as plans
-from blurify.spec.edits import Blur, BlurInput, BlurOutput, BlurPooling, Rewrite, SetStride
+from blurify.spec.edits import EDITS as KINDS
+from blurify.spec.edits import Blur, BlurInput, BlurOutput, BlurPooling, InsertBlur, Rewrite, SetStride
+from blurify.spec.methods import Taps
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import Recipe, load_recipe
 
 BLUR = Blur(stride=(2, 1), factor=(2, 1), method=Taps((0.25, 0.5, 0.25)), padding="zeros", shift=(1, 0))
 EDITS = [
-    SetStride("layer1.conv", (1, 1)),
+    SetStride("layer1.conv", (1, 1), (2, 1)),
+    SetStride("layer1.conv3", (1, 1), 2),
+    InsertBlur("layer1", "act", True, "blur_after_act", BLUR),
     BlurOutput("layer1.act", BLUR),
     BlurInput("layer1.conv2", BLUR, index=1),
     BlurPooling("pool", BLUR),
-    BlurPooling("pool2", BLUR, kernel_size=(2, 2)),
+    BlurPooling("pool2", BLUR, kernel_size=(2, 2), unless_global=True),
     Rewrite("block", (("forward", "F.max_pool2d(x, 2)", 0), ("helper", "g(x)", 1)), "maxpool", "blur_1", BLUR, (1, 1)),
     Rewrite("block", (("forward", "self.conv(x)", 0),), "conv-dense", "blur_2"),
+    Rewrite("block", (("forward", "self.conv3(x)", 0),), "wrap-input", "blur_3", BLUR, index=1),
+    Rewrite("block", (("forward", "layer(x)", 0),), "member-wrap", "blur_4", BLUR, members=("a", "b.0")),
+    Rewrite("block", (("forward", "x[:, ::2]", 0),), "slice", "blur_5", BLUR, dims=(1,), unless_global=True),
 ]
 
 
@@ -39,7 +46,7 @@ def through_json(plan: Plan) -> Plan:
 
 
 def test_there_is_an_example_of_every_edit():
-    assert {type(edit).__name__ for edit in EDITS} == set(plans._EDITS)
+    assert {type(edit).__name__ for edit in EDITS} == set(KINDS)
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: type(edit).__name__)
@@ -122,12 +129,13 @@ def broken(change):
         lambda data: data["sites"][0].update(colour="red"),
         lambda data: data["sites"][0]["edits"][0].update(edit="Explode"),
         lambda data: data["sites"][0]["edits"][0].pop("stride"),
-        lambda data: data["sites"][0]["edits"][1].update(blur=3),
-        lambda data: data["sites"][0]["edits"][1].pop("blur"),
+        lambda data: data["sites"][0]["edits"][2].update(blur=3),
+        lambda data: data["sites"][0]["edits"][2].pop("blur"),
+        lambda data: data["sites"][0]["edits"][2]["blur"].update(method={"kind": "colour", "taps": [1]}),
         lambda data: data["recipe"].update(filter={"size": 99}),
         lambda data: data["recipe"].update(colour="red"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_a_damaged_plan_is_refused_not_a_traceback(change):
     with pytest.raises(BlurifyError):
