@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from blurify.spec.recipes import Recipe
     from blurify.surgery.carrying import plan_of
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AvgBlurPool1d",

@@ -23,7 +23,7 @@ from blurify.spec.plan import Plan
 from blurify.spec.recipes import Recipe, load_recipe
 from blurify.surgery import undo
 from blurify.surgery.apply import apply_plan
-from blurify.surgery.carrying import plan_of, unwrapped_advice
+from blurify.surgery.carrying import plan_of
 from blurify.surgery.force import problems
 
 __all__ = ["Condition", "check", "convert", "inspect", "proof_of", "revert", "reverted"]
@@ -105,7 +105,7 @@ def convert(
             return convert(revert(model), wanted, example_inputs=example_inputs, inplace=True, verify=verify)
         with undo.taken_back_unless_done(model):
             return convert(model, wanted, example_inputs=example_inputs, inplace=True, verify=verify)
-    seen = _traced(model, example_inputs)
+    seen = traced(model, example_inputs)
     inputs: Inputs = seen.inputs if example_inputs is None else given_inputs(example_inputs)
     decided = rehearsed(model, wanted, inputs, seen=seen)
     if not verify:
@@ -152,7 +152,7 @@ def rehearsed(model: nn.Module, recipe: Recipe, example_inputs: Any = None, *, s
         model, recipe, example_inputs: as of `inspect`.
         seen: the trace of the model, where there is one already.
     """
-    seen = _traced(model, example_inputs) if seen is None else seen
+    seen = traced(model, example_inputs) if seen is None else seen
     local: frozenset[str] = frozenset()
     simple: frozenset[str] = frozenset()
     while True:
@@ -252,10 +252,3 @@ def _blurs_that_run(model: nn.Module, example_inputs: Any) -> set[str | None] | 
         except Exception:
             return called
     return called
-
-
-def _traced(model: nn.Module, example_inputs: Any) -> Trace:
-    advice = unwrapped_advice(model)
-    if advice is not None:
-        raise advice
-    return traced(model, example_inputs)

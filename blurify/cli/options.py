@@ -82,10 +82,13 @@ def open_model(spec: str, *, arch: str | None, pretrained: bool, allow: list[str
 
 
 def open_converted(spec: str, *, arch: str | None, allow: list[str] | None, trust: bool) -> LoadedModel:
-    """Load the FILE argument, a converted model. Raises BlurifyError where it is none."""
+    """Load the FILE argument, a converted model, in whatever state it is. Raises BlurifyError where it is none."""
     import blurify
+    from blurify.files import opening
 
-    loaded = open_model(spec, arch=arch, pretrained=False, allow=allow, trust=trust)
+    loaded = opening.open_model(
+        spec, arch=arch, pretrained=False, allow=tuple(allow or ()), trust=trust, in_force=False
+    )
     if blurify.plan_of(loaded.model) is None:
         raise BlurifyError(f"{spec} carries no plan: it is not a model that blurify converted (convert it first)")
     return loaded

@@ -10,11 +10,17 @@ from blurify.files.checkpoint import Checkpoint
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
 from blurify.files.sources import LoadedModel, ModelSource
-from blurify.surgery.apply import plan_of
+from blurify.surgery.carrying import plan_of
 
 
 def open_model(
-    spec: str, *, arch: str | None = None, pretrained: bool = True, allow: Sequence[str] = (), trust: bool = False
+    spec: str,
+    *,
+    arch: str | None = None,
+    pretrained: bool = True,
+    allow: Sequence[str] = (),
+    trust: bool = False,
+    in_force: bool = True,
 ) -> LoadedModel:
     """The model that the user means, with its plan where it was converted.
 
@@ -27,6 +33,7 @@ def open_model(
         allow: classes (`mypkg.nets.Net`) that a pickled module may consist of besides those of torch, torchvision and
             timm.
         trust: run whatever a pickled file contains.
+        in_force: refuse a converted model whose plan is no longer in force.
 
     Raises:
         BlurifyError: there is no such model or file, its weights can't be had, or the file is not safe or not a model.
@@ -37,7 +44,7 @@ def open_model(
         model, resolved = sources.build(spec, pretrained=pretrained)
         return LoadedModel(model.eval(), ModelSource(spec, "factory", resolved))
     loaded = _from_checkpoint(formats.read_checkpoint(spec, allow=allow, trust=trust), arch)
-    if (plan := plan_of(loaded.model)) is not None:
+    if in_force and (plan := plan_of(loaded.model)) is not None:
         require_in_force(loaded.model, plan, f"convert the original model again instead of opening {spec}")
     return loaded
 

@@ -52,8 +52,7 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise BlurifyError("this is a scripted model, which can't be changed any more: give the model before torch.jit")
-    if type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
-        raise BlurifyError("this model is compiled: convert it first, then torch.compile the result")
+    _refuse_wrapper(model)
     static = ("torch.ao.nn.quantized.modules", "torch.ao.nn.intrinsic.quantized.modules")
     floating = ("FloatFunctional", "FXFloatFunctional")  # which stand there too
     if any(
@@ -90,6 +89,22 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
         f"the model refuses every input tried ({tried[0]}, ...; {named_line(first)}): "
         "give example_inputs (CLI: --input-shape 1,3,224,224)"
     ) from first
+
+
+_WRAPPERS = frozenset(
+    "DataParallel DistributedDataParallel FullyShardedDataParallel AveragedModel ModelEma ModelEmaV2 ModelEmaV3".split()
+)
+
+
+def _refuse_wrapper(model: nn.Module) -> None:
+    """Say what to convert instead of a wrapper around the model."""
+    name = type(model).__name__
+    if name == "OptimizedModule" and hasattr(model, "_orig_mod"):
+        raise BlurifyError("this model is compiled: convert model._orig_mod, then torch.compile the result")
+    if name in _WRAPPERS and isinstance(getattr(model, "module", None), nn.Module):
+        raise BlurifyError(
+            f"this is a {name} around the model: convert model.module, then wrap the result in {name} again"
+        )
 
 
 def _guesses(model: nn.Module) -> Iterator[Inputs]:

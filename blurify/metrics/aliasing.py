@@ -38,7 +38,7 @@ from blurify.planning.planner import make_plan
 from blurify.spec.edits import Rewrite
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import load_recipe
-from blurify.surgery.apply import plan_of
+from blurify.surgery.carrying import plan_of
 
 _SAME_SIGNAL = ("contiguous", "to")
 _NO_OWN_STRIDE = "fractional_max"

@@ -18,7 +18,7 @@ from blurify.nn.arguments import given_per_dim as per_dim
 from blurify.nn.calls import BlurredMaxPool
 from blurify.spec.edits import Rewrite, SetStride
 from blurify.spec.plan import Site
-from blurify.surgery.apply import plan_of
+from blurify.surgery.carrying import plan_of
 
 _MAX_BlurPool = (MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d)
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}

@@ -17,7 +17,7 @@ from blurify.metrics.results import Equivariance, Measurement
 from blurify.metrics.stability import stability
 from blurify.metrics.subject import Pictures, Subject, Watch
 from blurify.metrics.worst_case import worst_case
-from blurify.surgery.apply import plan_of
+from blurify.surgery.carrying import plan_of
 
 METRICS = ("consistency", "aliasing", "equivariance", "stability", "worst-case")
 DEFAULT_METRICS = METRICS[:2]

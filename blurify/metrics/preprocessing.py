@@ -13,7 +13,7 @@ from blurify.errors import BlurifyError
 from blurify.graph.inputs import traced
 from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Preprocessing
-from blurify.surgery.apply import plan_of
+from blurify.surgery.carrying import plan_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from blurify.errors import BlurifyError
 
@@ -40,3 +41,9 @@ def per_dim(value: int | Sequence[int], ndim: int, name: str, least: int | None 
 def short(values: tuple[int, ...]) -> str:
     """(2, 2) as 2, (1, 2) as (1, 2)."""
     return str(values[0] if len(set(values)) == 1 else values)
+
+
+def set_stride(module: nn.Module, stride: tuple[int, ...]) -> None:
+    """Set a convolution module's stride, in the form (number or tuple) that it has."""
+    as_number = isinstance(module.stride, int) and len(set(stride)) == 1
+    setattr(module, "stride", stride[0] if as_number else stride)  # noqa: B010 (typed as a submodule)

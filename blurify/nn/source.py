@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import linecache
 from collections.abc import Iterator
@@ -209,17 +208,3 @@ def _inherited(cls: type, function: FunctionType, names: list[str]) -> Callee | 
             value: Any = vars(base)[names[0]]
             return Callee(value, bound=True) if isinstance(value, FunctionType) else None
     return None
-
-
-def imported(name: str) -> FunctionType:
-    """The function that 'package.module:name' names. Raises CannotRewriteError where it is not there."""
-    module, _, path = name.partition(":")
-    try:
-        value: Any = importlib.import_module(module)
-        for part in path.split("."):
-            value = getattr(value, part)
-    except (ImportError, AttributeError) as error:
-        raise CannotRewriteError(f"there is no longer a function {name}: convert the original model again") from error
-    if not isinstance(value, FunctionType):
-        raise CannotRewriteError(f"{name} is no longer a function: convert the original model again")
-    return value

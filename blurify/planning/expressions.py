@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import importlib
 from collections.abc import Iterator, Sequence
 from types import FunctionType
 from typing import Any
@@ -245,14 +244,3 @@ def count_equal(model: nn.Module, module: str, path: Path) -> int:
     if function is None:
         return 0
     return sum(ast.unparse(node) == path[-1][1] for node in expressions(function_tree(function.__code__)))
-
-
-def importable(function: FunctionType) -> str | None:
-    """The 'package.module:name' by which a function can be imported again, if it can."""
-    try:
-        value: Any = importlib.import_module(function.__module__)
-        for part in function.__qualname__.split("."):
-            value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    return f"{function.__module__}:{function.__qualname__}" if value is function else None

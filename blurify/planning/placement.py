@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 
 from blurify.graph.recorder import Call, Frame, Trace, frames_of, trace
 from blurify.graph.sites import PARAMETERS, Found, Op, function_name, read_op, sliced
+from blurify.nn.arguments import set_stride
 from blurify.nn.edited import original_class
 from blurify.nn.rewriting import Path
 from blurify.nn.sequential import after as after_name
@@ -570,12 +571,6 @@ def _subsamples(node: Node) -> bool:
     if name == "getitem":
         return bool(sliced(node)[0])
     return name in PARAMETERS and max(read_op(node, name).stride) > 1
-
-
-def set_stride(module: nn.Module, stride: tuple[int, ...]) -> None:
-    """Set a convolution module's stride, in the form (number or tuple) that it has."""
-    as_number = isinstance(module.stride, int) and len(set(stride)) == 1
-    setattr(module, "stride", stride[0] if as_number else stride)  # noqa: B010 (typed as a submodule)
 
 
 def stride_of(module: nn.Module) -> Any:

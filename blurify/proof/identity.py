@@ -8,6 +8,7 @@ makes no difference (features that are constant there), a mistake would not show
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,7 @@ class Identity:
         worst: where the largest error is: a site's name, or 'the outputs'.
         compared: the sites whose own values were compared.
         unshown: those of them at which an error would not show.
+        filtered: the sites whose blur was called, on more than one sample.
         train: what was compared in train mode.
     """
 
@@ -55,6 +57,7 @@ class Identity:
     worst: str = ""
     compared: tuple[str, ...] = ()
     unshown: tuple[str, ...] = ()
+    filtered: frozenset[str] = frozenset()
     train: str = ""
 
     @property
@@ -79,7 +82,8 @@ def identity_of(original: nn.Module, decided: Decided, inputs: Inputs) -> Identi
     probe = _lively(original)
     noise = _with_noise(inputs, _like(probe))
     found = _side_by_side(probe, decided, noise)
-    if (found.unshown or not found.within_tolerance) and _like(probe).dtype != torch.float64:
+    hidden = set(found.unshown) & found.filtered
+    if (hidden or not found.within_tolerance) and _like(probe).dtype != torch.float64:
         # Half precision, sums so long that the order of additions shows, or features that hardly vary beside a large
         # bias: compute again in float64.
         single, probe = found, copy_model(probe)
@@ -98,9 +102,29 @@ def identity_of(original: nn.Module, decided: Decided, inputs: Inputs) -> Identi
                     f"({one_line(error, 120)}): please report this model; --no-verify (verify=False) converts it all "
                     "the same"
                 ) from error
+    if found.within_tolerance and set(found.unshown) & found.filtered:
+        found = _with_other_weights(original, decided, inputs, found)
     if found.within_tolerance:
         found.train = _in_training(original, decided, inputs)
     return found
+
+
+def _with_other_weights(original: nn.Module, decided: Decided, inputs: Inputs, found: Identity) -> Identity:
+    """Compare once more with weights made up: what is constant with the model's own (dead units) may not be then.
+
+    Where the edits go does not depend on weights, so that what shows a mistake with others shows it with these.
+    """
+    probe = _lively(original, everywhere=True)
+    if _like(probe).device.type != "mps":  # which has no double precision
+        probe = probe.double()
+    noise = _with_noise(inputs, _like(probe))
+    try:
+        other = _side_by_side(probe, decided, noise)
+    except (BlurifyError, RuntimeError, TypeError):  # a forward that makes tensors of its own, or NaN
+        return found
+    if not other.within_tolerance:
+        return found if other.error == float("inf") and other.worst == "the outputs" else other
+    return dataclasses.replace(found, unshown=tuple(name for name in found.unshown if name in other.unshown))
 
 
 # --- the runs
@@ -157,8 +181,8 @@ def _side_by_side(model: nn.Module, decided: Decided, inputs: Inputs, seen: Trac
             moved = _run(shifted, plan, keys, values, inputs, expected, training, shift=True).errors
         except Exception:  # what comes of it may be anything; what was compared before that counts
             moved = {}
-        unshown = tuple(name for name in found.filtered if moved.get(name, 0.0) <= least)
-    return Identity(largest, dtype, found.count, worst, tuple(found.errors), unshown)
+        unshown = tuple(name for name in found.errors if name not in found.filtered or moved.get(name, 0.0) <= least)
+    return Identity(largest, dtype, found.count, worst, tuple(found.errors), unshown, frozenset(found.filtered))
 
 
 def _run(
@@ -407,8 +431,8 @@ def _check_finite(keys: dict[str, tuple[Key, ...]], values: dict[Key, Tensor], o
         )
 
 
-def _lively(model: nn.Module) -> nn.Module:
-    """A copy of the model, sharing its weights but for those that are (almost) zero, which get noise.
+def _lively(model: nn.Module, *, everywhere: bool = False) -> nn.Module:
+    """A copy of the model around its weights; those that are (almost) zero get noise (`everywhere`: all of them).
 
     A branch that a fresh model multiplies by zero (last norms, layer scales) would else not be checked at all. Biases
     get little, so that they do not drown the features. A model on the meta device gets weights made up on the CPU.
@@ -418,12 +442,12 @@ def _lively(model: nn.Module) -> nn.Module:
     for name, parameter in model.named_parameters():
         if not parameter.numel() or not (parameter.is_floating_point() or parameter.is_complex()):
             continue
-        if parameter.is_meta or not parameter.detach().abs().max() > 1e-2:
+        if everywhere or parameter.is_meta or not parameter.detach().abs().max() > 1e-2:
             if not parameter.is_meta and not parameter.detach().isfinite().all():
                 continue
             noise = torch.rand(parameter.shape, generator=generator, device="cpu")
             if parameter.ndim > 1 and parameter[0].numel() > 1:
-                noise = (noise - 0.5) / parameter[0].numel() ** 0.5
+                noise = (4 if everywhere else 1) * (noise - 0.5) / parameter[0].numel() ** 0.5
             elif name.endswith("bias"):
                 noise = 0.1 * (noise - 0.5)
             else:
@@ -434,7 +458,15 @@ def _lively(model: nn.Module) -> nn.Module:
         if buffer.is_meta:
             fill = torch.ones if buffer.is_floating_point() else torch.zeros
             memo[id(buffer)] = fill(buffer.shape, dtype=buffer.dtype, device="cpu")
+    for module in model.modules() if everywhere else ():
+        if isinstance(module, _NORMS) and module.running_var is not None and module.running_mean is not None:
+            memo[id(module.running_var)] = torch.ones_like(module.running_var, device=_device(module.running_var))
+            memo[id(module.running_mean)] = torch.zeros_like(module.running_mean, device=_device(module.running_mean))
     return sharing_copy(model, memo)
+
+
+def _device(tensor: Tensor) -> torch.device:
+    return torch.device("cpu") if tensor.is_meta else tensor.device
 
 
 def _like(model: nn.Module) -> Tensor:

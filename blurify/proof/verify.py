@@ -10,12 +10,11 @@ from blurify.errors import BlurifyError, VerificationError
 from blurify.graph.structure import Inputs
 from blurify.planning.planner import Decided
 from blurify.proof.audit import sites_left
+from blurify.proof.averages import check_averages
 from blurify.proof.identity import identity_of
 from blurify.proof.proof import Proof
 from blurify.proof.weights import Fingerprint, check_weights, fingerprint
 from blurify.surgery.force import problems
-
-_FEW = 3
 
 
 def verify(original: nn.Module, converted: nn.Module, decided: Decided, inputs: Inputs, before: Fingerprint) -> Proof:
@@ -47,6 +46,7 @@ def verify(original: nn.Module, converted: nn.Module, decided: Decided, inputs: 
             f"{len(left)} of the sites that the plan converts still alias, first {left[0]}: "
             "please report this model; skip the site in a recipe ([skip] names) to go on"
         )
+    averages = check_averages(original, converted, plan)
     found = identity_of(original, decided, inputs)
     if not found.within_tolerance:
         raise VerificationError(
@@ -59,6 +59,7 @@ def verify(original: nn.Module, converted: nn.Module, decided: Decided, inputs: 
             f"{len(missing)} of the sites that the plan converts were not reached when the proof ran the model, first "
             f"{missing[0]}: give example_inputs that reach it, or skip the site in a recipe ([skip] names)"
         )
+    unshown = tuple(name for name in found.unshown if name not in averages)
     return Proof(
         identity_error=found.error,
         dtype=found.dtype,
@@ -68,8 +69,8 @@ def verify(original: nn.Module, converted: nn.Module, decided: Decided, inputs: 
         tensors_equal=equal,
         seconds=time.perf_counter() - begin,
         sites_compared=len(found.compared),
-        sites_shown=len(found.compared) - len(found.unshown),
-        unshown=found.unshown,
+        sites_shown=len(found.compared) - len(unshown),
+        unshown=unshown,
         train=found.train,
     )
 

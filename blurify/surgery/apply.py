@@ -9,15 +9,14 @@ from torch import nn
 
 from blurify import nn as layers
 from blurify.errors import BlurifyError
+from blurify.nn.arguments import set_stride
 from blurify.nn.build import build
 from blurify.nn.calls import BlurredAvgPool, BlurredConv, BlurredMaxPool, BlurredSlice, DenseConv, MemberBlur
 from blurify.nn.edited import Change, changes_of, edit_class, set_changes
 from blurify.nn.sequential import place
 from blurify.spec.edits import BlurInput, BlurOutput, BlurPooling, Edit, InsertBlur, Rewrite, SetStride
 from blurify.spec.plan import Plan
-from blurify.surgery.carrying import carry_plan, plan_of
-
-__all__ = ["ANTIALIASED", "apply_plan", "changes_in", "plan_of", "set_stride"]
+from blurify.surgery.carrying import carry_plan
 
 ANTIALIASED: dict[type[nn.Module], type[nn.Module]] = {
     nn.MaxPool1d: layers.MaxBlurPool1d,
@@ -153,9 +152,3 @@ def _device_of(module: nn.Module, model: nn.Module) -> torch.device:
         for tensor in (*owner.parameters(), *owner.buffers()):
             return tensor.device
     return torch.device("cpu")
-
-
-def set_stride(module: nn.Module, stride: tuple[int, ...]) -> None:
-    """Set a convolution module's stride, in the form (number or tuple) that it has."""
-    as_number = isinstance(module.stride, int) and len(set(stride)) == 1
-    setattr(module, "stride", stride[0] if as_number else stride)  # noqa: B010 (typed as a submodule)

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from blurify.errors import BlurifyError
+from blurify.nn.arguments import set_stride
 from blurify.nn.edited import set_changes
 from blurify.spec.edits import BlurPooling, Edit, SetStride
-from blurify.surgery.apply import ANTIALIASED, apply_plan, changes_in, set_stride
+from blurify.surgery.apply import ANTIALIASED, apply_plan, changes_in
 from blurify.surgery.carrying import drop_plan, plan_of
 from blurify.surgery.force import problems
 

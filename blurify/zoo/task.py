@@ -84,7 +84,7 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
     gc.collect()  # traces are cycles, and hold a copy of the weights where a model needs values
     from blurify.conversion import convert, proof_of
     from blurify.files import checkpoints, opening
-    from blurify.surgery.apply import plan_of
+    from blurify.surgery.carrying import plan_of
 
     with clock("build"), reproducible(task.model):
         loaded = opening.open_model(task.model, pretrained=task.pretrained)

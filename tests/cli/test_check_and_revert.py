@@ -136,3 +136,16 @@ def test_what_is_no_converted_model(named: Path, tmp_path: Path, capsys: pytest.
         assert "none.pt" in failure(capsys, *command, tmp_path / "none.pt")
     assert "torch's format" in failure(capsys, "revert", named, "-o", tmp_path / "out.safetensors")
     assert not out.exists()
+
+
+def test_check_of_a_file_that_was_changed_after_its_conversion(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The library's own answer, for a pool that somebody put back."""
+    model = blurify.load(whole)
+    model[2] = nn.MaxPool2d(2)
+    torch.save(model, tmp_path / "changed.pt")
+    assert cli.main(["check", str(tmp_path / "changed.pt")]) == 1
+    assert "the pool '2' was replaced" in capsys.readouterr().out
+    assert cli.main(["check", str(whole)]) == 0
+    assert "all 2 blurs" in capsys.readouterr().out

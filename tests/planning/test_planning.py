@@ -159,7 +159,7 @@ def test_input_of_a_conv_in_a_forward_is_blurred_where_it_is_called() -> None:
 @pytest.mark.parametrize(("kernel", "padding", "shift"), [(2, 0, 0), (3, 1, 0), (3, 0, 1), (4, 1, 0), (1, 0, 0)])
 def test_average_pool(kernel: int, padding: int, shift: int) -> None:
     """The filter is centred where the pool's windows are."""
-    recipe = {"filter": {"size": 5}}  # which smooths more than each of these windows
+    recipe = {"filter": {"size": 7}}  # which smooths more than each of these windows
     (edit,) = only(behind_conv(nn.AvgPool2d(kernel, 2, padding)), recipe).edits
     filtering = dataclasses.replace(blur(shift=(shift, shift)), method=Taps(load_recipe(recipe).resolved_taps))
     assert edit == BlurPooling("1", filtering)

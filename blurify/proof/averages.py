@@ -1,0 +1,63 @@
+"""Average pools: a filter that takes an average's place must look where the average looked.
+
+The one-tap filter leaves an average pool as it is, so that the identity check says nothing of it. But a window and a
+filter are both of sum one and symmetric: of a ramp they give the place of their centre, and those must not lie apart.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blurify.errors import VerificationError
+from blurify.spec.edits import BlurPooling
+from blurify.spec.plan import Plan
+
+_APART = 0.51  # samples: an even window and an odd filter differ by half a sample, whatever one does
+
+
+def check_averages(original: nn.Module, converted: nn.Module, plan: Plan) -> frozenset[str]:
+    """The names of the sites whose average pools were compared, each with the original's own module.
+
+    Raises:
+        VerificationError: the filter of one looks elsewhere, or gives another size.
+    """
+    shown = set()
+    for site in plan.converted:
+        for edit in site.edits:
+            if site.kind != "avgpool" or not isinstance(edit, BlurPooling):
+                continue
+            before, after = (model.get_submodule(edit.module) for model in (original, converted))
+            if getattr(before, "divisor_override", None):  # another scale
+                continue
+            pools = [copy.deepcopy(module).to("cpu", torch.float64) for module in (before, after)]
+            for dim in range(len(site.stride)):
+                _compare(site.name, pools, _ramp(site.kernel_size, site.stride, dim), dim)
+            shown.add(site.name)
+    return frozenset(shown)
+
+
+def _ramp(kernel: tuple[int, ...], stride: tuple[int, ...], dim: int) -> Tensor:
+    """0, 1, 2, ... along one spatial dimension, long enough that the middle is away from all borders."""
+    sizes = [4 * (k + 8 * s) for k, s in zip(kernel, stride, strict=True)]
+    shape = [1] * (len(sizes) + 2)
+    shape[dim + 2] = sizes[dim]
+    ramp = torch.arange(sizes[dim], dtype=torch.float64, device="cpu").view(shape)
+    return ramp.expand(1, 1, *sizes).contiguous()
+
+
+def _compare(name: str, pools: list[Any], ramp: Tensor, dim: int) -> None:
+    with torch.no_grad():
+        expected, actual = (pool(ramp) for pool in pools)
+    if expected.shape != actual.shape:
+        raise VerificationError(f"the filter at {name} gives another size than the average pool that was there")
+    middle = (0, 0, *(size // 2 for size in expected.shape[2:]))
+    apart = (actual[middle] - expected[middle]).item()
+    if not abs(apart) <= _APART:
+        raise VerificationError(
+            f"the filter at {name} looks {apart:+.1f} samples beside where the average pool looked: please report this "
+            "model; --no-verify (verify=False) converts it all the same"
+        )
