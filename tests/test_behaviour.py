@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import blurify
-from blurify.spec.edits import Rewrite
+from blurify.spec.edits import InsertBlur, Rewrite
 
 BLURS = (blurify.BlurPool1d, blurify.BlurPool2d, blurify.BlurPool3d)
 
@@ -71,8 +71,10 @@ def sample(name, batch=1):
 
 
 def test_the_pairs_are_what_they_are_here_for(pairs):
-    assert rewrites(pairs["inception_v3"][1]) and rewrites(pairs["tf_efficientnet_b0"][1])
-    assert not rewrites(pairs["resnet18"][1])
+    assert "maxpool" in {edit.op for edit in rewrites(pairs["inception_v3"][1])}
+    assert "conv-dense" in {edit.op for edit in rewrites(pairs["tf_efficientnet_b0"][1])}
+    assert {edit.op for edit in rewrites(pairs["resnet18"][1])} == {"wrap"}
+    assert any(isinstance(edit, InsertBlur) for edit in blurify.plan_of(pairs["mobilenet_v3_small"][1]).edits)
     for original, model in pairs.values():
         assert blurs(model) > 2 and blurs(original) == 0
 
@@ -85,7 +87,12 @@ def test_type_and_isinstance(resnet, converted):
     assert type(converted.maxpool) is blurify.MaxBlurPool2d and isinstance(converted.maxpool, nn.MaxPool2d)
     for name, module in resnet.named_modules():
         assert isinstance(converted.get_submodule(name), type(module)), name
-    assert type(converted.layer2[0]) is timm.models.resnet.BasicBlock
+    block = timm.models.resnet.BasicBlock  # a blur in the first of layer2, none in layer1 and in the second
+    assert type(converted.layer1[0]) is type(converted.layer2[1]) is type(resnet.layer2[0]) is block
+    assert type(converted.layer2[0]).__mro__[1] is block
+    assert (type(converted.layer2[0]).__module__, type(converted.layer2[0]).__qualname__) == (
+        block.__module__, block.__qualname__
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -354,7 +361,7 @@ def test_torch_save_and_load_in_a_new_process(pairs, name, tmp_path):
 @pytest.mark.parametrize("name", PAIRS)
 def test_converting_twice_changes_nothing(pairs, name):
     model = pairs[name][1]
-    again = blurify.convert(model, "full")
+    again = blurify.convert(model)
     assert repr(again) == repr(model)
     with torch.no_grad():
         assert torch.equal(again(sample(name)), model(sample(name)))
@@ -363,8 +370,8 @@ def test_converting_twice_changes_nothing(pairs, name):
 def test_print_shows_where_the_blur_went(pairs):
     text = repr(pairs["resnet18"][1])
     layer2 = text[text.index("(layer2)") : text.index("(layer3)")]
-    assert "(blur_output): BlurPool2d(stride=2, filter_size=4)" in layer2
-    assert layer2.index("(act1)") < layer2.index("(blur_output)") < layer2.index("(conv2)")
+    assert layer2.count("(blur): BlurPool2d(stride=2, filter_size=4)") == 1
+    assert layer2.index("(0): BasicBlock") < layer2.index("(blur)") < layer2.index("(1): BasicBlock")
     assert "BlurPool" not in text[text.index("(layer1)") : text.index("(layer2)")]
     text = repr(pairs["inception_v3"][1])
     assert text.startswith("InceptionV3(") and "BlurredMaxPool(" in text

@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import Dim
 
 import blurify
-from blurify.spec.edits import BlurInput, Rewrite
+from blurify.spec.edits import InsertBlur, Rewrite
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -93,8 +93,10 @@ def close(actual, expected, tolerance=1e-4):
 def test_the_models_have_every_kind_of_edit(converted):
     for name in ("functional", "tf-same"):
         assert any(isinstance(edit, Rewrite) for edit in blurify.plan_of(converted(name)[1]).edits), name
-    for name in ("cheap", "patchify"):
-        assert any(isinstance(edit, BlurInput) for edit in blurify.plan_of(converted(name)[1]).edits), name
+    assert any(getattr(edit, "op", "") == "wrap-input" for edit in blurify.plan_of(converted("cheap")[1]).edits)
+    inserted = [edit for edit in blurify.plan_of(converted("patchify")[1]).edits if isinstance(edit, InsertBlur)]
+    assert inserted and not any(edit.after for edit in inserted)
+    assert any(isinstance(edit, InsertBlur) and edit.after for edit in blurify.plan_of(converted("mobilenetv2")[1]).edits)
 
 
 def dynamic():

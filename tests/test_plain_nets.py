@@ -14,6 +14,21 @@ from plain_nets import BODIES, STYLES, Body, Case, Op, alike, cases, check, conv
 BEFORE = {
     "size_read_between": "the forward reads the size of what would be dense",
     "shared_conv_two_sizes": "one convolution, called from two expressions or twice from one",
+    "loop_children": "one expression runs for convolutions of two strides, each of which needs a blur of its own",
+    "loop_getattr": "as loop_children",
+    "loop_recursion": "as loop_children",
+    "loop_swish": "as loop_children",
+    "sequential_acting": "the nonlinearity stands in the forward of a container, whose children are what others run",
+    "second_entry": "another method calls the same convolution and spells what follows it otherwise",
+}
+# What the report must say there, so that nothing else hides behind it.
+SAYS = {
+    **dict.fromkeys(
+        ("loop_children", "loop_getattr", "loop_recursion", "loop_swish"),
+        "the same expression runs several times with different needs",
+    ),
+    "sequential_acting": "it stands in a container's forward",
+    "second_entry": "uses the same convolution in another way",
 }
 # What no edit of the model's own objects reaches; the report says so.
 UNCONVERTED = {
@@ -37,6 +52,9 @@ def verify(case: Case) -> None:
     result = check(case)
     allowed = {"after"} | set(["before"] * (case.style in BEFORE) + ["unconverted"] * (case.style in UNCONVERTED))
     assert result.kind in allowed, f"{result.kind}: {result.detail}\n{case.source}"
+    if result.kind == "before" and case.style in SAYS:
+        said = result.detail.split("; ")
+        assert all(SAYS[case.style] in site for site in said), f"{result.detail}\n{case.source}"
 
 
 def test_names_are_unique() -> None:

@@ -187,6 +187,23 @@ class TestToolsThatSwap:
         lost = (plain(image(64)) - net(image(64))).norm()
         assert (quantised(image(64)) - converted(image(64))).norm() < 2 * lost
 
+    def test_eager_quantisation(self):
+        torch.manual_seed(0)
+        net = torchvision.models.quantization.resnet18(quantize=False, num_classes=5).train()
+        net(torch.rand(8, 3, 64, 64))
+
+        def quantise(model):
+            model = copy.deepcopy(model).eval()
+            model.fuse_model()
+            model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+            torch.ao.quantization.prepare(model, inplace=True)
+            model(image(64))
+            return torch.ao.quantization.convert(model)
+
+        converted = blurify.convert(net.eval(), example_inputs=image(64))
+        lost = (quantise(net)(image(64)) - net(image(64))).norm()
+        assert (quantise(converted)(image(64)) - converted(image(64))).norm() < 2 * lost
+
     def test_a_fuse_that_sets_the_forward(self):
         """As YOLOv5 has it: one activation for all, a new convolution, `m.forward = m.forward_fuse`."""
         net = Detector()
@@ -763,3 +780,126 @@ def test_signals_of_different_sizes_do_not_meet_in_one_blur():
     torch.testing.assert_close(identity(image()), net(image()))
     converted = blurify.convert(net, example_inputs=image())
     assert converted(image()).shape == net(image()).shape
+
+
+class Stem(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, 2, 1)
+
+
+class ReturnsBefore(Stem):
+    def forward(self, x, raw=False):
+        x = self.conv(F.relu(self.stem(x)))
+        if raw:
+            return x
+        return F.relu(x)
+
+
+class CallsIntoItsBlock(nn.Module):
+    class Block(Stem):
+        def forward(self, x):
+            return F.relu(self.conv(F.relu(self.stem(x))))
+
+    def __init__(self):
+        super().__init__()
+        self.block = self.Block()
+
+    def forward(self, x, raw=False):
+        return self.features(x) if raw else self.block(x)
+
+    def features(self, x):
+        return torch.tanh(self.block.conv(F.relu(self.block.stem(x))))
+
+
+class ByAnotherName(Stem):
+    def forward(self, x, raw=False):
+        return self.features(x) if raw else F.relu(self.conv(F.relu(self.stem(x))))
+
+    def features(self, x):
+        layer = self.conv
+        return layer(F.relu(self.stem(x)))
+
+
+class ByNumber(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 1, 1)
+        )
+
+    def forward(self, x, raw=False):
+        return self.features(x) if raw else self.net(x)
+
+    def features(self, x):
+        for number in range(len(self.net)):
+            x = self.net[number](x)
+        return x
+
+
+@pytest.mark.parametrize("cls", [ReturnsBefore, CallsIntoItsBlock, ByAnotherName, ByNumber])
+def test_other_branches_and_ways_in(cls):
+    """What no trace went through: with the one-tap filter it computes the original too."""
+    net = cls().eval()
+    identity = blurify.convert(net, filter_size=1, example_inputs=image())
+    converted = blurify.convert(net, example_inputs=image())
+    assert blurify.plan_of(converted).converted
+    for raw in (False, True):
+        torch.testing.assert_close(identity(image(), raw), net(image(), raw))
+        assert converted(image(), raw).shape == net(image(), raw).shape
+
+
+def test_a_slice_of_another_step():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x, step=2):
+            return F.relu(self.stem(x))[:, :, ::step, ::step]
+
+    net = Net()
+    converted = blurify.convert(net, example_inputs=image())
+    assert blurify.plan_of(converted).converted
+    for step in (1, 2, 4):
+        assert converted(image(), step).shape == net(image(), step).shape
+
+
+class Loop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 4, 4, 3, 1 + i % 2, 1) for i in range(4))
+
+    def forward(self, x, stop=None):
+        for number, conv in enumerate(self.convs):
+            y = conv(x)
+            if number == stop:
+                raise RuntimeError("stopped")
+            x = F.relu(y)
+        return x
+
+
+def test_a_loop_in_threads_and_after_an_error():
+    """What a loop owes belongs to one run of the forward."""
+    converted = blurify.convert(Loop(), example_inputs=image())
+    assert blurify.plan_of(converted).count("rule") == {"after-activation": 2}
+    expected = converted(image())
+    with pytest.raises(RuntimeError, match="stopped"):
+        converted(image(), 1)
+    torch.testing.assert_close(converted(image()), expected)
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            if not torch.equal(converted(image()), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

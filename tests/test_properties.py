@@ -370,7 +370,7 @@ def test_added_branches(data: Any, kernels: list[int], activate: bool) -> None:
     plan = check(Residual(rank, stride, tuple(kernels), activate), sizes, rules=RULES["full"], sites=len(kernels))
     if activate and max(stride) < 3 and min(stride) == 2 and 1 not in kernels:
         assert {site.rule for site in plan.sites} == {"after-activation"}
-        assert len([edit for edit in plan.edits if isinstance(edit, blurify.spec.plan.BlurOutput)]) == 1
+        assert len({edit.blur_path for edit in plan.edits if edit.blur_path is not None}) == 1
 
 
 class Shortcut(nn.Module):

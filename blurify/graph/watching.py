@@ -36,7 +36,7 @@ def watched_strides(model: nn.Module) -> Iterator[set[str]]:
             try:
                 cls: Any = type(module)
                 module.__class__ = _watched(cls)
-            except TypeError:  # a class that can't be changed: then it is not watched
+            except Exception:  # a class that can't be changed or derived from: then it is not watched
                 del module.__dict__[_READ]
                 changed.pop()
     try:

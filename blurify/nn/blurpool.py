@@ -82,7 +82,7 @@ class BlurPool(nn.Module):
         """Filter and subsample.
 
         Args:
-            x: (N, C, *spatial) or (C, *spatial), floating point.
+            x: (N, C, *spatial) or (C, *spatial), floating point (or quantised by tensor, and then so is the result).
             output_size: the spatial size of the result, one entry a dimension; by default ceil(n / stride).
             extend: instead of `output_size`: the samples by which a dimension counts as longer (negative: shorter)
                 than it is, so that the result has ceil((n + extend) / stride); constants keep exported sizes dynamic.
@@ -94,6 +94,9 @@ class BlurPool(nn.Module):
         if isinstance(x, Proxy):  # a leaf of symbolic tracing, as the layers of torch.nn are
             path = cast(Tracer, x.tracer).path_of_module(self)
             return cast(Tensor, x.tracer.create_proxy("call_module", path, (x, output_size), {"extend": extend}))
+        if x.is_quantized and x.qscheme() == torch.per_tensor_affine:  # as eager quantisation hands features on
+            y = self.forward(x.dequantize(), output_size, extend=extend)
+            return torch.quantize_per_tensor(y, x.q_scale(), x.q_zero_point(), x.dtype)
         if x.dim() == self.ndim + 1:
             return self.forward(x.unsqueeze(0), output_size, extend=extend).squeeze(0)
         if x.dim() != self.ndim + 2:

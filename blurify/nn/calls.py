@@ -116,26 +116,26 @@ class MemberBlur(nn.Module):
     """The blur of a loop over modules of which some became dense: it blurs what comes of those, and nothing else.
 
     The loop's own expressions call it: `conv(x)` is routed through `run`, the value to be blurred through the layer.
+    What is owed in between stands in a list that belongs to that one run of the forward.
     """
 
     def __init__(self, blurpool: nn.Module, members: tuple[str, ...]) -> None:
         super().__init__()
         self.blurpool = blurpool
         self.members = members
-        self.owed = False
 
-    def run(self, owner: nn.Module, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def run(self, owed: list[bool], owner: nn.Module, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`function(*args, **kwargs)`; where it is one of the owner's members that became dense, a blur is owed."""
         for member in self.members:
             if owner.get_submodule(member) is function:
-                self.owed = True
+                owed.append(True)
         return function(*args, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, owed: list[bool]) -> Tensor:
         """Blur x (N, C, *spatial) if that is owed."""
-        if not self.owed:
+        if not owed:
             return x
-        self.owed = False
+        owed.clear()
         blurred: Tensor = self.blurpool(x)
         return blurred
 
@@ -154,11 +154,13 @@ class BlurredSlice(nn.Module):
 
     def forward(self, x: Tensor, index: Any) -> Tensor:
         """`x[index]` of (N, C, *spatial) or (N, *spatial, C), as `dims` say, with the steps taken by the blur."""
-        if self.blurpool.is_identity:
+        items = index if isinstance(index, tuple) else (index,)
+        steps = tuple(item.step for item in items if isinstance(item, slice) and item.step not in (None, 1))
+        # Another step than the one that was planned for is left to the slice.
+        if self.blurpool.is_identity or steps != tuple(step for step in self.blurpool.stride if step > 1):  # type: ignore[union-attr]
             return x[index]
         last = self.dims[0] == 1
         blurred = self.blurpool(x.movedim(-1, 1) if last else x)
-        items = index if isinstance(index, tuple) else (index,)
         rest = tuple(slice(None) if isinstance(item, slice) and item.step not in (None, 1) else item for item in items)
         return (blurred.movedim(1, -1) if last else blurred)[rest]
 

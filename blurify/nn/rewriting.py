@@ -29,8 +29,7 @@ from blurify.nn.source import (
 )
 
 Path = tuple[tuple[str, str, int], ...]
-FORMS = ("wrap", "input", "call", "member")
-_CLONE = "_blurify_"
+_CLONE, _OWED = "_blurify_", "_blurify_owed"
 
 
 class Expression(NamedTuple):
@@ -40,7 +39,9 @@ class Expression(NamedTuple):
         path: the functions from the forward to it, outermost first: (name, source text, which of the equal ones).
         child: the name of the child module.
         form: 'wrap' `f(x)` -> `self.child(f(x))`; 'input' `f(x)` -> `f(self.child(x))`; 'call' `f(x)` ->
-            `self.child(f, x)` and `x[i]` -> `self.child(x, i)`; 'member' `f(x)` -> `self.child.run(self, f, x)`.
+            `self.child(f, x)` and `x[i]` -> `self.child(x, i)`. In a loop over modules, 'member' makes of `f(x)`
+            `self.child.run(owed, self, f, x)` and 'owed' of `g(y)` `self.child(g(y), owed)`, where `owed` is a list
+            that is made anew in every run of the function: it is of one run, and so of one thread.
         argument: the positional one that 'input' is about.
     """
 
@@ -127,11 +128,14 @@ class _Writer:
         for node in expressions(source):
             texts.setdefault(ast.unparse(node), []).append(node)
         replace: dict[ast.AST, Callable[[Any], Any]] = {}
+        owing = False
         for (text, which), wanted in tree.children.items():
             node = _find(texts, text, which, source)
             statement = statement_of(source, node)
             key = node if statement is None or written_name(node) is None else statement
-            replace[key] = _through(this, sorted(wanted, key=lambda one: one.form == "wrap"))
+            replace[key] = _through(this, sorted(wanted, key=lambda one: one.form in _VALUES))
+            if any(one.form in ("member", "owed") for one in wanted):
+                owing = True
         for number, ((text, which), (helper_name, helper)) in enumerate(tree.helpers.items()):
             node = _find(texts, text, which, source)
             called = callee(self.cls, function, node, self.instance)
@@ -143,6 +147,8 @@ class _Writer:
             self.write(called.function, helper, clone, own=bound)
             replace[node] = _instead(this, clone)
         source = _Substitute(replace).visit(source)
+        if owing:
+            source.body.insert(0, ast.Assign([ast.Name(_OWED, ast.Store())], ast.List([], ast.Load())))
         self.methods[name] = _compiled(function, source, name)
 
 
@@ -195,21 +201,22 @@ def _through(this: ast.expr, wanted: list[Expression]) -> Callable[[Any], Any]:
 def _routed(this: ast.expr, expression: Expression, node: Any) -> Any:
     """The node that sends this one through the child of an expression (see `Expression`)."""
     child = _attribute(this, expression.child)
-    if expression.form == "wrap" and isinstance(node, ast.AugAssign):
-        return [node, _assigned(node.target, child, node)]
-    if expression.form == "wrap" and isinstance(node, ast.Expr):
+    owed: list[ast.expr] = [ast.Name(_OWED, ast.Load())] if expression.form in ("member", "owed") else []
+    if expression.form in _VALUES and isinstance(node, ast.AugAssign):
+        return [node, _assigned(node.target, child, owed, node)]
+    if expression.form in _VALUES and isinstance(node, ast.Expr):
         # `F.relu_(x)` as a statement: what follows uses the name of what it wrote to.
         name = written_name(node.value)
         assert name is not None  # or the statement would not have been chosen
-        return _assigned(name, child, node, value=node.value)
-    if expression.form == "wrap":
-        new: ast.expr = ast.Call(child, [node], [])
+        return _assigned(name, child, owed, node, value=node.value)
+    if expression.form in _VALUES:
+        new: ast.expr = ast.Call(child, [node, *owed], [])
     elif expression.form == "input":
         node.args[expression.argument] = ast.Call(child, [node.args[expression.argument]], [])
         return node
     elif expression.form == "member":
         run = _attribute(this, expression.child, "run")
-        new = ast.Call(run, [copy.deepcopy(this), node.func, *node.args], node.keywords)
+        new = ast.Call(run, [*owed, copy.deepcopy(this), node.func, *node.args], node.keywords)
     elif isinstance(node, ast.Subscript):
         new = ast.Call(child, [node.value, _index(node.slice)], [])
     else:
@@ -217,11 +224,16 @@ def _routed(this: ast.expr, expression: Expression, node: Any) -> Any:
     return ast.copy_location(new, node)
 
 
-def _assigned(target: ast.expr, child: ast.expr, at: ast.AST, value: ast.expr | None = None) -> ast.Assign:
+_VALUES = ("wrap", "owed")  # what goes through a child once it is computed
+
+
+def _assigned(
+    target: ast.expr, child: ast.expr, owed: list[ast.expr], at: ast.AST, value: ast.expr | None = None
+) -> ast.Assign:
     """`target = child(target)`, or `target = child(value)`."""
     name, read = copy.deepcopy(target), copy.deepcopy(target)
     name.ctx, read.ctx = ast.Store(), ast.Load()  # type: ignore[attr-defined]
-    return ast.copy_location(ast.Assign([name], ast.Call(child, [value or read], [])), at)
+    return ast.copy_location(ast.Assign([name], ast.Call(child, [value or read, *owed], [])), at)
 
 
 def _index(node: ast.expr) -> ast.expr:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Iterator, Sequence
-from types import FunctionType
+from functools import lru_cache
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -162,9 +163,16 @@ def entries_that_call(instance: nn.Module, attribute: str, known: set[Any]) -> I
 
     Args:
         instance: the module.
-        attribute: the name of a child.
+        attribute: the name of a child, or the path of a module further down.
         known: the code objects that ran.
     """
+    for name, function in _methods(instance, known):
+        if _calls(function.__code__, attribute):
+            yield name, function
+
+
+def _methods(instance: nn.Module, known: set[Any]) -> Iterator[tuple[str, FunctionType]]:
+    """The methods of a module's own classes whose code is not among the known, and is at hand."""
     seen = set()
     for base in original_class(instance).__mro__:
         if base.__module__.startswith("torch.") or base is object:
@@ -176,26 +184,97 @@ def entries_that_call(instance: nn.Module, attribute: str, known: set[Any]) -> I
             if not isinstance(function, FunctionType) or name.startswith("__") or function.__code__ in known:
                 continue
             try:
-                tree = function_tree(function.__code__)
+                function_tree(function.__code__)
             except CannotRewriteError:
                 continue
-            if _calls(tree, attribute):
-                yield name, function
+            yield name, function
 
 
-def _calls(tree: ast.FunctionDef, attribute: str) -> bool:
+@lru_cache(maxsize=16384)
+def _calls(code: CodeType, path: str) -> bool:
+    """Whether a method calls `self.<path>` or an item of it, by that or by a local name."""
+    tree = function_tree(code)
     if not tree.args.args:
         return False
-    this = tree.args.args[0].arg
+    wanted = f"{tree.args.args[0].arg}.{path}"
+
+    def mentions(value: ast.AST) -> bool:
+        # Not `self.conv.weight`: that is only looked at.
+        looked_at = {id(node.value) for node in ast.walk(value) if isinstance(node, ast.Attribute)}
+        return any(
+            ast.unparse(node) == wanted and id(node) not in looked_at
+            for node in ast.walk(value)
+            if isinstance(node, ast.Attribute)
+        )
+
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        bound = (
+            [(node.value, node.targets)] if isinstance(node, ast.Assign)
+            else [(node.iter, [node.target])] if isinstance(node, ast.For | ast.comprehension)
+            else [(node.value, [node.target])] if isinstance(node, ast.NamedExpr)
+            else []
+        )  # fmt: skip
+        for value, targets in bound:
+            if not isinstance(value, ast.Call) and mentions(value):
+                names |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             target: ast.expr = node.func
             while isinstance(target, ast.Subscript):
                 target = target.value
-            own = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == this
-            if own and target.attr == attribute:  # type: ignore[attr-defined]
+            if ast.unparse(target) == wanted or (isinstance(target, ast.Name) and target.id in names):
                 return True
     return False
+
+
+def numbers_members(instance: nn.Module, container: str, known: set[Any]) -> bool:
+    """Whether a method that no trace went through runs the members of a container by their numbers.
+
+    `self.net[3](x)`, `for i in range(len(self.net))`, `for i, m in enumerate(self.net)`: a blur between them would be
+    missed, or taken for the next one.
+    """
+    return any(_numbers(function.__code__, container) for _, function in _methods(instance, known))
+
+
+@lru_cache(maxsize=4096)
+def _numbers(code: CodeType, container: str) -> bool:
+    tree = function_tree(code)
+    if not tree.args.args:
+        return False
+    wanted = f"{tree.args.args[0].arg}.{container}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Slice):
+            found = [node.value]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("enumerate", "len"):
+            found = node.args
+        elif isinstance(node, ast.Attribute) and node.attr in ("_modules", "named_children"):
+            found = [node.value]
+        else:
+            continue
+        if any(ast.unparse(one) == wanted for one in found):
+            return True
+    return False
+
+
+def leaves_between(code: CodeType, begin: int, end: int) -> bool:
+    """Whether a function may return between two of its lines: with what is dense there, and not blurred yet."""
+    return any(isinstance(node, ast.Return) and begin <= node.lineno < end for node in ast.walk(function_tree(code)))
+
+
+def argument_of_forward(model: nn.Module, module: str, path: Path, names: Sequence[str]) -> bool:
+    """Whether an expression gives one of these parameters of its call what its forward was given for it."""
+    function = _function_at(model, module, path)
+    if function is None or len(path) > 1:
+        return False
+    tree = function_tree(function.__code__)
+    _, text, which = path[-1]
+    expression = [node for node in expressions(tree) if ast.unparse(node) == text][which]
+    if not isinstance(expression, ast.Call):
+        return False
+    given = {argument.arg for argument in (*tree.args.posonlyargs, *tree.args.args, *tree.args.kwonlyargs)}
+    values = [keyword.value for keyword in expression.keywords if keyword.arg in names]
+    return any(isinstance(n, ast.Name) and n.id in given for value in values for n in ast.walk(value))
 
 
 def same_expression(

@@ -172,6 +172,7 @@ class Placer:
             raise NoWay("the same module runs several times with different needs")
         if any(node is not None and node.meta.get("stale") for node in made):
             raise NoWay("its activation writes in place and the result is used by its old name")
+        self._check_numbering(container, [node for node in made if node is not None])
         edit = InsertBlur(container, name, True, self._free(container, after_name(name)), blur)
         return made, f"after {below(container, name)}", [edit]
 
@@ -377,6 +378,10 @@ class Placer:
         if op == "wrap-input" and not expressions.takes_argument(self._tree(frames[level][1]), more["index"]):
             raise NoWay("its input is not given as an argument of its own")
         others: list[Path] = []
+        if op == "wrap":
+            self._check_returns(node, frames[level])
+        if op == "conv-dense" and expressions.argument_of_forward(self.model, spot.module, spot.path, ("stride",)):
+            raise NoWay("its stride is an argument of the forward")
         if op in ("wrap", "wrap-input"):
             dense = [n for point in made if point is not None for n in self.dense_of.get(point, [node])]
             for name, function, attribute in self._other_entries(
@@ -384,7 +389,7 @@ class Placer:
             ):
                 count = expressions.count_equal(self.model, spot.module, spot.path)
                 other = None
-                if len(spot.path) == 1:
+                if len(spot.path) == 1 and attribute:
                     tree = self._tree(frames[level][1])
                     other = expressions.same_expression(function, spot.path[0], count, name, tree, attribute)
                 if other is None:
@@ -395,6 +400,18 @@ class Placer:
         for path in others:
             edits.append(self._rewrite(Rewrite(spot.module, path, op, "", blur, **more), child=first.child))
         return made, f"in {spot.module or type(self.model).__name__}.{spot.path[-1][0]}", edits
+
+    def _check_returns(self, point: Node, at: tuple[Call, list[Frame]]) -> None:
+        """Raise NoWay where the forward may return between what becomes dense and its blur."""
+        call, frames = at
+        code, position, _ = expressions.without_nested(frames)[-1]
+        for dense in self.dense_of.get(point, ()):
+            for other, way in frames_of(dense):
+                if other is not call or not way:
+                    continue
+                inner, begin, _ = expressions.without_nested(way)[-1]
+                if inner is code and expressions.leaves_between(code, begin[0], position[0]):
+                    raise NoWay("its forward may return before that")
 
     def _in_loop(self, points: tuple[Node, ...], alike: set[Node], blur: Blur) -> Placed:
         """An expression that runs for several modules, of which only some became dense: it asks which one ran."""
@@ -428,6 +445,7 @@ class Placer:
                 self.model, spot.module, spot.path
             ):
                 raise NoWay("its activation writes in place and the result is used by its old name")
+            self._check_returns(first, (call, frames))
             names = tuple(members)
             wrap = self._rewrite(Rewrite(spot.module, spot.path, "member-wrap", "", blur, members=names))
             dense_edits = [
@@ -514,10 +532,27 @@ class Placer:
             for call in node.meta["call"].stack() if node.meta["call"] else ():
                 prefix = f"{module}." if module else ""
                 if call.path and call.path.startswith(prefix) and call.path != module:
-                    names.add(call.path.removeprefix(prefix).split(".")[0])
+                    names.add(call.path.removeprefix(prefix))
         for part in sorted(names):
             for name, function in expressions.entries_that_call(self.model.get_submodule(module), part, known):
-                yield name, function, part
+                yield name, function, part.rpartition(".")[2]
+            # Methods of the modules around it, which reach into it.
+            outer, _, own = module.rpartition(".")
+            while own:
+                path = below(module, part).removeprefix(f"{outer}." if outer else "")
+                for name, function in expressions.entries_that_call(self.model.get_submodule(outer), path, known):
+                    yield f"{type(self.model.get_submodule(outer)).__name__}.{name}", function, ""
+                outer, _, own = outer.rpartition(".")
+
+    def _known(self, nodes: Iterable[Node]) -> set[Any]:
+        """The code that ran on the way to some ops."""
+        return {code for node in nodes for _, frames in frames_of(node) for code, _, _ in frames}
+
+    def _check_numbering(self, container: str, nodes: Iterable[Node]) -> None:
+        """Raise NoWay where a member of a container is reached by its number, past what would be put between."""
+        outer, _, name = container.rpartition(".")
+        if name and expressions.numbers_members(self.model.get_submodule(outer), name, self._known(nodes)):
+            raise NoWay("another method runs the container's members by their numbers")
 
     def _rewrite(self, wanted: Rewrite, child: str = "") -> Rewrite:
         """The edit with a name for its child; the same edit for every site that wants the same of one expression."""

@@ -28,7 +28,7 @@ ANTIALIASED: dict[type[nn.Module], type[nn.Module]] = {
 }
 """The anti-aliased class of each pool of torch."""
 
-_FORMS = {"wrap": "wrap", "wrap-input": "input", "member-wrap": "wrap", "member-dense": "member"}
+_FORMS = {"wrap": "wrap", "wrap-input": "input", "member-wrap": "owed", "member-dense": "member"}
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 import blurify
 from blurify import cli
 from blurify.cli import console
-from blurify.files import checkpoints, sources
+from blurify.files import checkpoints
+from blurify.files.opening import open_model
 
 NAMED = "timm/test_resnet"
 
@@ -53,7 +54,7 @@ def whole(tmp_path: Path) -> Path:
 def named(tmp_path: Path) -> Path:
     """A converted model that its name tells how to build."""
     path = tmp_path / "named.safetensors"
-    loaded = sources.load_model(NAMED, pretrained=False)
+    loaded = open_model(NAMED, pretrained=False)
     checkpoints.save(blurify.convert(loaded.model), path, source=loaded.source)
     return path
 
@@ -98,7 +99,7 @@ def test_revert_writes_a_pickled_original(
 def test_revert_writes_weights_where_a_name_tells_the_rest(
     named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = sources.load_model(NAMED, pretrained=False).model
+    original = open_model(NAMED, pretrained=False).model
     monkeypatch.setattr(blurify, "revert", lambda model: original, raising=False)
     out = tmp_path / "original.pt"
     assert cli.main(["revert", str(named), "-o", str(out)]) == 0
@@ -129,7 +130,7 @@ def test_revert_leaves_nothing_of_what_cannot_be_pickled(
 
 def test_what_is_no_converted_model(named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = tmp_path / "plain.pt"
-    torch.save(sources.load_model(NAMED, pretrained=False).model.state_dict(), plain)
+    torch.save(open_model(NAMED, pretrained=False).model.state_dict(), plain)
     out = tmp_path / "out.pt"
     for command in (["check"], ["revert", "-o", out]):
         assert "carries no plan" in failure(capsys, *command, plain, "--arch", NAMED)
