@@ -8,6 +8,7 @@ replaced, fused or converted without losing it. Only where that can't be written
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -532,7 +533,8 @@ class Placer:
             for call in node.meta["call"].stack() if node.meta["call"] else ():
                 prefix = f"{module}." if module else ""
                 if call.path and call.path.startswith(prefix) and call.path != module:
-                    names.add(call.path.removeprefix(prefix))
+                    part = call.path.removeprefix(prefix)
+                    names |= {part, re.sub(r"(\.\d+)+$", "", part)}  # `self.convs[1](x)` is a call of `self.convs` too
         for part in sorted(names):
             for name, function in expressions.entries_that_call(self.model.get_submodule(module), part, known):
                 yield name, function, part.rpartition(".")[2]
