@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from blurify.errors import BlurifyError, VerificationError
@@ -16,9 +18,10 @@ from blurify.graph.recorder import Trace, trace
 from blurify.graph.structure import Inputs
 from blurify.planning.planner import Decided, decide
 from blurify.proof import verify as proving
+from blurify.proof.filters import wrong_filters
 from blurify.proof.proof import carry_proof, proof_of
 from blurify.proof.rehearsal import rehearse
-from blurify.proof.weights import fingerprint
+from blurify.proof.weights import Fingerprint, check_weights, fingerprint
 from blurify.spec.plan import Plan
 from blurify.spec.recipes import Recipe, load_recipe
 from blurify.surgery import undo
@@ -125,10 +128,19 @@ def convert(
         if inplace:
             result = model
             apply_plan(model, attempt.plan)
+            _check_again(model, attempt.plan, weights)
         carry_proof(result, proof)
         return result
     assert first is not None
     raise first
+
+
+def _check_again(model: nn.Module, plan: Plan, weights: Fingerprint) -> None:
+    """What was proven is a copy around the same weights: the model itself must be as that copy was."""
+    wrong = [*problems(model, plan), *wrong_filters(model, plan)]
+    if wrong:
+        raise VerificationError(f"the edits of the plan were not carried out as planned: {wrong[0]}")
+    check_weights(weights, fingerprint(model))
 
 
 def _more_careful(model: nn.Module, recipe: Recipe, inputs: Inputs, seen: Trace, decided: Decided) -> Iterator[Decided]:
@@ -224,26 +236,35 @@ def check(model: nn.Module, example_inputs: Any = None) -> Condition:
     plan = plan_of(model)
     if plan is None:
         raise BlurifyError("the model carries no plan, so it is not converted: convert it first")
-    found = list(problems(model, plan))
+    found = list(problems(model, plan)) or wrong_filters(model, plan)
     paths = {path for edit in plan.edits if (path := edit.blur_path) is not None}
     skipped = {path for site in plan.skipped for edit in site.edits if (path := edit.blur_path) is not None}
     ran: int | None = None
     if not found:
-        ran_paths = _blurs_that_run(model, example_inputs)
+        ran_paths = _blurs_that_run(model, plan, example_inputs)
         if ran_paths is not None:
-            averages = {e.blur_path for s in plan.sites if s.kind == "avgpool" for e in s.edits if e.blur is not None
-                        and e.blur.method.is_identity}  # fmt: skip
-            wanted = paths - skipped - averages
+            unfiltered = {
+                edit.blur_path
+                for site in plan.sites
+                for edit in site.edits
+                if site.kind in ("avgpool", "slice") and edit.blur is not None and edit.blur.method.is_identity
+            }  # they leave the pool or the slice as it was
+            wanted = paths - skipped - unfiltered
             found += [f"the blur {path!r} does not run any more" for path in sorted(wanted - ran_paths)]
             ran = len(paths & ran_paths)
     return Condition(tuple(found), len(paths), ran)
 
 
-def _blurs_that_run(model: nn.Module, example_inputs: Any) -> set[str | None] | None:
-    """The paths of the modules that a forward calls; None where it can't be run without data."""
-    try:
-        seen = traced(model, example_inputs)
-    except BlurifyError:
+def _blurs_that_run(model: nn.Module, plan: Plan, example_inputs: Any) -> set[str | None] | None:
+    """The paths of the modules that a forward calls; None where it can't be run."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    planned = tuple(torch.zeros(shape, dtype=dtype, device="cpu") for shape in plan.input_shapes)
+    seen = None
+    for inputs in (example_inputs,) if example_inputs is not None else (planned, None):
+        with contextlib.suppress(BlurifyError):  # planned with whole numbers, or by keywords
+            seen = traced(model, inputs)
+            break
+    if seen is None:
         return None
     called = {call.path for call in seen.calls}
     if example_inputs is None:  # blurs may stand where only another mode gets

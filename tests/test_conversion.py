@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations
 
 import blurify
 from blurify import BlurifyError, Plan, VerificationError
-from blurify.graph.inputs import given_inputs
 from blurify.conversion import rehearsed
+from blurify.graph.inputs import given_inputs
 from blurify.proof.audit import sites_left
 from blurify.proof.verify import verify
 from blurify.proof.weights import check_weights, fingerprint
@@ -836,9 +836,7 @@ class FindsNothing(nn.Module):
         return {"boxes": x.new_zeros(0, 4)}
 
 
-@pytest.mark.parametrize(
-    "change", [without("wrap"), on("wrap", blur_shift=(1, 1)), on(SetStride, stride=(2, 2))]
-)
+@pytest.mark.parametrize("change", [without("wrap"), on("wrap", blur_shift=(1, 1)), on(SetStride, stride=(2, 2))])
 def test_a_broken_plan_does_not_pass_where_the_outputs_are_empty(change):
     torch.manual_seed(0)
     model = FindsNothing().eval()

@@ -96,7 +96,9 @@ def test_the_models_have_every_kind_of_edit(converted):
     assert any(getattr(edit, "op", "") == "wrap-input" for edit in blurify.plan_of(converted("cheap")[1]).edits)
     inserted = [edit for edit in blurify.plan_of(converted("patchify")[1]).edits if isinstance(edit, InsertBlur)]
     assert inserted and not any(edit.after for edit in inserted)
-    assert any(isinstance(edit, InsertBlur) and edit.after for edit in blurify.plan_of(converted("mobilenetv2")[1]).edits)
+    assert any(
+        isinstance(edit, InsertBlur) and edit.after for edit in blurify.plan_of(converted("mobilenetv2")[1]).edits
+    )
 
 
 def dynamic():

@@ -903,3 +903,155 @@ def test_a_loop_in_threads_and_after_an_error():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+class AnotherWay(Stem):
+    """Ways that depend on what the forward is given: its size, a flag, targets."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x, raw=False):
+        x = self.conv(F.relu(self.stem(x)))
+        if self.kind == "size":
+            return self.by_size(x)
+        if raw:
+            x = x + x.mean((2, 3), keepdim=True) * torch.linspace(0, 1, x.shape[-1])
+        return F.relu(x)
+
+    def by_size(self, x):
+        if x.shape[-1] > 20:
+            return F.elu(x)
+        return F.relu(x)
+
+
+class SizeBranch(Stem):
+    def forward(self, x, raw=False):
+        x = self.conv(F.relu(self.stem(x)))
+        if raw or x.shape[-1] > 20:
+            x = F.elu(x)
+        else:
+            x = F.relu(x)
+        return x
+
+
+class LengthsToo(Stem):
+    def forward(self, x, raw=False):
+        y = F.relu(self.conv(F.relu(self.stem(x))))
+        return y * ((x.shape[-1] - 1) // self.conv.stride[0] + 1) if raw else y
+
+
+@pytest.mark.parametrize("make", [SizeBranch, LengthsToo, lambda: AnotherWay("flag")])
+@pytest.mark.parametrize("size", [32, 47])
+def test_ways_that_depend_on_what_is_given(make, size):
+    net = make().eval()
+    identity = blurify.convert(net, filter_size=1, example_inputs=image())
+    converted = blurify.convert(net, example_inputs=image())
+    assert blurify.plan_of(converted).converted
+    for raw in (False, True):
+        torch.testing.assert_close(identity(image(size), raw), net(image(size), raw))
+        assert converted(image(size), raw).shape == net(image(size), raw).shape
+
+
+def test_pools_given_as_partials():
+    import functools
+
+    class Net(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.stem, self.pool = nn.Conv2d(3, 4, 3, padding=1), functools.partial(F.max_pool2d, **options)
+
+        def forward(self, x):
+            x = F.relu(self.stem(x))
+            return self.pool(x) if "kernel_size" in self.pool.keywords else self.pool(x, 2)
+
+    for options in ({"kernel_size": 2}, {"ceil_mode": True}):
+        net = Net(**options)
+        identity = blurify.convert(net, filter_size=1, example_inputs=image())
+        assert blurify.plan_of(identity).converted
+        for size in (32, 33):
+            torch.testing.assert_close(identity(image(size)), net(image(size)))
+
+
+@pytest.mark.parametrize("mutant", ["gain", "shift", "twice", "nothing", "zeros"])
+def test_filters_that_are_wrong_are_refused(monkeypatch, mutant):
+    """The one-tap filter says nothing of the filter that is put in."""
+    from blurify.nn.blurpool import BlurPool
+
+    real = BlurPool._blur
+
+    def wrong(self, x, extend):
+        if self.filters_nothing:
+            return real(self, x, extend)
+        if mutant == "shift":
+            return real(self, torch.roll(x, 1, -1), extend)
+        if mutant == "nothing":
+            return x[:, :, :: self.stride[0], :: self.stride[1]]
+        y = real(self, x, extend)
+        return {"gain": y * 1.1, "zeros": y * 0, "twice": F.avg_pool2d(y, 3, 1, 1)}[mutant]
+
+    monkeypatch.setattr(BlurPool, "_blur", wrong)
+    with pytest.raises(VerificationError, match="does not compute its filter"):
+        blurify.convert(resnet(), example_inputs=image(64))
+
+
+def test_in_place_it_is_the_model_itself_that_is_checked(monkeypatch):
+    from blurify import conversion
+
+    real, calls = conversion.apply_plan, []
+
+    def second_time_careless(model, plan):
+        real(model, plan)
+        calls.append(1)
+        if len(calls) == 2:
+            model.maxpool.blurpool = blurify.BlurPool2d(1)
+
+    monkeypatch.setattr(conversion, "apply_plan", second_time_careless)
+    with pytest.raises(VerificationError, match="not carried out as planned"):
+        blurify.convert(resnet(), example_inputs=image(64), inplace=True)
+
+
+def test_a_forward_wrapped_on_the_instance_keeps_its_blur():
+    """The usual way to patch a module: `old = m.forward; m.forward = lambda x: old(x)`."""
+
+    class Act(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(4, 4, 3, 2, 1), torch.nn.functional.relu
+
+        def forward(self, x):
+            return self.run(x)
+
+        def forward_other(self, x):
+            return torch.relu(self.conv(x) * 1.0)
+
+        def run(self, x):
+            return self.act(self.conv(x))
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), Act()).eval()
+    converted = blurify.convert(net, example_inputs=image())
+    expected = converted(image())
+    module = converted[2]
+    old = module.forward
+    try:
+        module.forward = lambda x: old(x)
+    except BlurifyError:
+        return  # refused, which is as good
+    torch.testing.assert_close(converted(image()), expected)
+
+
+@pytest.mark.parametrize("harm", ["kernel", "stride", "groups", "blur"])
+def test_check_sees_filters_that_were_changed(harm):
+    converted = blurify.convert(resnet(), example_inputs=image(64))
+    assert blurify.check(converted)
+    pool = converted.maxpool
+    if harm == "kernel":
+        pool.blurpool.kernel0.zero_()
+    elif harm == "stride":
+        pool.stride = 4
+    elif harm == "groups":
+        pool.blurpool._groups = []
+    else:
+        pool.blurpool = blurify.BlurPool2d(2, 3)
+    assert not blurify.check(converted)

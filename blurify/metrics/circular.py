@@ -243,7 +243,7 @@ def _max_blur_call(
     pool: BlurredMaxPool, mode: _Circular, function: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     """The forward of the stand-in for `F.max_pool2d`, on a periodic map."""
-    given = pool.bind(args, kwargs)
+    given = pool.bind(function, args, kwargs)
     kernel, stride, padding = pool.geometry(given)
     if stride != pool.blurpool.stride:
         return function(*args, **kwargs)

@@ -5,6 +5,7 @@ It runs the call anti-aliased; `rewriting` routes a forward's own `F.max_pool2d(
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,9 @@ class _Call(nn.Module):
 
     names: tuple[str, ...]
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def bind(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        while isinstance(function, functools.partial):  # `self.pool = partial(F.max_pool2d, kernel_size=2)`
+            args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
         return dict(zip(self.names, args, strict=False)) | kwargs
 
 
@@ -42,9 +45,11 @@ class DenseConv(_Call):
 
     def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Run the convolution on its own arguments, but with this stride."""
-        given = self.bind(args, kwargs)
+        given = self.bind(function, args, kwargs)
         if not isinstance(given.get("stride", 1), int) or given.get("stride", 1) != 1:
             given["stride"] = self.stride
+        while isinstance(function, functools.partial):  # whose arguments are among those given
+            function = function.func
         return function(given.pop("input"), given.pop("weight"), **given)
 
     def extra_repr(self) -> str:
@@ -61,7 +66,7 @@ class BlurredConv(DenseConv):
 
     def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Blur, then run the convolution with this stride."""
-        given = self.bind(args, kwargs)
+        given = self.bind(function, args, kwargs)
         return super().forward(function, self.blurpool(given.pop("input")), **given)
 
 
@@ -90,7 +95,7 @@ class BlurredMaxPool(_PoolCall):
 
     def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Pool `input` (N, C, *spatial) as the call asks for."""
-        given = self.bind(args, kwargs)
+        given = self.bind(function, args, kwargs)
         kernel, stride, padding = self.geometry(given)
         if stride != self.blurpool.stride:
             return function(*args, **kwargs)
@@ -109,7 +114,11 @@ class BlurredMaxPool(_PoolCall):
     @staticmethod
     def returned(pooled: Tensor, function: Callable[..., Any], given: dict[str, Any]) -> Any:
         """What the call returns: a plan takes a pool that gives indices too only where nobody reads them."""
-        return (pooled, None) if given.get("return_indices") or function in _WITH_INDICES else pooled
+        return (
+            (pooled, None)
+            if given.get("return_indices") or getattr(function, "func", function) in _WITH_INDICES
+            else pooled
+        )
 
 
 class MemberBlur(nn.Module):
@@ -183,7 +192,7 @@ class BlurredAvgPool(_PoolCall):
 
     def forward(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Filter `input` (N, C, *spatial) down to the size that the call asks for."""
-        given = self.bind(args, kwargs)
+        given = self.bind(function, args, kwargs)
         kernel, stride, padding = self.geometry(given)
         if stride != self.blurpool.stride or self.blurpool.is_identity:
             return function(*args, **kwargs)

@@ -6,6 +6,7 @@ by its `__class__`; it pickles as its original class and what was changed, all o
 
 from __future__ import annotations
 
+import contextvars
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ Change = tuple[Any, ...]
 
 _KINDS = {"expression": 5, "input": 3, "output": 2, "member": 2}
 _OUTER = "_blurify_forward"  # a forward that was set on the instance, below the blurs of its output
+
+_running: contextvars.ContextVar[tuple[int, ...]] = contextvars.ContextVar("_running", default=())
 
 _classes: dict[tuple[type, tuple[Change, ...]], type[nn.Module]] = {}
 
@@ -136,10 +139,19 @@ def _blurring(
     """A forward with blurs of its inputs and outputs around another one."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own = self.__dict__.get(_OUTER)
+        if own is not None and id(self) in _running.get():
+            return inner(self, *args, **kwargs)  # what was set calls what was there: blurred once, outside
         for index, child in inputs:
             args = (*args[:index], getattr(self, child)(args[index]), *args[index + 1 :])
-        own = self.__dict__.get(_OUTER)
-        out = inner(self, *args, **kwargs) if own is None else own(*args, **kwargs)
+        if own is None:
+            out = inner(self, *args, **kwargs)
+        else:
+            token = _running.set((*_running.get(), id(self)))
+            try:
+                out = own(*args, **kwargs)
+            finally:
+                _running.reset(token)
         for child in outputs:
             out = getattr(self, child)(out)
         return out

@@ -101,7 +101,12 @@ def rewrite(cls: type[nn.Module], wanted: Iterable[Expression], instance: nn.Mod
         if function is None:
             raise CannotRewriteError(f"{cls.__qualname__} has no longer a method {name}")
         writer.write(function, tree, name, own=True)
-    return Rewritten(writer.methods, frozenset(trees), writer.of_instance)
+        # `forward = _run` in the class: the same function by another name.
+        aliases = [other for base in cls.__mro__ for other, value in vars(base).items() if value is function]
+        writer.methods |= {other: writer.methods[name] for other in aliases if method(cls, other) is function}
+    return Rewritten(
+        writer.methods, frozenset(n for n in writer.methods if not n.startswith(_CLONE)), writer.of_instance
+    )
 
 
 class _Writer:

@@ -16,6 +16,7 @@ from blurify.nn.edited import original_class
 from blurify.nn.rewriting import Path
 from blurify.nn.source import (
     CannotRewriteError,
+    Position,
     callee,
     expression_at,
     expressions,
@@ -257,9 +258,79 @@ def _numbers(code: CodeType, container: str) -> bool:
     return False
 
 
-def leaves_between(code: CodeType, begin: int, end: int) -> bool:
-    """Whether a function may return between two of its lines: with what is dense there, and not blurred yet."""
-    return any(isinstance(node, ast.Return) and begin <= node.lineno < end for node in ast.walk(function_tree(code)))
+def may_pass_by(code: CodeType, begin: Position, end: Position) -> bool:
+    """Whether a run of a function may take another way from one expression on than past another.
+
+    A branch that depends on what the function was given (a flag, a size) may use what is dense before it is blurred, or
+    leave with it. One that depends on the module alone (`if self.act is not None`) goes the same way in every run.
+
+    Args:
+        code: of the function.
+        begin: what becomes dense.
+        end: what is blurred.
+    """
+    tree = function_tree(code)
+    arguments = tree.args
+    this = {arguments.args[0].arg} if arguments.args else set()
+    given = {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)} - this
+    given |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.IfExp | ast.While):
+            if all(isinstance(n, ast.Raise | ast.Assert) for part in _parts(node) for n in part):
+                continue
+            depends = any(isinstance(n, ast.Name) and n.id in given for n in ast.walk(node.test))
+            within = [any(_covers(part, place) for part in _parts(node)) for place in (begin, end)]
+            between = begin[0] < node.lineno < end[0] or (within[1] and not within[0])
+            apart = all(within) and not any(_covers(p, begin) and _covers(p, end) for p in _parts(node))
+            if depends and (between or apart):
+                return True
+        elif isinstance(node, ast.Return) and begin[0] < node.lineno < end[0]:
+            around = [
+                n for n in ast.walk(tree) if isinstance(n, ast.If) and any(_covers_line(p, node) for p in _parts(n))
+            ]
+            if not around:
+                return True
+    return False
+
+
+def _parts(node: ast.If | ast.IfExp | ast.While) -> list[list[ast.AST]]:
+    if isinstance(node, ast.IfExp):
+        return [[node.body], [node.orelse]]
+    return [list(node.body), list(node.orelse)]
+
+
+def _covers(part: list[ast.AST], place: Position) -> bool:
+    """Whether a place lies within the statements (or the expression) of a branch."""
+    return any(
+        (n.lineno, n.col_offset) <= (place[0], place[2]) and (place[1], place[3]) <= (n.end_lineno, n.end_col_offset)  # type: ignore[attr-defined]
+        for n in part
+    )
+
+
+def _covers_line(part: list[ast.AST], inner: ast.Return) -> bool:
+    return any(n.lineno <= inner.lineno <= n.end_lineno for n in part)  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=16384)
+def reads_stride(code: CodeType, path: str) -> bool:
+    """Whether a method reads `self.<path>.stride`, also by an item of a list."""
+    tree = function_tree(code)
+    if not tree.args.args:
+        return False
+    wanted = f"{tree.args.args[0].arg}.{path}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == "stride":
+            target: ast.expr = node.value
+            while isinstance(target, ast.Subscript):
+                target = target.value
+            if ast.unparse(target) == wanted:
+                return True
+    return False
+
+
+def methods_of(instance: nn.Module) -> Iterator[tuple[str, FunctionType]]:
+    """The methods of a module's own classes whose source is at hand."""
+    return _methods(instance, set())
 
 
 def argument_of_forward(model: nn.Module, module: str, path: Path, names: Sequence[str]) -> bool:

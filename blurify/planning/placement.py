@@ -218,6 +218,10 @@ class Placer:
             raise NoWay("the same module runs several times with different needs")
         if any(node.meta.get("stale") for node in points):
             raise NoWay("its activation writes in place and the result is used by its old name")
+        for point in points:
+            for at in frames_of(point):
+                if at[0].path == call.path and at[1]:
+                    self._check_ways(point, at)
         inside = [n for point in points for n in self.dense_of.get(point, ())]
         for name, _, _ in self._other_entries(str(call.path), inside, points):
             if not name.startswith("forward"):  # one that is set as the forward keeps the blur around it
@@ -329,7 +333,7 @@ class Placer:
         call = site.op.call
         assert call is not None
         module = call.module
-        if not hasattr(module, "stride") or call.path in self.read_strides:
+        if not hasattr(module, "stride") or call.path in self.read_strides or self._stride_is_read(str(call.path)):
             return False
         if type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward) and (
             type(module)._conv_forward  # type: ignore[attr-defined]
@@ -354,6 +358,20 @@ class Placer:
         expected = _conv_shape(site.op, stride)
         source = new.args[0] if new.args else new.kwargs["input"]
         return source.meta["shape"] == site.op.input_shape and new.meta["shape"][-site.op.rank :] == expected
+
+    def _stride_is_read(self, path: str) -> bool:
+        """Whether a method of a module around a convolution reads its stride, whether or not a trace went there."""
+        outer, _, name = path.rpartition(".")
+        while name:
+            part = path.removeprefix(f"{outer}." if outer else "")
+            for wanted in {part, re.sub(r"(\.\d+)+$", "", part)}:
+                methods = expressions.methods_of(self.model.get_submodule(outer))
+                if any(expressions.reads_stride(function.__code__, wanted) for _, function in methods):
+                    return True
+            if not outer:
+                break
+            outer, _, name = outer.rpartition(".")
+        return False
 
     # --- expressions
 
@@ -380,7 +398,7 @@ class Placer:
             raise NoWay("its input is not given as an argument of its own")
         others: list[Path] = []
         if op == "wrap":
-            self._check_returns(node, frames[level])
+            self._check_ways(node, frames[level])
         if op == "conv-dense" and expressions.argument_of_forward(self.model, spot.module, spot.path, ("stride",)):
             raise NoWay("its stride is an argument of the forward")
         if op in ("wrap", "wrap-input"):
@@ -402,8 +420,8 @@ class Placer:
             edits.append(self._rewrite(Rewrite(spot.module, path, op, "", blur, **more), child=first.child))
         return made, f"in {spot.module or type(self.model).__name__}.{spot.path[-1][0]}", edits
 
-    def _check_returns(self, point: Node, at: tuple[Call, list[Frame]]) -> None:
-        """Raise NoWay where the forward may return between what becomes dense and its blur."""
+    def _check_ways(self, point: Node, at: tuple[Call, list[Frame]]) -> None:
+        """Raise NoWay where the forward may take another way between what becomes dense and its blur."""
         call, frames = at
         code, position, _ = expressions.without_nested(frames)[-1]
         for dense in self.dense_of.get(point, ()):
@@ -411,8 +429,8 @@ class Placer:
                 if other is not call or not way:
                     continue
                 inner, begin, _ = expressions.without_nested(way)[-1]
-                if inner is code and expressions.leaves_between(code, begin[0], position[0]):
-                    raise NoWay("its forward may return before that")
+                if inner is code and expressions.may_pass_by(code, begin, position):
+                    raise NoWay("its forward has other ways from there on, by what it is given")
 
     def _in_loop(self, points: tuple[Node, ...], alike: set[Node], blur: Blur) -> Placed:
         """An expression that runs for several modules, of which only some became dense: it asks which one ran."""
@@ -446,7 +464,7 @@ class Placer:
                 self.model, spot.module, spot.path
             ):
                 raise NoWay("its activation writes in place and the result is used by its old name")
-            self._check_returns(first, (call, frames))
+            self._check_ways(first, (call, frames))
             names = tuple(members)
             wrap = self._rewrite(Rewrite(spot.module, spot.path, "member-wrap", "", blur, members=names))
             dense_edits = [

@@ -11,6 +11,7 @@ from blurify.graph.structure import Inputs
 from blurify.planning.planner import Decided
 from blurify.proof.audit import sites_left
 from blurify.proof.averages import check_averages
+from blurify.proof.filters import wrong_filters
 from blurify.proof.identity import identity_of
 from blurify.proof.proof import Proof
 from blurify.proof.weights import Fingerprint, check_weights, fingerprint
@@ -36,6 +37,11 @@ def verify(original: nn.Module, converted: nn.Module, decided: Decided, inputs: 
     wrong = problems(converted, plan)
     if wrong:
         raise VerificationError(f"the edits of the plan were not carried out as planned: {wrong[0]}")
+    wrong = wrong_filters(converted, plan)
+    if wrong:
+        raise VerificationError(
+            f"{wrong[0]}: please report this model; --no-verify (verify=False) converts it all the same"
+        )
     _check_modules(original, converted, decided)
     try:
         left = sites_left(converted, plan, inputs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from blurify.nn.arguments import given_per_dim
@@ -48,6 +50,11 @@ def _problems(modules: dict[str, nn.Module], module: nn.Module, edit: Edit) -> l
         return [f"the pool {edit.module!r} was replaced, and its blur with it"]
     if edit.blur_path is None or edit.blur is None:
         return []
+    if isinstance(edit, BlurPooling):
+        pool: Any = module
+        stride = given_per_dim(pool.stride or pool.kernel_size, len(edit.blur.stride))
+        if stride != edit.blur.stride:
+            return [f"the pool {edit.module!r} has stride {stride}, not {edit.blur.stride}"]
     blur = modules.get(edit.blur_path)
     if not isinstance(blur, BlurPool):
         return [f"the blur {edit.blur_path!r} is gone"]

@@ -592,6 +592,13 @@ def test_instance_of_anything_else_is_refused() -> None:
         edited_instance(SimpleNamespace, (good,))  # type: ignore[arg-type]
     with pytest.raises(blurify.BlurifyError, match="not one that blurify wrote"):
         edited_instance(Base, (SimpleNamespace(child="os"),))  # type: ignore[arg-type]
-    for change in (("output", "a b"), (*good[:2], "a b", "wrap", 0), ("explode", "blur"), good[:3], (), ("input", 1, 0)):
+    for change in (
+        ("output", "a b"),
+        (*good[:2], "a b", "wrap", 0),
+        ("explode", "blur"),
+        good[:3],
+        (),
+        ("input", 1, 0),
+    ):
         with pytest.raises(blurify.BlurifyError, match="not one that blurify wrote"):
             edited_instance(Base, (change,))

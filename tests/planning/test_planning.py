@@ -244,7 +244,9 @@ def test_names_to_skip(glob: str, skipped: list[str]) -> None:
     assert all(glob in site.reason for site in plan.skipped)
 
 
-@pytest.mark.parametrize(("glob", "nearest"), [("x*", "blurify inspect lists the sites"), ("1.", "the nearest site is '1'")])
+@pytest.mark.parametrize(
+    ("glob", "nearest"), [("x*", "blurify inspect lists the sites"), ("1.", "the nearest site is '1'")]
+)
 def test_name_to_skip_that_matches_no_site_is_an_error(glob: str, nearest: str) -> None:
     """What it was to leave alone would be converted in silence."""
     with pytest.raises(blurify.BlurifyError) as caught:
