@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from blurify.planning.planner import REASONS
+from blurify.planning.reasons import REASONS
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "zoo.md"
@@ -67,10 +67,12 @@ def _proof(data: dict[str, Any]) -> str:
         for how, found in proofs["identity"].items()
     ]
     note = (
-        f"\nLargest relative error of any output. float64 decides where float32 is too noisy (limits: 1e-4, 1e-9). "
-        f"Module by module: each upper module gets what the original computed before it, and its own output is "
-        f"compared; for detectors whose outputs in noise are empty or clipped, and deep ones that with random weights "
-        f"amplify rounding beyond float64. {proofs['on_a_smaller_input']:,} of {proofs['models']:,} were proven on the "
+        f"\nLargest relative error at any converted site and in any output, with the one-tap filter; each site goes on "
+        f"with the original's own value. float64 decides where float32 is too noisy (limits: 1e-4, 1e-9). "
+        f"Sites compared: {proofs['sites_compared']:,}; at {proofs['sites_shown']:,} of them a blur off by one sample "
+        f"was seen to make "
+        f"a difference (slices are left as they are by that filter; some features are constant). "
+        f"{proofs['on_a_smaller_input']:,} of {proofs['models']:,} were proven on the "
         f"smallest input for which the plan is the same, site by site, because their own takes too long. "
         f"Converted sites that a second look still finds: {proofs['sites_left']}.\n"
     )

@@ -14,6 +14,7 @@ from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 
 import blurify
+from blurify.spec.edits import SetStride
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -209,7 +210,7 @@ def test_stem(case: Any, recipe: Any) -> None:
 def test_split_stem(size: tuple[int, ...]) -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 5, stride=4, padding=2), nn.ReLU(), nn.Conv2d(2, 2, 1))
     plan = check(net, [(16, 16), size], recipe={"conv": {"stem": "split"}}, rules={"split"})
-    assert plan.sites[0].edits[0] == blurify.spec.plan.SetStride("0", (2, 2))
+    assert plan.sites[0].edits[0] == SetStride("0", (2, 2), (4, 4))
 
 
 @given(case=pools("max"), recipe=st.sampled_from([None, "light", "full"]))

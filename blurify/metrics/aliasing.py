@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -34,6 +35,7 @@ from blurify.metrics.results import Aliasing, Estimate, SiteAliasing
 from blurify.metrics.subject import Pictures, Subject, Watch, middle
 from blurify.nn import blurpool, dense_max_pool
 from blurify.nn.arguments import given_per_dim as per_dim
+from blurify.nn.calls import BlurredAvgPool
 from blurify.planning.planner import make_plan
 from blurify.spec.edits import Rewrite
 from blurify.spec.plan import Plan, Site
@@ -190,6 +192,7 @@ class _Scheme:
         calls: every call that can subsample, outside of our layers, in order.
         blurs: path of a BlurPool -> the sites whose signal it gives.
         before: path of a BlurPool -> the sites whose signal the convolution gives that reads its output.
+        averages: path of a pool of ours that averages as the original does, covering its input here -> its site.
     """
 
     sites: tuple[tuple[Site, bool], ...]
@@ -197,6 +200,7 @@ class _Scheme:
     calls: tuple[_Call, ...]
     blurs: dict[str, list[str]]
     before: dict[str, list[str]]
+    averages: dict[str, str]
 
 
 def _scheme(subject: Subject, count: int) -> _Scheme:
@@ -207,6 +211,7 @@ def _scheme(subject: Subject, count: int) -> _Scheme:
     found = find_sites(seen)
     blurs: dict[str, list[str]] = defaultdict(list)
     before: dict[str, list[str]] = defaultdict(list)
+    averages: dict[str, str] = {}
     plan = plan_of(subject.model)
     if plan is None:
         plan = make_plan(subject.model, load_recipe(None), example, seen=seen)
@@ -223,15 +228,22 @@ def _scheme(subject: Subject, count: int) -> _Scheme:
             )
             for path in sorted({path for edit in site.edits if (path := edit.blur_path) in ran and path is not None}):
                 (before if waits else blurs)[path].append(site.name)
+        for site in plan.skipped:  # a global pool, which has a blur for larger inputs
+            for edit in site.edits:
+                pool, blur = edit.part if isinstance(edit, Rewrite) else edit.module, edit.blur_path
+                if blur in ran and blur is not None:
+                    blurs[blur].append(site.name)
+                elif pool in ran:
+                    averages[pool] = site.name
     calls = _calls(seen, found, names)
-    measured = {call.site for call in calls}.union(*blurs.values(), *before.values())
+    measured = {call.site for call in calls}.union(*blurs.values(), *before.values(), averages.values())
     sites = tuple(
         (site, site.name in converted or site.rule == "already-filtered")
         for site in plan.sites
         if site.name in measured
     )
     strides = {site.name: site.stride for site, _ in sites}
-    return _Scheme(sites, strides, calls, dict(blurs), dict(before))
+    return _Scheme(sites, strides, calls, dict(blurs), dict(before), averages)
 
 
 def _names_in_plan(plan: Plan, found: list[Found]) -> dict[str, str]:
@@ -312,6 +324,10 @@ class _Gauge(TorchFunctionMode):
                 hook(model.get_submodule(path).register_forward_hook(partial(self._blurred, sites), with_kwargs=True))
             for path, sites in self._scheme.before.items():
                 hook(model.get_submodule(path).register_forward_hook(partial(self._wait, sites), with_kwargs=True))
+            for path, site in self._scheme.averages.items():
+                hook(
+                    model.get_submodule(path).register_forward_pre_hook(partial(self._average, site), with_kwargs=True)
+                )
             with self:
                 yield
 
@@ -388,6 +404,16 @@ class _Gauge(TorchFunctionMode):
         signal = _unstrided(layer, args[0], **kwargs)
         for site in sites:
             self._take(site, signal, layer.stride)
+
+    def _average(self, site: str, layer: Any, args: Any, kwargs: Any) -> None:
+        """The signal of a pool that averages as the original does."""
+        if isinstance(layer, BlurredAvgPool):
+            given, function = layer.bind(args[0], args[1:], kwargs), args[0]
+        else:  # a pool module
+            names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+            given = {name: getattr(layer, name) for name in names if hasattr(layer, name)} | {"input": args[0]}
+            function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[layer.blurpool.ndim - 1]
+        self._take(site, _dense(function, bare_name(function), given))
 
     def _wait(self, sites: list[str], layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         signal = _unstrided(layer, args[0], **kwargs)

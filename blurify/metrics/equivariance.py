@@ -21,6 +21,8 @@ from blurify.metrics.pictures import some_of
 from blurify.metrics.results import Equivariance, Estimate, LayerMap
 from blurify.metrics.subject import Pictures, Subject, Watch, middle
 from blurify.nn import BlurPool
+from blurify.spec.edits import InsertBlur, below
+from blurify.surgery.carrying import plan_of
 
 MOST_LAYERS = 24
 """Layers that are looked at where none are named."""
@@ -104,7 +106,12 @@ def equivariance(
     with ExitStack() as stack:
         if circular:
             stack.enter_context(circular_padding(subject.model, whole=whole))
-        hooks = [subject.model.get_submodule(layer.name).register_forward_hook(layer.see) for layer in found]
+        at = {member: blur for blur, member in _blurred_members(subject.model).items()}
+        paths = [at.get(layer.name, layer.name) for layer in found]
+        hooks = [
+            subject.model.get_submodule(path).register_forward_hook(layer.see)
+            for path, layer in zip(paths, found, strict=True)
+        ]
         for hook in hooks:
             stack.callback(hook.remove)
         for batch in chosen.batches(batch_size):
@@ -301,14 +308,24 @@ def _traced(subject: Subject, size: tuple[int, int]) -> Trace:
 
 
 def _maps(seen: Trace) -> list[tuple[str, tuple[int, ...], Any]]:
-    """(name, shape, node) of each 4-d output of a module that is called once."""
+    """(name, shape, node) of each 4-d output of a module that is called once; of a blurred member, its blur's."""
     times = Counter(call.path for call in seen.calls)
+    members = _blurred_members(seen.model)
     found = []
     for call in seen.calls:
         shape = call.output.meta["shape"] if call.output is not None else None
+        if call.path in members.values():
+            continue
         if call.path and times[call.path] == 1 and shape is not None and len(shape) == 4 and shape[0] == 2:
-            found.append((call.path, shape, call.output))
+            found.append((members.get(call.path, call.path), shape, call.output))
     return found
+
+
+def _blurred_members(model: nn.Module) -> dict[str, str]:
+    """The blurs that come behind a member of an `nn.Sequential`, each with that member, whose map it gives."""
+    plan = plan_of(model)
+    inserted = [e for e in plan.edits if isinstance(e, InsertBlur) and e.after] if plan is not None else []
+    return {below(edit.module, edit.child): below(edit.module, edit.member) for edit in inserted}
 
 
 def _strides(subject: Subject, seen: Trace, size: tuple[int, int]) -> dict[str, tuple[int, int]]:

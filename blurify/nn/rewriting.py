@@ -137,8 +137,8 @@ class _Writer:
         for (text, which), wanted in tree.children.items():
             node = _find(texts, text, which, source)
             statement = statement_of(source, node)
-            key = node if statement is None or written_name(node) is None else statement
-            replace[key] = _through(this, sorted(wanted, key=lambda one: one.form in _VALUES))
+            key = node if statement is None or written_name(node, function) is None else statement
+            replace[key] = _through(this, sorted(wanted, key=lambda one: one.form in _VALUES), function)
             if any(one.form in ("member", "owed") for one in wanted):
                 owing = True
         for number, ((text, which), (helper_name, helper)) in enumerate(tree.helpers.items()):
@@ -194,16 +194,16 @@ def _attribute(this: ast.expr, *names: str) -> ast.expr:
     return value
 
 
-def _through(this: ast.expr, wanted: list[Expression]) -> Callable[[Any], Any]:
+def _through(this: ast.expr, wanted: list[Expression], function: FunctionType) -> Callable[[Any], Any]:
     def replace(node: Any) -> Any:
         for expression in wanted:
-            node = _routed(this, expression, node)
+            node = _routed(this, expression, node, function)
         return node
 
     return replace
 
 
-def _routed(this: ast.expr, expression: Expression, node: Any) -> Any:
+def _routed(this: ast.expr, expression: Expression, node: Any, function: FunctionType) -> Any:
     """The node that sends this one through the child of an expression (see `Expression`)."""
     child = _attribute(this, expression.child)
     owed: list[ast.expr] = [ast.Name(_OWED, ast.Load())] if expression.form in ("member", "owed") else []
@@ -211,7 +211,7 @@ def _routed(this: ast.expr, expression: Expression, node: Any) -> Any:
         return [node, _assigned(node.target, child, owed, node)]
     if expression.form in _VALUES and isinstance(node, ast.Expr):
         # `F.relu_(x)` as a statement: what follows uses the name of what it wrote to.
-        name = written_name(node.value)
+        name = written_name(node.value, function)
         assert name is not None  # or the statement would not have been chosen
         return _assigned(name, child, owed, node, value=node.value)
     if expression.form in _VALUES:

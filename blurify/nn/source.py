@@ -7,7 +7,7 @@ import inspect
 import linecache
 from collections.abc import Iterator
 from functools import lru_cache
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -101,11 +101,19 @@ def statement_of(tree: ast.FunctionDef, expression: ast.AST) -> ast.Expr | None:
     return None
 
 
-def written_name(expression: ast.AST) -> ast.Name | ast.Attribute | None:
-    """The name of the tensor that an in-place call writes to: `F.relu_(x)`, `self.act(x)`, `x.relu_()`."""
+def written_name(expression: ast.AST, function: FunctionType) -> ast.Name | ast.Attribute | None:
+    """The name of the tensor that an in-place call writes to: `F.relu_(x)`, `self.act(x)`, `x.mul_(y)`."""
     if not isinstance(expression, ast.Call):
         return None
-    first = expression.args[0] if expression.args else getattr(expression.func, "value", None)
+    target = expression.func
+    own: ast.expr | None = None
+    if isinstance(target, ast.Attribute) and target.attr.endswith("_") and not target.attr.endswith("__"):
+        root: ast.expr = target.value
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        known = isinstance(root, ast.Name) and isinstance(function.__globals__.get(root.id), ModuleType)
+        own = None if known else target.value  # a tensor's method, unless it is a function of a package
+    first = own if own is not None else expression.args[0] if expression.args else None
     return first if isinstance(first, ast.Name | ast.Attribute) else None
 
 

@@ -111,7 +111,7 @@ def is_statement(model: nn.Module, module: str, path: Path) -> bool:
     expression = [node for node in expressions(tree) if ast.unparse(node) == text][which]
     if isinstance(expression, ast.AugAssign):
         return True
-    return statement_of(tree, expression) is not None and written_name(expression) is not None
+    return statement_of(tree, expression) is not None and written_name(expression, function) is not None
 
 
 def _function_at(model: nn.Module, module: str, path: Path) -> FunctionType | None:
@@ -273,7 +273,8 @@ def may_pass_by(code: CodeType, begin: Position, end: Position) -> bool:
     arguments = tree.args
     this = {arguments.args[0].arg} if arguments.args else set()
     given = {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)} - this
-    given |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    given |= {a.arg for a in (arguments.vararg, arguments.kwarg) if a is not None}
+    given = _derived(tree, given)
     for node in ast.walk(tree):
         if isinstance(node, ast.If | ast.IfExp | ast.While):
             if all(isinstance(n, ast.Raise | ast.Assert) for part in _parts(node) for n in part):
@@ -291,6 +292,31 @@ def may_pass_by(code: CodeType, begin: Position, end: Position) -> bool:
             if not around:
                 return True
     return False
+
+
+def _derived(tree: ast.FunctionDef, names: set[str]) -> set[str]:
+    """The names in a function whose values come from those of others: not the index of a loop over `self.layers`."""
+    bindings: list[tuple[ast.AST, list[Any]]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            bindings.append((node.value, list(node.targets)))
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            bindings.append((node.value, [node.target]))
+        elif isinstance(node, ast.For | ast.comprehension):
+            bindings.append((node.iter, [node.target]))
+    found = set(names)
+    while True:
+        more = {
+            target.id
+            for value, targets in bindings
+            if any(isinstance(n, ast.Name) and n.id in found for n in ast.walk(value))
+            for one in targets
+            for target in ast.walk(one)
+            if isinstance(target, ast.Name)
+        } - found
+        if not more:
+            return found
+        found |= more
 
 
 def _parts(node: ast.If | ast.IfExp | ast.While) -> list[list[ast.AST]]:

@@ -169,12 +169,18 @@ def _side_by_side(model: nn.Module, decided: Decided, inputs: Inputs, seen: Trac
         found = _run(converted, plan, keys, values, inputs, expected, training)
     except Exception as error:
         raise VerificationError(f"with the one-tap filter the model does not run: {one_line(error)}") from error
+    dtype = str(_like(model).dtype).removeprefix("torch.")
+    limit = TOLERANCE["float64" if dtype == "float64" else "float32"]
+    if limit < found.outputs < float("inf") and max(found.errors.values(), default=0.0) <= limit:
+        # All sites agree: are the outputs such as the original itself does not compute twice?
+        again = _outputs(model, inputs, training, Observer(model, frozenset()))
+        if any(relative(a, b) > limit for a, b in zip(expected, again, strict=False)):
+            found.outputs, found.count = 0.0, 0
     worst = max([*found.errors, ""], key=lambda name: found.errors.get(name, 0.0))
     largest = max(found.errors.get(worst, 0.0), found.outputs)
     if found.outputs >= largest:
         worst = "the outputs"
-    dtype = str(_like(model).dtype).removeprefix("torch.")
-    least = TOLERANCE["float64" if dtype == "float64" else "float32"] * _SHOWS
+    least = limit * _SHOWS
     unshown: tuple[str, ...] = ()
     if largest <= least and not training:
         try:
@@ -277,7 +283,7 @@ class _Comparing(Observer):
 
 def _result_paths(site: Site) -> list[str]:
     """The modules whose outputs are a site's value in the conversion; none where that is its convolution's own op."""
-    if site.rule == "commuted" or (site.rule == "blurred-input" and not _stand_ins(site)):
+    if site.rule in ("commuted", "blurred-input") and not _stand_ins(site):
         return []
     if site.rule in ("after-activation", "split"):
         return sorted({path for edit in site.edits if (path := edit.blur_path) is not None})

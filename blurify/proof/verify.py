@@ -56,7 +56,8 @@ def verify(original: nn.Module, converted: nn.Module, decided: Decided, inputs: 
     found = identity_of(original, decided, inputs)
     if not found.within_tolerance:
         raise VerificationError(
-            f"with the one-tap filter {found.worst} differs from the original's by {found.error:.1e} ({found.dtype}): "
+            f"with the one-tap filter {found.worst} differ{'' if found.worst.startswith('the ') else 's'} from the "
+            f"original's by {found.error:.1e} ({found.dtype}): "
             "please report this model; --no-verify (verify=False) converts it all the same"
         )
     missing = [site.name for site in plan.converted if site.name not in found.compared]
