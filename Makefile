@@ -16,7 +16,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test lint format parity bench evidence zoo-check wheel clean
+.PHONY: help install install-dev demo test nets lint format parity bench evidence zoo-check wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,6 +41,9 @@ demo: $(BASE) ## convert a small trained model and show what it gains
 
 test: $(DEV) ## the test suite
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+nets: $(DEV) ## every plain network in every style of writing, not just a sample
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m exhaustive
 
 lint: $(DEV) ## ruff, mypy, import contract
 	$(BIN)/ruff check .

@@ -84,7 +84,7 @@ def test_plain_net(case: Case) -> None:
     verify(case)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("style", sorted({case.style for case in cases()}))
 def test_every_plain_net(style: str) -> None:
     for case in every():

@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 
 import pytest
 import torch
@@ -254,9 +253,8 @@ def test_damaged_headers(tmp_path, loaded, converted):
 def test_a_plan_that_is_no_longer_in_force(tmp_path, monkeypatch, loaded, converted):
     for name, source in (("m.pt", None), ("m.safetensors", loaded.source)):
         checkpoints.save(converted, tmp_path / name, source=source)
-    found = types.SimpleNamespace(problems=lambda model, plan: ["the blur of layer1 is gone", "another"])
-    monkeypatch.setitem(sys.modules, "blurify.surgery.force", found)
-    monkeypatch.setattr(blurify.surgery, "force", found, raising=False)
+    found = ["the blur of layer1 is gone", "another"]
+    monkeypatch.setattr("blurify.surgery.force.problems", lambda model, plan: found)
     words = "no longer in force: the blur of layer1 is gone; convert the original model again"
     with pytest.raises(BlurifyError, match=words):
         checkpoints.save(converted, tmp_path / "new.pt")
@@ -265,5 +263,5 @@ def test_a_plan_that_is_no_longer_in_force(tmp_path, monkeypatch, loaded, conver
         for read in (checkpoints.load, opening.open_model):
             with pytest.raises(BlurifyError, match=words):
                 read(str(tmp_path / name))
-    found.problems = lambda model, plan: []
+    found.clear()
     check_same(checkpoints.load(tmp_path / "m.pt"), converted)
