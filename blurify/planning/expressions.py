@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from types import CodeType, FunctionType
-from typing import Any
+from collections.abc import Sequence
+from types import FunctionType
 
 from torch import nn
 
@@ -16,7 +14,6 @@ from blurify.nn.edited import original_class
 from blurify.nn.rewriting import Path
 from blurify.nn.source import (
     CannotRewriteError,
-    Position,
     callee,
     expression_at,
     expressions,
@@ -78,8 +75,7 @@ def _steps(instance: nn.Module, name: str, function: FunctionType, frames: Seque
         tree = function_tree(code)
         expression = expression_at(tree, position)
         text = ast.unparse(expression)
-        equal = [node for node in expressions(tree) if ast.unparse(node) == text]
-        steps.append((name, text, equal.index(expression)))
+        steps.append((name, text, _equal(tree, text).index(expression)))
         if index + 1 < len(frames):
             called = callee(cls, function, expression, instance)
             if called is None:
@@ -103,15 +99,28 @@ def without_nested(frames: Sequence[Frame]) -> list[Frame]:
 
 def is_statement(model: nn.Module, module: str, path: Path) -> bool:
     """Whether an expression is a statement of its own that writes to a named tensor, as `F.relu_(x)` is."""
-    function = _function_at(model, module, path)
-    if function is None:
+    found = _expression_of(model, module, path)
+    if found is None:
         return False
-    tree = function_tree(function.__code__)
-    _, text, which = path[-1]
-    expression = [node for node in expressions(tree) if ast.unparse(node) == text][which]
+    function, tree, expression = found
     if isinstance(expression, ast.AugAssign):
         return True
     return statement_of(tree, expression) is not None and written_name(expression, function) is not None
+
+
+def _equal(tree: ast.AST, text: str) -> list[ast.AST]:
+    """The expressions of a function that have a text, in the order of the source."""
+    return [node for node in expressions(tree) if ast.unparse(node) == text]
+
+
+def _expression_of(model: nn.Module, module: str, path: Path) -> tuple[FunctionType, ast.FunctionDef, ast.AST] | None:
+    """The function that the last step of a path stands in, its tree, and the expression."""
+    function = _function_at(model, module, path)
+    if function is None:
+        return None
+    tree = function_tree(function.__code__)
+    _, text, which = path[-1]
+    return function, tree, _equal(tree, text)[which]
 
 
 def _function_at(model: nn.Module, module: str, path: Path) -> FunctionType | None:
@@ -122,8 +131,7 @@ def _function_at(model: nn.Module, module: str, path: Path) -> FunctionType | No
     for _, text, which in path[:-1]:
         if function is None:
             return None
-        tree = function_tree(function.__code__)
-        expression = [node for node in expressions(tree) if ast.unparse(node) == text][which]
+        expression = _equal(function_tree(function.__code__), text)[which]
         called = callee(cls, function, expression, instance)
         function = called.function if called is not None else None
     return function
@@ -156,217 +164,12 @@ def takes_argument(expression: ast.AST, index: int) -> bool:
     return not any(isinstance(argument, ast.Starred) for argument in expression.args[: index + 1])
 
 
-# --- other ways into a module
-
-
-def entries_that_call(instance: nn.Module, attribute: str, known: set[Any]) -> Iterator[tuple[str, FunctionType]]:
-    """Methods that call `self.<attribute>` themselves, and that no trace has gone through.
-
-    Args:
-        instance: the module.
-        attribute: the name of a child, or the path of a module further down.
-        known: the code objects that ran.
-    """
-    for name, function in _methods(instance, known):
-        if _calls(function.__code__, attribute):
-            yield name, function
-
-
-def _methods(instance: nn.Module, known: set[Any]) -> Iterator[tuple[str, FunctionType]]:
-    """The methods of a module's own classes whose code is not among the known, and is at hand."""
-    seen = set()
-    for base in original_class(instance).__mro__:
-        if base.__module__.startswith("torch.") or base is object:
-            continue
-        for name, function in vars(base).items():
-            if name in seen:
-                continue
-            seen.add(name)
-            if not isinstance(function, FunctionType) or name.startswith("__") or function.__code__ in known:
-                continue
-            try:
-                function_tree(function.__code__)
-            except CannotRewriteError:
-                continue
-            yield name, function
-
-
-@lru_cache(maxsize=16384)
-def _calls(code: CodeType, path: str) -> bool:
-    """Whether a method calls `self.<path>` or an item of it, by that or by a local name."""
-    tree = function_tree(code)
-    if not tree.args.args:
-        return False
-    wanted = f"{tree.args.args[0].arg}.{path}"
-
-    def mentions(value: ast.AST) -> bool:
-        # Not `self.conv.weight`: that is only looked at.
-        looked_at = {id(node.value) for node in ast.walk(value) if isinstance(node, ast.Attribute)}
-        return any(
-            ast.unparse(node) == wanted and id(node) not in looked_at
-            for node in ast.walk(value)
-            if isinstance(node, ast.Attribute)
-        )
-
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        bound = (
-            [(node.value, node.targets)] if isinstance(node, ast.Assign)
-            else [(node.iter, [node.target])] if isinstance(node, ast.For | ast.comprehension)
-            else [(node.value, [node.target])] if isinstance(node, ast.NamedExpr)
-            else []
-        )  # fmt: skip
-        for value, targets in bound:
-            if not isinstance(value, ast.Call) and mentions(value):
-                names |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            target: ast.expr = node.func
-            while isinstance(target, ast.Subscript):
-                target = target.value
-            if ast.unparse(target) == wanted or (isinstance(target, ast.Name) and target.id in names):
-                return True
-    return False
-
-
-def numbers_members(instance: nn.Module, container: str, known: set[Any]) -> bool:
-    """Whether a method that no trace went through runs the members of a container by their numbers.
-
-    `self.net[3](x)`, `for i in range(len(self.net))`, `for i, m in enumerate(self.net)`: a blur between them would be
-    missed, or taken for the next one.
-    """
-    return any(_numbers(function.__code__, container) for _, function in _methods(instance, known))
-
-
-@lru_cache(maxsize=4096)
-def _numbers(code: CodeType, container: str) -> bool:
-    tree = function_tree(code)
-    if not tree.args.args:
-        return False
-    wanted = f"{tree.args.args[0].arg}.{container}"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Slice):
-            found = [node.value]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("enumerate", "len"):
-            found = node.args
-        elif isinstance(node, ast.Attribute) and node.attr in ("_modules", "named_children"):
-            found = [node.value]
-        else:
-            continue
-        if any(ast.unparse(one) == wanted for one in found):
-            return True
-    return False
-
-
-def may_pass_by(code: CodeType, begin: Position, end: Position) -> bool:
-    """Whether a run of a function may take another way from one expression on than past another.
-
-    A branch that depends on what the function was given (a flag, a size) may use what is dense before it is blurred, or
-    leave with it. One that depends on the module alone (`if self.act is not None`) goes the same way in every run.
-
-    Args:
-        code: of the function.
-        begin: what becomes dense.
-        end: what is blurred.
-    """
-    tree = function_tree(code)
-    arguments = tree.args
-    this = {arguments.args[0].arg} if arguments.args else set()
-    given = {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)} - this
-    given |= {a.arg for a in (arguments.vararg, arguments.kwarg) if a is not None}
-    given = _derived(tree, given)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If | ast.IfExp | ast.While):
-            if all(isinstance(n, ast.Raise | ast.Assert) for part in _parts(node) for n in part):
-                continue
-            depends = any(isinstance(n, ast.Name) and n.id in given for n in ast.walk(node.test))
-            within = [any(_covers(part, place) for part in _parts(node)) for place in (begin, end)]
-            between = begin[0] < node.lineno < end[0] or (within[1] and not within[0])
-            apart = all(within) and not any(_covers(p, begin) and _covers(p, end) for p in _parts(node))
-            if depends and (between or apart):
-                return True
-        elif isinstance(node, ast.Return) and begin[0] < node.lineno < end[0]:
-            around = [
-                n for n in ast.walk(tree) if isinstance(n, ast.If) and any(_covers_line(p, node) for p in _parts(n))
-            ]
-            if not around:
-                return True
-    return False
-
-
-def _derived(tree: ast.FunctionDef, names: set[str]) -> set[str]:
-    """The names in a function whose values come from those of others: not the index of a loop over `self.layers`."""
-    bindings: list[tuple[ast.AST, list[Any]]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            bindings.append((node.value, list(node.targets)))
-        elif isinstance(node, ast.AugAssign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
-            bindings.append((node.value, [node.target]))
-        elif isinstance(node, ast.For | ast.comprehension):
-            bindings.append((node.iter, [node.target]))
-    found = set(names)
-    while True:
-        more = {
-            target.id
-            for value, targets in bindings
-            if any(isinstance(n, ast.Name) and n.id in found for n in ast.walk(value))
-            for one in targets
-            for target in ast.walk(one)
-            if isinstance(target, ast.Name)
-        } - found
-        if not more:
-            return found
-        found |= more
-
-
-def _parts(node: ast.If | ast.IfExp | ast.While) -> list[list[ast.AST]]:
-    if isinstance(node, ast.IfExp):
-        return [[node.body], [node.orelse]]
-    return [list(node.body), list(node.orelse)]
-
-
-def _covers(part: list[ast.AST], place: Position) -> bool:
-    """Whether a place lies within the statements (or the expression) of a branch."""
-    return any(
-        (n.lineno, n.col_offset) <= (place[0], place[2]) and (place[1], place[3]) <= (n.end_lineno, n.end_col_offset)  # type: ignore[attr-defined]
-        for n in part
-    )
-
-
-def _covers_line(part: list[ast.AST], inner: ast.Return) -> bool:
-    return any(n.lineno <= inner.lineno <= n.end_lineno for n in part)  # type: ignore[attr-defined]
-
-
-@lru_cache(maxsize=16384)
-def reads_stride(code: CodeType, path: str) -> bool:
-    """Whether a method reads `self.<path>.stride`, also by an item of a list."""
-    tree = function_tree(code)
-    if not tree.args.args:
-        return False
-    wanted = f"{tree.args.args[0].arg}.{path}"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr == "stride":
-            target: ast.expr = node.value
-            while isinstance(target, ast.Subscript):
-                target = target.value
-            if ast.unparse(target) == wanted:
-                return True
-    return False
-
-
-def methods_of(instance: nn.Module) -> Iterator[tuple[str, FunctionType]]:
-    """The methods of a module's own classes whose source is at hand."""
-    return _methods(instance, set())
-
-
 def argument_of_forward(model: nn.Module, module: str, path: Path, names: Sequence[str]) -> bool:
     """Whether an expression gives one of these parameters of its call what its forward was given for it."""
-    function = _function_at(model, module, path)
-    if function is None or len(path) > 1:
+    found = _expression_of(model, module, path) if len(path) == 1 else None
+    if found is None:
         return False
-    tree = function_tree(function.__code__)
-    _, text, which = path[-1]
-    expression = [node for node in expressions(tree) if ast.unparse(node) == text][which]
+    _, tree, expression = found
     if not isinstance(expression, ast.Call):
         return False
     given = {argument.arg for argument in (*tree.args.posonlyargs, *tree.args.args, *tree.args.kwonlyargs)}
@@ -391,11 +194,9 @@ def same_expression(
     """
     _, text, which = step
     there = expressions(function_tree(function.__code__))
-    equal = [node for node in there if ast.unparse(node) == text]
-    if len(equal) == of:
-        return ((name, text, which),)
-    if len(equal) == 1:
-        return ((name, text, 0),)
+    count = sum(ast.unparse(node) == text for node in there)
+    if count in (of, 1):
+        return ((name, text, which if count == of else 0),)
     calls = _without_arguments(expression, attribute)
     alike = [node for node in there if calls is not None and _without_arguments(node, attribute) == calls]
     if len(alike) != 1:
@@ -416,7 +217,5 @@ def _without_arguments(expression: ast.AST, attribute: str) -> str | None:
 
 def count_equal(model: nn.Module, module: str, path: Path) -> int:
     """How many expressions equal to the last step's there are in its function."""
-    function = _function_at(model, module, path)
-    if function is None:
-        return 0
-    return sum(ast.unparse(node) == path[-1][1] for node in expressions(function_tree(function.__code__)))
+    found = _expression_of(model, module, path)
+    return len(_equal(found[1], path[-1][1])) if found is not None else 0

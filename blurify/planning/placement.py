@@ -26,7 +26,7 @@ from blurify.nn.rewriting import Path
 from blurify.nn.sequential import after as after_name
 from blurify.nn.sequential import before as before_name
 from blurify.nn.source import CannotRewriteError
-from blurify.planning import expressions
+from blurify.planning import expressions, other_ways
 from blurify.spec.edits import Blur, BlurInput, BlurOutput, BlurPooling, Edit, InsertBlur, Rewrite, SetStride, below
 
 POOL_CLASSES: dict[type[nn.Module], str] = {
@@ -365,8 +365,8 @@ class Placer:
         while name:
             part = path.removeprefix(f"{outer}." if outer else "")
             for wanted in {part, re.sub(r"(\.\d+)+$", "", part)}:
-                methods = expressions.methods_of(self.model.get_submodule(outer))
-                if any(expressions.reads_stride(function.__code__, wanted) for _, function in methods):
+                methods = other_ways.methods_of(self.model.get_submodule(outer))
+                if any(other_ways.reads_stride(function.__code__, wanted) for _, function in methods):
                     return True
             if not outer:
                 break
@@ -429,7 +429,7 @@ class Placer:
                 if other is not call or not way:
                     continue
                 inner, begin, _ = expressions.without_nested(way)[-1]
-                if inner is code and expressions.may_pass_by(code, begin, position):
+                if inner is code and other_ways.may_pass_by(code, begin, position):
                     raise NoWay("its forward has other ways from there on, by what it is given")
 
     def _in_loop(self, points: tuple[Node, ...], alike: set[Node], blur: Blur) -> Placed:
@@ -554,13 +554,13 @@ class Placer:
                     part = call.path.removeprefix(prefix)
                     names |= {part, re.sub(r"(\.\d+)+$", "", part)}  # `self.convs[1](x)` is a call of `self.convs` too
         for part in sorted(names):
-            for name, function in expressions.entries_that_call(self.model.get_submodule(module), part, known):
+            for name, function in other_ways.entries_that_call(self.model.get_submodule(module), part, known):
                 yield name, function, part.rpartition(".")[2]
             # Methods of the modules around it, which reach into it.
             outer, _, own = module.rpartition(".")
             while own:
                 path = below(module, part).removeprefix(f"{outer}." if outer else "")
-                for name, function in expressions.entries_that_call(self.model.get_submodule(outer), path, known):
+                for name, function in other_ways.entries_that_call(self.model.get_submodule(outer), path, known):
                     yield f"{type(self.model.get_submodule(outer)).__name__}.{name}", function, ""
                 outer, _, own = outer.rpartition(".")
 
@@ -571,7 +571,7 @@ class Placer:
     def _check_numbering(self, container: str, nodes: Iterable[Node]) -> None:
         """Raise NoWay where a member of a container is reached by its number, past what would be put between."""
         outer, _, name = container.rpartition(".")
-        if name and expressions.numbers_members(self.model.get_submodule(outer), name, self._known(nodes)):
+        if name and other_ways.numbers_members(self.model.get_submodule(outer), name, self._known(nodes)):
             raise NoWay("another method runs the container's members by their numbers")
 
     def _rewrite(self, wanted: Rewrite, child: str = "") -> Rewrite:
