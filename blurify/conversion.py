@@ -237,19 +237,13 @@ def check(model: nn.Module, example_inputs: Any = None) -> Condition:
     if plan is None:
         raise BlurifyError("the model carries no plan, so it is not converted: convert it first")
     found = list(problems(model, plan)) or wrong_filters(model, plan)
-    paths = {path for edit in plan.edits if (path := edit.blur_path) is not None}
-    skipped = {path for site in plan.skipped for edit in site.edits if (path := edit.blur_path) is not None}
+    paths = {path for site in plan.sites for path in site.blur_paths}
+    skipped = {path for site in plan.skipped for path in site.blur_paths}
     ran: int | None = None
     if not found:
         ran_paths = _blurs_that_run(model, plan, example_inputs)
         if ran_paths is not None:
-            unfiltered = {
-                edit.blur_path
-                for site in plan.sites
-                for edit in site.edits
-                if site.kind in ("avgpool", "slice") and edit.blur is not None and edit.blur.method.is_identity
-            }  # they leave the pool or the slice as it was
-            wanted = paths - skipped - unfiltered
+            wanted = paths - skipped - plan.idle_blurs
             found += [f"the blur {path!r} does not run any more" for path in sorted(wanted - ran_paths)]
             ran = len(paths & ran_paths)
     return Condition(tuple(found), len(paths), ran)

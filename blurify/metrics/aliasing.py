@@ -226,7 +226,7 @@ def _scheme(subject: Subject, count: int) -> _Scheme:
             waits = site.rule == "commuted" or any(
                 isinstance(e, Rewrite) and e.op == "conv-blurred" for e in site.edits
             )
-            for path in sorted({path for edit in site.edits if (path := edit.blur_path) in ran and path is not None}):
+            for path in sorted(site.blur_paths & ran):
                 (before if waits else blurs)[path].append(site.name)
         for site in plan.skipped:  # a global pool, which has a blur for larger inputs
             for edit in site.edits:

@@ -50,13 +50,23 @@ def _methods(instance: nn.Module, known: set[Any]) -> Iterator[tuple[str, Functi
             yield name, function
 
 
+def _of_self(tree: ast.FunctionDef, path: str) -> str:
+    """The text of a module's part inside one of its methods: 'self.block.conv'; '' in a function without arguments."""
+    return f"{tree.args.args[0].arg}.{path}" if tree.args.args else ""
+
+
+def _without_items(expression: ast.expr) -> ast.expr:
+    """`self.convs` for `self.convs[1]`."""
+    while isinstance(expression, ast.Subscript):
+        expression = expression.value
+    return expression
+
+
 @lru_cache(maxsize=16384)
 def _calls(code: CodeType, path: str) -> bool:
     """Whether a method calls `self.<path>` or an item of it, by that or by a local name."""
     tree = function_tree(code)
-    if not tree.args.args:
-        return False
-    wanted = f"{tree.args.args[0].arg}.{path}"
+    wanted = _of_self(tree, path)
 
     def mentions(value: ast.AST) -> bool:
         # Not `self.conv.weight`: that is only looked at.
@@ -80,9 +90,7 @@ def _calls(code: CodeType, path: str) -> bool:
                 names |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            target: ast.expr = node.func
-            while isinstance(target, ast.Subscript):
-                target = target.value
+            target = _without_items(node.func)
             if ast.unparse(target) == wanted or (isinstance(target, ast.Name) and target.id in names):
                 return True
     return False
@@ -100,9 +108,7 @@ def numbers_members(instance: nn.Module, container: str, known: set[Any]) -> boo
 @lru_cache(maxsize=4096)
 def _numbers(code: CodeType, container: str) -> bool:
     tree = function_tree(code)
-    if not tree.args.args:
-        return False
-    wanted = f"{tree.args.args[0].arg}.{container}"
+    wanted = _of_self(tree, container)
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Slice):
             found = [node.value]
@@ -200,17 +206,9 @@ def _covers_line(part: list[ast.AST], inner: ast.Return) -> bool:
 def reads_stride(code: CodeType, path: str) -> bool:
     """Whether a method reads `self.<path>.stride`, also by an item of a list."""
     tree = function_tree(code)
-    if not tree.args.args:
-        return False
-    wanted = f"{tree.args.args[0].arg}.{path}"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr == "stride":
-            target: ast.expr = node.value
-            while isinstance(target, ast.Subscript):
-                target = target.value
-            if ast.unparse(target) == wanted:
-                return True
-    return False
+    wanted = _of_self(tree, path)
+    read = (node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "stride")
+    return any(ast.unparse(_without_items(value)) == wanted for value in read)
 
 
 def methods_of(instance: nn.Module) -> Iterator[tuple[str, FunctionType]]:

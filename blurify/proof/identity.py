@@ -208,7 +208,7 @@ def _run(
     at_ops: dict[Key, list[str]] = {}
     blurs: dict[str, list[str]] = defaultdict(list)
     for site in plan.converted:
-        for path in {path for edit in site.edits if (path := edit.blur_path) is not None}:
+        for path in site.blur_paths:
             blurs[path].append(site.name)
         if not _result_paths(site):  # the convolution's own op, which is the same in both
             at_ops |= {key: [site.name] for key in keys[site.name]}
@@ -286,7 +286,7 @@ def _result_paths(site: Site) -> list[str]:
     if site.rule in ("commuted", "blurred-input") and not _stand_ins(site):
         return []
     if site.rule in ("after-activation", "split"):
-        return sorted({path for edit in site.edits if (path := edit.blur_path) is not None})
+        return sorted(site.blur_paths)
     pools = [edit.module for edit in site.edits if isinstance(edit, BlurPooling)]
     return sorted({*pools, *_stand_ins(site)})
 

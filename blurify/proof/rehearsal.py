@@ -57,7 +57,7 @@ def _wrong_counts(decided: Decided, before: Trace, after: Trace) -> frozenset[st
     sites: dict[str, set[str]] = defaultdict(set)
     several: Counter[str] = Counter()
     for site in decided.plan.converted:
-        paths = {path for edit in site.edits if (path := edit.blur_path) is not None}
+        paths = site.blur_paths
         several.update(paths if len(paths) > 1 else ())
         for path in paths:
             points[path] |= {node for node in decided.points.get(site.name, ()) if node.graph is before.graph}
@@ -66,24 +66,14 @@ def _wrong_counts(decided: Decided, before: Trace, after: Trace) -> frozenset[st
     for path, wanted in points.items():
         # A site with several expressions has a blur at each: together they run as often as there are points.
         enough = ran[path] <= len(wanted) if several[path] else ran[path] == len(wanted)
-        if not enough and not _is_average(decided.plan.converted, path):
+        if not enough and path not in decided.plan.idle_blurs:
             wrong |= sites[path]
     for site in decided.plan.converted:
-        own = {path for edit in site.edits if (path := edit.blur_path) is not None}
-        if len(own) > 1:
-            total = {node for path in own for node in points[path]}
-            if sum(ran[path] for path in own) < len(total):
+        if len(site.blur_paths) > 1:
+            total = {node for path in site.blur_paths for node in points[path]}
+            if sum(ran[path] for path in site.blur_paths) < len(total):
                 wrong.add(site.name)
     return frozenset(wrong)
-
-
-def _is_average(sites: tuple[Site, ...], path: str) -> bool:
-    """An average pool whose own filter has one tap runs as it was."""
-    return any(
-        edit.blur_path == path and site.kind == "avgpool" and edit.blur is not None and edit.blur.method.is_identity
-        for site in sites
-        for edit in site.edits
-    )
 
 
 def _wide(sites: tuple[Site, ...]) -> frozenset[str]:

@@ -86,8 +86,25 @@ class BlurPooling:
         return below(self.module, "blurpool")
 
 
+class _BringsBlur:
+    """An edit that only brings a blur: the child `child` of its module."""
+
+    module: str
+    child: str
+
+    @property
+    def dense_path(self) -> str | None:
+        """Nothing becomes dense by this edit."""
+        return None
+
+    @property
+    def blur_path(self) -> str | None:
+        """The BlurPool that the edit brings."""
+        return below(self.module, self.child)
+
+
 @dataclass(frozen=True)
-class InsertBlur:
+class InsertBlur(_BringsBlur):
     """Put a blur between two members of an `nn.Sequential`: it runs it like any member, and numbers the others alone.
 
     Attributes:
@@ -104,54 +121,24 @@ class InsertBlur:
     child: str
     blur: Blur
 
-    @property
-    def dense_path(self) -> str | None:
-        """Nothing becomes dense by this edit."""
-        return None
-
-    @property
-    def blur_path(self) -> str | None:
-        """The BlurPool that the edit brings."""
-        return below(self.module, self.child)
-
 
 @dataclass(frozen=True)
-class BlurOutput:
+class BlurOutput(_BringsBlur):
     """Blur what a module returns: it moves to a subclass of its class that calls its child `child` at the end."""
 
     module: str
     blur: Blur
     child: str = "blur_output"
 
-    @property
-    def dense_path(self) -> str | None:
-        """Nothing becomes dense by this edit."""
-        return None
-
-    @property
-    def blur_path(self) -> str | None:
-        """The BlurPool that the edit brings."""
-        return below(self.module, self.child)
-
 
 @dataclass(frozen=True)
-class BlurInput:
+class BlurInput(_BringsBlur):
     """Blur a module's positional input: it moves to a subclass of its class that calls its child `child` first."""
 
     module: str
     blur: Blur
     index: int = 0
     child: str = "blur_input"
-
-    @property
-    def dense_path(self) -> str | None:
-        """Nothing becomes dense by this edit."""
-        return None
-
-    @property
-    def blur_path(self) -> str | None:
-        """The BlurPool that the edit brings."""
-        return below(self.module, self.child)
 
 
 RewriteOp: TypeAlias = Literal[

@@ -47,6 +47,11 @@ class Site:
     extra_macs: int = 0
     edits: tuple[Edit, ...] = ()
 
+    @property
+    def blur_paths(self) -> frozenset[str]:
+        """The paths of the BlurPools that its edits bring."""
+        return frozenset(path for edit in self.edits if (path := edit.blur_path) is not None)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -80,6 +85,17 @@ class Plan:
     def edits(self) -> tuple[Edit, ...]:
         """All edits, each once (sites that share an activation share its blur)."""
         return tuple(dict.fromkeys(edit for site in self.sites for edit in site.edits))
+
+    @property
+    def idle_blurs(self) -> frozenset[str]:
+        """The paths of blurs that never run: a one-tap filter leaves an average pool or a slice as it was."""
+        return frozenset(
+            path
+            for site in self.sites
+            for edit in site.edits
+            if site.kind in ("avgpool", "slice") and edit.blur is not None and edit.blur.method.is_identity
+            if (path := edit.blur_path) is not None
+        )
 
     @property
     def extra_macs(self) -> int:
