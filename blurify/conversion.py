@@ -20,7 +20,7 @@ from blurify.planning.planner import Decided, decide
 from blurify.proof import verify as proving
 from blurify.proof.filters import wrong_filters
 from blurify.proof.proof import carry_proof, proof_of
-from blurify.proof.rehearsal import rehearse
+from blurify.proof.rehearsal import rehearsed
 from blurify.proof.weights import Fingerprint, check_weights, fingerprint
 from blurify.spec.plan import Plan
 from blurify.spec.recipes import Recipe, load_recipe
@@ -155,27 +155,6 @@ def _more_careful(model: nn.Module, recipe: Recipe, inputs: Inputs, seen: Trace,
         if other.plan != before:
             yield other
         before = other.plan
-
-
-def rehearsed(model: nn.Module, recipe: Recipe, example_inputs: Any = None, *, seen: Trace | None = None) -> Decided:
-    """A plan that was tried on a copy without data, in eval and train mode; edits that did not hold there are replaced.
-
-    Args:
-        model, recipe, example_inputs: as of `inspect`.
-        seen: the trace of the model, where there is one already.
-    """
-    seen = traced(model, example_inputs) if seen is None else seen
-    local: frozenset[str] = frozenset()
-    simple: frozenset[str] = frozenset()
-    while True:
-        decided = decide(model, recipe, example_inputs, seen=seen, local=local, simple=simple)
-        wrong = rehearse(model, decided)
-        if not wrong or wrong <= simple:  # then the proof says what is wrong
-            return decided
-        if wrong <= local:
-            simple |= wrong
-        else:
-            local |= wrong
 
 
 def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:

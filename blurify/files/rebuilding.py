@@ -6,12 +6,12 @@ import copy
 
 from torch import nn
 
-from blurify.errors import BlurifyError, one_line
+from blurify.errors import BlurifyError
 from blurify.files import sources, weights
 from blurify.files.checkpoint import HEADER_FORMAT, Checkpoint
+from blurify.files.replanning import carry_out
 from blurify.files.sources import ModelSource
 from blurify.spec.plan import Plan
-from blurify.surgery.apply import apply_plan
 from blurify.surgery.carrying import plan_of
 
 
@@ -60,14 +60,7 @@ def rebuild(
     applied = plan_of(model)
     if applied is None:
         weights.check_fit(model, checkpoint.tensors or {}, str(path), where)
-        try:
-            apply_plan(model, plan)
-        except BlurifyError:
-            raise
-        except Exception as error:  # a plan that somebody else wrote
-            raise BlurifyError(
-                f"{path} carries a plan that can't be carried out ({one_line(error)}): convert the original model again"
-            ) from error
+        carry_out(model, plan, path)
     elif applied != plan:
         raise BlurifyError(f"the model given for {path} was converted by another plan: give the original model")
     weights.fill(model, checkpoint.tensors or {}, where=str(path), arch=where)

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from typing import Any
 
 from torch import nn
 from torch.fx import Node
 
 from blurify.graph.copies import meta_copy
+from blurify.graph.inputs import traced
 from blurify.graph.recorder import Trace, structure_of, trace
-from blurify.planning.planner import Decided
+from blurify.planning.planner import Decided, decide
 from blurify.spec.edits import InsertBlur, Rewrite
 from blurify.spec.plan import Site
+from blurify.spec.recipes import Recipe
 from blurify.surgery.apply import apply_plan
+
+
+def rehearsed(model: nn.Module, recipe: Recipe, example_inputs: Any = None, *, seen: Trace | None = None) -> Decided:
+    """A plan that was tried on a copy without data, in eval and train mode; edits that did not hold there are replaced.
+
+    Args:
+        model, recipe, example_inputs: as of `inspect`.
+        seen: the trace of the model, where there is one already.
+    """
+    seen = traced(model, example_inputs) if seen is None else seen
+    local: frozenset[str] = frozenset()
+    simple: frozenset[str] = frozenset()
+    while True:
+        decided = decide(model, recipe, example_inputs, seen=seen, local=local, simple=simple)
+        wrong = rehearse(model, decided)
+        if not wrong or wrong <= simple:  # then the proof says what is wrong
+            return decided
+        if wrong <= local:
+            simple |= wrong
+        else:
+            local |= wrong
 
 
 def rehearse(model: nn.Module, decided: Decided) -> frozenset[str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from blurify.spec.methods import Method, Taps, method_from_dict, method_to_dict
+from blurify.spec.filters import PADDINGS
+from blurify.spec.methods import Method, method_from_dict, method_to_dict, taps_from
+from blurify.spec.reading import read_fields, require
 
+_LARGEST_STRIDE = 4096  # of what a file says: audio networks stride by some hundred samples
 Stride: TypeAlias = "int | tuple[int, ...]"
 Step: TypeAlias = tuple[str, str, int]
 """(function, source text of an expression in it, which of the equal expressions)."""
@@ -222,9 +226,28 @@ def edit_from_dict(data: Mapping[str, Any]) -> Edit:
         blur = {key: tuples(value) for key, value in data["blur"].items() if key not in ("method", "taps")}
         method = data["blur"].get("method")
         taps = data["blur"].get("taps", ())
-        blur["method"] = method_from_dict(method) if method is not None else Taps(tuple(map(float, taps)))
-        fields["blur"] = Blur(**blur)
-    return EDITS[data["edit"]](**fields)
+        blur["method"] = method_from_dict(method) if method is not None else taps_from(taps)
+        fields["blur"] = _possible(read_fields(Blur, blur))
+    require(str(data["edit"]) in EDITS, f"unknown edit {str(data['edit'])[:80]!r}")
+    edit: Any = read_fields(EDITS[str(data["edit"])], fields)
+    child = getattr(edit, "child", "blurpool")
+    require(child.isidentifier() and not keyword.iskeyword(child) and not child.startswith("__"), f"child {child!r}")
+    for value in (getattr(edit, "stride", ()), getattr(edit, "kernel_size", None) or ()):
+        require(len(value) <= 3 and all(1 <= one <= _LARGEST_STRIDE for one in value), f"{value} in an edit")
+    found: Edit = edit
+    return found
+
+
+def _possible(blur: Blur) -> Blur:
+    """A blur that a file says, if it is one that can be built."""
+    rank = len(blur.stride)
+    require(1 <= rank <= 3 and len(blur.factor) == rank and len(blur.shift) in (0, rank), "a blur of odd dimensions")
+    counts = (*blur.stride, *blur.factor, *(abs(one) + 1 for one in blur.shift))
+    require(all(1 <= one <= _LARGEST_STRIDE for one in counts), f"a blur of {blur.stride}, {blur.factor}, {blur.shift}")
+    for one in blur.factor:
+        blur.method.smoothing(one)  # refuses a filter that is too long
+    require(blur.padding in PADDINGS, f"padding {blur.padding[:80]!r}")
+    return blur
 
 
 def tuples(value: Any) -> Any:

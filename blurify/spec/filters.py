@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from blurify.errors import BlurifyError
 
 MAX_FILTER_SIZE = 7
+PADDINGS = ("reflect", "replicate", "zeros", "circular")
+MAX_TAPS = 4097
+"""Of a composed filter: longer ones are a mistake, or somebody's attempt to keep the machine busy."""
 
 
 def binomial_taps(size: int) -> tuple[float, ...]:
@@ -59,12 +62,16 @@ def compose_taps(taps: Sequence[float], factor: int) -> tuple[float, ...]:
         factor: the subsampling to guard against; 1 needs no filter and gives (1.0,).
 
     Raises:
-        BlurifyError: where factor is not a whole number of at least 1.
+        BlurifyError: where factor is not a whole number of at least 1, or the filter would be longer than MAX_TAPS.
     """
     if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
         raise BlurifyError(f"factor {factor!r}: give a whole number of at least 1")
     if len(taps) == 1:
         return (1.0,)
+    if (len(taps) - 1) * (factor - 1) + 1 > MAX_TAPS:
+        raise BlurifyError(
+            f"{len(taps)} taps against a subsampling by {factor} make a filter of more than {MAX_TAPS} taps: use fewer"
+        )
     composed, done = [1.0], 1
     for prime in _prime_factors(factor):
         stage = list(taps)

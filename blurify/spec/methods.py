@@ -7,12 +7,14 @@ and its cost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 from blurify.errors import BlurifyError
-from blurify.spec.filters import compose_taps
+from blurify.spec.filters import MAX_TAPS, compose_taps
+from blurify.spec.reading import require
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,13 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 def method_from_dict(data: Mapping[str, Any]) -> Method:
     """Read what `method_to_dict` wrote. Raises BlurifyError for a kind that this blurify does not know."""
-    cls = METHODS.get(str(data.get("kind")))
-    if cls is None:
+    if str(data.get("kind")) not in METHODS:
         raise BlurifyError(f"unknown kind of filter {data.get('kind')!r}: this blurify knows {', '.join(METHODS)}")
-    return cls(tuple(float(tap) for tap in data["taps"]))
+    return taps_from(data["taps"])
+
+
+def taps_from(values: Any) -> Taps:
+    """Taps that a file says. Raises ValueError where they are none."""
+    taps = tuple(float(tap) for tap in values)
+    require(1 <= len(taps) <= MAX_TAPS and all(map(math.isfinite, taps)), "taps that are no filter")
+    return Taps(taps)

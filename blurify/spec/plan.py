@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any, Literal
 from blurify.errors import BlurifyError
 from blurify.spec.edits import Edit, SetStride, edit_from_dict, edit_to_dict, tuples
 from blurify.spec.methods import Method
+from blurify.spec.reading import LONGEST, read_fields, require
 from blurify.spec.recipes import Recipe
 
 FORMAT = 2
 READABLE = (1, FORMAT)
+_LARGEST_INPUT = 2**31  # elements
 
 
 @dataclass(frozen=True)
@@ -140,14 +143,21 @@ class Plan:
                 "convert the original model again with the blurify that is installed"
             )
         try:
-            return cls(
-                recipe=Recipe.from_dict(data["recipe"]),
-                sites=tuple(_site_from_dict(site) for site in data["sites"]),
-                macs=int(data["macs"]),
-                model=str(data["model"]),
-                input_shapes=tuples(data["input_shapes"]),
+            require(len(data["sites"]) <= LONGEST, "more sites than a model has")
+            plan = read_fields(
+                cls,
+                {
+                    "recipe": Recipe.from_dict(data["recipe"]),
+                    "sites": tuple(_site_from_dict(site) for site in data["sites"]),
+                    "macs": data["macs"],
+                    "model": data["model"],
+                    "input_shapes": tuples(data["input_shapes"]),
+                },
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            for shape in plan.input_shapes:
+                require(all(size >= 0 for size in shape) and math.prod(shape) <= _LARGEST_INPUT, "inputs that can't be")
+            return plan
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise BlurifyError(f"this is not a plan that blurify wrote ({error}): convert the model again") from error
 
 
@@ -168,4 +178,4 @@ def _site_from_dict(data: Mapping[str, Any]) -> Site:
     # Format 1 did not say what a stride was before: the site's own.
     before = fields["stride"]
     edits = [dataclasses.replace(e, before=before) if isinstance(e, SetStride) and not e.before else e for e in edits]
-    return Site(**fields, edits=tuple(edits))
+    return read_fields(Site, {**fields, "edits": tuple(edits)})

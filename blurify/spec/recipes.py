@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from blurify.errors import BlurifyError
-from blurify.spec.filters import MAX_FILTER_SIZE, resolve_taps
+from blurify.spec.filters import MAX_FILTER_SIZE, MAX_TAPS, PADDINGS, resolve_taps
 from blurify.spec.words import nearest
 
 DEFAULT = "zhang2019"
-PADDINGS = ("reflect", "replicate", "zeros", "circular")
 PLACEMENTS = ("after-activation", "cheap")
 STEMS = ("skip", "convert", "split")
 KINDS = ("conv", "maxpool", "avgpool", "slice")
@@ -272,6 +271,8 @@ def _taps(value: Any, where: str) -> tuple[float, ...]:
     taps: tuple[float, ...] = _list_of(_number, "[1, 2, 1]")(value, where)
     if not taps:
         raise BlurifyError(f"{where} is empty; the identity filter is [1]")
+    if len(taps) > MAX_TAPS:
+        raise BlurifyError(f"{where} has {len(taps)} taps: give at most {MAX_TAPS}")
     try:
         resolve_taps(None, taps)
     except BlurifyError as error:

@@ -17,10 +17,15 @@ def plan_of(model: nn.Module) -> Plan | None:
     Raises:
         BlurifyError: it was written by a version of blurify that this one can't read.
     """
-    carried: Any = vars(model).get(_PLAN)
-    if isinstance(carried, Plan):  # as 0.1.0 pickled it
-        return carried
-    return Plan.from_dict(carried) if isinstance(carried, dict) else None
+    found = carried(model)
+    if isinstance(found, Plan):  # as 0.1.0 pickled it
+        return found
+    return Plan.from_dict(found) if isinstance(found, dict) else None
+
+
+def carried(model: nn.Module) -> Any:
+    """The plan that a model carries, as it carries it; None where there is none."""
+    return vars(model).get(_PLAN)
 
 
 def carry_plan(model: nn.Module, plan: Plan) -> None:

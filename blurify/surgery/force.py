@@ -24,7 +24,7 @@ def problems(model: nn.Module, plan: Plan) -> list[str]:
         if module is None:
             found.append(f"{edit.module!r} is gone")
         else:
-            found += _problems(modules, module, edit)
+            found += edit_problems(modules, module, edit)
     for name, changes in changes_in(plan).items():
         module = modules.get(name)
         if module is None:
@@ -40,7 +40,8 @@ def _own(module: nn.Module) -> set[object]:
     return set(vars(type(module)).values())
 
 
-def _problems(modules: dict[str, nn.Module], module: nn.Module, edit: Edit) -> list[str]:
+def edit_problems(modules: dict[str, nn.Module], module: nn.Module, edit: Edit) -> list[str]:
+    """What is not as one edit made it: strides, pools and blurs; not the class of the module."""
     if isinstance(edit, SetStride):
         stride = getattr(module, "stride", None)
         if not isinstance(stride, int | tuple | list) or given_per_dim(stride, len(edit.stride)) != edit.stride:

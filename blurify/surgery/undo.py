@@ -12,9 +12,10 @@ from blurify.errors import BlurifyError
 from blurify.nn.arguments import set_stride
 from blurify.nn.edited import set_changes
 from blurify.spec.edits import BlurPooling, Edit, SetStride
+from blurify.spec.plan import Plan
 from blurify.surgery.apply import ANTIALIASED, apply_plan, changes_in
 from blurify.surgery.carrying import drop_plan, plan_of
-from blurify.surgery.force import problems
+from blurify.surgery.force import edit_problems, problems
 
 _PROOF = "_blurify_proof"
 _ORIGINAL = {cls: base for base, cls in ANTIALIASED.items()}
@@ -39,6 +40,36 @@ def undo(model: nn.Module) -> None:
         set_changes(modules[name], ())
     drop_plan(model)
     model.__dict__.pop(_PROOF, None)
+
+
+def take_out(model: nn.Module, plan: Plan, edited: frozenset[int]) -> frozenset[Edit]:
+    """Take the edits of a plan out of a model whose classes are already those that its authors wrote.
+
+    Args:
+        model: as it was unpickled.
+        plan: the plan that it carried.
+        edited: by identity, the modules whose class was an edited one.
+
+    Returns:
+        the edits that were not in the model any more.
+    """
+    modules = dict(model.named_modules())
+    classes = changes_in(plan)
+    lost: set[Edit] = set()
+    for edit in plan.edits:
+        module = modules.get(edit.module)
+        try:
+            there = module is not None and not edit_problems(modules, module, edit)
+        except Exception:  # a part with attributes that nobody wrote
+            there = False
+        # Those of 0.1.0 that ran by hooks are counted as edited, too.
+        own = edit.module in classes and not isinstance(edit, BlurPooling | SetStride)
+        if not there or (own and id(module) not in edited):
+            lost.add(edit)
+    for edit in plan.edits:
+        if edit not in lost:
+            _undo(modules[edit.module], edit)
+    return frozenset(lost)
 
 
 def _undo(module: nn.Module, edit: Edit) -> None:

@@ -238,7 +238,7 @@ def test_files_that_are_no_checkpoints(tmp_path, network):
         (write(tmp_path / "text.pt", b"hello\n" * 100), "not a checkpoint"),
         (write(tmp_path / "page.pt", b"<!DOCTYPE html><html>"), "web page"),
         (write(tmp_path / "lfs.pt", b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
-        (write(tmp_path / "cut.pt", whole.read_bytes()[:-3000]), "damaged or cut off"),
+        (write(tmp_path / "cut.pt", whole.read_bytes()[:-3000]), "damaged, cut off"),
         (write(tmp_path / "cut.safetensors", b"\x10\0\0\0\0\0\0\0{}"), "damaged"),
         (write(tmp_path / "pickle.pt", b"\x80\x02K\x01."), "damaged"),
         (scripted, "TorchScript"),

@@ -17,7 +17,9 @@ import torchvision
 from torch import nn
 
 from blurify.errors import BlurifyError
-from blurify.files import opening, pickles
+from blurify.files import opening
+from blurify.files.pickled.names import MOVED, Names
+from blurify.files.pickled.tree import Name
 
 FORMATS = [pytest.param({}, id="zip"), pytest.param({"_use_new_zipfile_serialization": False}, id="legacy")]
 
@@ -114,15 +116,21 @@ def test_functions_that_are_known_are_not_called(tmp_path):
     for number, function in enumerate(functions):
         path = tmp_path / f"f{number}.pt"
         torch.save({"model": nn.Conv2d(3, 4, 3), "x": function}, path)
+        assert type(opening.open_model(str(path)).model) is nn.Conv2d  # what is beside the model is not even made
+        model = nn.Conv2d(3, 4, 3)
+        model.x = function
+        torch.save(model, path)
         with pytest.raises(BlurifyError):
             opening.open_model(str(path))
     assert not marker.exists()
 
 
 def test_constructors_do_not_run(tmp_path, monkeypatch):
-    torch.save({"model": nn.ReLU(), "x": Reduced(nn.Linear, (3, 4))}, tmp_path / "x.pt")
+    model = nn.ReLU()
+    model.x = Reduced(nn.Linear, (3, 4))
+    torch.save(model, tmp_path / "x.pt")
     monkeypatch.setattr(nn.Linear, "__init__", lambda self, *args: pytest.fail("the constructor ran"))
-    with pytest.raises(BlurifyError, match=r"torch\.nn\.modules\.linear\.Linear"):
+    with pytest.raises(BlurifyError, match="a call of the class Linear"):
         opening.open_model(str(tmp_path / "x.pt"))
 
 
@@ -162,7 +170,7 @@ def test_other_opcodes(tmp_path):
         attack(path, marker)
         marker.unlink()
     raw_zip(tmp_path / "newobj_ex.pt", b"\x80\x04\x8c\x0asubprocess\x8c\x05Popen\x93)}\x92.")
-    with pytest.raises(BlurifyError, match=r"subprocess\.Popen"):
+    with pytest.raises(BlurifyError, match="NEWOBJ_EX"):
         opening.open_model(str(tmp_path / "newobj_ex.pt"))
 
 
@@ -190,11 +198,10 @@ def test_constructors_that_execute_source_text_are_refused(tmp_path):
 @pytest.mark.parametrize("function", [getattr, torch._utils._rebuild_tensor_v2, functools.partial])
 def test_what_loading_calls_is_not_for_the_model_to_hold(tmp_path, function):
     # With `partial(getattr, F.relu, "__globals__")` as a hook, a forward would get at everything.
-    assert not callable(pickles.Gate().find(function.__module__, function.__qualname__))
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model.act = functools.partial(function, F.relu, "__globals__")
     torch.save(model, tmp_path / "x.pt")
-    with pytest.raises(BlurifyError, match="made of one function"):
+    with pytest.raises(BlurifyError, match=r"functools\.partial of"):
         opening.open_model(str(tmp_path / "x.pt"))
 
 
@@ -214,7 +221,7 @@ def test_what_nn_module_does_is_not_for_the_file_to_replace(tmp_path):
             torch.save(content, tmp_path / "x.pt")
         finally:
             del nn.Sequential.__getstate__
-        with pytest.raises(BlurifyError, match=f"with a {name} of its own"):
+        with pytest.raises(BlurifyError, match=rf"with {name} of its own|a call of its own"):
             opening.open_model(str(tmp_path / "x.pt"))
 
 
@@ -226,7 +233,7 @@ def test_persistent_ids(tmp_path):
     raw_zip(tmp_path / "text.pt", b"Psomething\n.")
     raw_zip(tmp_path / "kind.pt", b"\x80\x02X\x05\x00\x00\x00thing\x85Q.")
     for name in ("text.pt", "kind.pt"):
-        with pytest.raises(BlurifyError, match="damaged"):
+        with pytest.raises(BlurifyError, match=r"damaged|holds a reference"):
             opening.open_model(str(tmp_path / name))
 
 
@@ -234,12 +241,12 @@ def test_appending_to_objects_is_no_method_call(tmp_path):
     # APPEND on a module calls its `append`, SETITEM its `__setitem__`.
     for tail in (b"K\x01a.", b"K\x01K\x02s.", b"(K\x01K\x02u.", b"(K\x01e."):
         raw_zip(tmp_path / "x.pt", b"\x80\x02ctorch.nn.modules.container\nModuleList\n)\x81" + tail)
-        with pytest.raises(BlurifyError, match="damaged"):
+        with pytest.raises(BlurifyError, match="a call of the class ModuleList"):
             opening.open_model(str(tmp_path / "x.pt"))
 
 
 def test_reexports_and_private_paths_are_refused():
-    gate = pickles.Gate()
+    names = Names()
     for module, name in [
         ("timm.models._builder", "os"),
         ("timm.models._builder", "os.system"),
@@ -268,10 +275,12 @@ def test_reexports_and_private_paths_are_refused():
         ("blurify.nn.rewriting", "_method"),
         ("blurify.surgery.apply", "apply_plan"),
     ]:
-        assert isinstance(gate.find(module, name), pickles.Refused), (module, name)
-    assert gate.find("torch.nn.modules.conv", "Conv2d") is nn.Conv2d
-    assert gate.find("torch.nn.functional", "relu") is F.relu
-    assert gate.find("torchvision.ops.boxes", "nms") is torchvision.ops.nms
+        name = Name(module, name)
+        made = (names.module(name), names.record(name), names.enumeration(name), names.value(name))
+        assert made == (None, None, None, None), name.full
+    assert names.module(Name("torch.nn.modules.conv", "Conv2d")) is nn.Conv2d
+    assert names.value(Name("torch.nn.functional", "relu")) is F.relu
+    assert names.value(Name("torch.nn.functional", "pad")) is None
 
 
 def test_a_package_named_in_a_file_is_not_imported(tmp_path, monkeypatch):
@@ -366,7 +375,6 @@ def test_what_modules_hold(tmp_path):
     model.a.norm = functools.partial(nn.LayerNorm, eps=1e-6)
     model.a.shape = torch.Size([1, 2])
     model.a.kind = torch.float16
-    model.a.method = model.a.extra_repr
     model.a.flags = {1, 2}
     model.a.big = 2**70
     model.a.raw = b"bytes"
@@ -382,7 +390,7 @@ def test_what_modules_hold(tmp_path):
         {1, 2},
         2**70,
     )
-    assert loaded.a.raw == b"bytes" and loaded.a.method() == loaded.a.extra_repr()
+    assert loaded.a.raw == b"bytes"
     assert loaded.a.weight.note == "a parameter with an attribute" and loaded.a.weight.dtype == torch.float16
 
 
@@ -402,10 +410,8 @@ def test_damaged_pickles_end_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_old_names_go_through_the_gate_under_their_new_ones():
-    for old, new in pickles._MOVED.items():
-        module, _, name = old.rpartition(".")
-        assert f"{pickles._home(module, name)[0]}.{name}" == new
-        assert not isinstance(pickles.Gate().find(*pickles._home(module, name)), pickles.Refused), new
+def test_old_names_go_through_the_list_under_their_new_ones():
+    for old in MOVED:
+        assert Names().missing(Name(*old.rsplit(".", 1))) is None, old
     for module, name in [("blurify.surgery", "apply_plan"), ("blurify.layers", "os"), ("blurify.models", "build")]:
-        assert isinstance(pickles.Gate().find(*pickles._home(module, name)), pickles.Refused)
+        assert Names().missing(Name(module, name)) == ""
