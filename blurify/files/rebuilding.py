@@ -50,6 +50,11 @@ def rebuild(
                 f"{path} was made from {source.arch}: add --arch {source.arch} to {what} (in Python: arch=..., or "
                 "model=the original model)"
             )
+        if odd := sources.odd_option(source.arch):
+            raise BlurifyError(
+                f"{path} was made from {source.arch[:200]}, with an option {odd} that a file may not set: add "
+                "--arch with that to build it so"
+            )
         model, _ = sources.build(source.arch, pretrained=False, weightless=source.arch.startswith("torchvision/"))
     else:
         raise BlurifyError(

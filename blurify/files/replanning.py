@@ -28,6 +28,8 @@ from blurify.surgery.carrying import carried, carry_plan, drop_plan
 from blurify.surgery.force import problems
 from blurify.surgery.undo import take_out
 
+_MOST_PLANS = 16  # of a model, and of parts of it that were converted before they became parts
+
 
 def carry_out(model: nn.Module, plan: Plan, path: Path) -> None:
     """Convert an original model, in place, by a plan that a file holds.
@@ -72,6 +74,8 @@ def edit_again(model: nn.Module, edited: Sequence[nn.Module], path: Path) -> Non
         data = carried(module)
         if data is None:
             continue
+        if len(planned) >= _MOST_PLANS:
+            raise BlurifyError(f"{path} holds more than {_MOST_PLANS} plans: convert the original model again")
         plan = Plan.from_dict(upgrading.plan_data(data))
         drop_plan(module)
         lost = take_out(module, plan, frozenset(map(id, edited)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -91,6 +92,9 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
     ) from first
 
 
+LARGEST_INPUT = 2**28
+"""Elements of the largest input that is tried."""
+
 _WRAPPERS = frozenset(
     "DataParallel DistributedDataParallel FullyShardedDataParallel AveragedModel ModelEma ModelEmaV2 ModelEmaV3".split()
 )
@@ -112,14 +116,19 @@ def _guesses(model: nn.Module) -> Iterator[Inputs]:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, Mapping) or hasattr(config, "get"):
         size = config.get("input_size")  # type: ignore[union-attr]
-        if size:
+        if isinstance(size, tuple | list) and _possible((1, *size)):
             yield (torch.zeros(1, *size, dtype=dtype),), {}
-    for shape in _shapes(model):
+    for shape in filter(_possible, _shapes(model)):
         image = torch.zeros(shape, dtype=dtype)
         wanted = max(_required(model), 1)
         yield (image,) * wanted, {}
         if wanted == 1:
             yield ([image[0]],), {}  # detection models take a list of images
+
+
+def _possible(shape: tuple[Any, ...]) -> bool:
+    """Whether a shape that a model's settings say can be one of an input."""
+    return all(type(size) is int and size > 0 for size in shape) and math.prod(shape) <= LARGEST_INPUT
 
 
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 
+from blurify.errors import BlurifyError
 from blurify.graph.copies import copy_model, device_of, meta_copy, to_meta
 from blurify.graph.costs import MultiplyAdds, runs_recurrent
 from blurify.graph.quiet import quietly
@@ -115,6 +116,10 @@ class Trace:
     strides_read: frozenset[str] = frozenset()
 
 
+MAX_STEPS = 200_000
+"""Operations and module calls of one forward: the largest of timm's architectures run some thousands."""
+
+
 class _Recorder(TorchFunctionMode):
     """Writes each torch call of one forward into a graph."""
 
@@ -126,6 +131,7 @@ class _Recorder(TorchFunctionMode):
         self.thread = threading.get_ident()
         self._meta = meta
         self.costs = MultiplyAdds()
+        self._steps = 0
         self._numbers: Counter[str | None] = Counter()
         self._nodes: dict[int, Node] = {}
         self._alive: list[Tensor] = []  # ids are only unique among tensors that live
@@ -144,6 +150,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        self._step()
         if self._meta:
             try:
                 out = on_meta(func, args, kwargs)
@@ -178,6 +185,14 @@ class _Recorder(TorchFunctionMode):
         elif out is None and getattr(func, "__name__", "") == "__setitem__" and isinstance(args[0], Tensor):
             self._keep(args[0], self._record(func, args, kwargs, tuple(args[0].shape)))
         return out
+
+    def _step(self) -> None:
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise BlurifyError(
+                f"the forward runs more than {MAX_STEPS:,} operations and modules, which no model does: see what it "
+                "repeats"
+            )
 
     def _record(self, func: Callable[..., Any], args: Any, kwargs: Any, shape: tuple[int, ...] | None) -> Node:
         return self._add("call_function", func, self._to_nodes(args), self._to_nodes(kwargs), shape)
@@ -237,6 +252,7 @@ class _Recorder(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         inputs = tuple(self._node(arg) if isinstance(arg, Tensor) else None for arg in args)
+        self._step()
         path = self._paths.get(id(module))
         # From whoever called `_run_module`, which called this.
         frames = _frames(sys._getframe(2), self._paths) if self.current is not None else []

@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from blurify.errors import BlurifyError
+from blurify.spec.reading import read_fields
+
 _PROOF = "_blurify_proof"
 FORMAT = 1
 
@@ -69,10 +72,13 @@ class Proof:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Proof:
-        """Read what `to_dict` wrote, in this version or an earlier one."""
+        """Read what `to_dict` wrote, in this version or an earlier one. Raises BlurifyError for anything else."""
         names = {field.name for field in dataclasses.fields(cls)}
         fields = {name: value for name, value in data.items() if name in names}
-        return cls(**{**fields, "unshown": tuple(fields.get("unshown", ()))})
+        try:
+            return read_fields(cls, {**fields, "unshown": tuple(fields.get("unshown", ()))})
+        except (ValueError, TypeError) as error:
+            raise BlurifyError(f"this is not a proof that blurify wrote ({error}): convert the model again") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a versioned dict: classes may change, files stay."""

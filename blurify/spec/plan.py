@@ -17,7 +17,7 @@ from blurify.spec.recipes import Recipe
 
 FORMAT = 2
 READABLE = (1, FORMAT)
-_LARGEST_INPUT = 2**31  # elements
+_LARGEST_INPUT = 2**28  # elements
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ MAX_WEIGHT = 5_000_000
 """How many objects a model may have where a shared one counts at every place: a forward runs it at each."""
 
 MAX_KEY = 1000
+MAX_NAME = 1000
 _SPARE = 2**28  # bytes that tensors may have beyond what their file holds, as expanded ones have
 _MAX_DIMS = 32
 _LARGEST = 2**62
@@ -173,13 +174,15 @@ class Builder:
         twice = [name for name, count in names.items() if count > 1]
         if twice:
             raise RefusedError(f"a {cls.__name__} with two attributes {_cut(twice[0])}")
+        if issubclass(cls, nn.RNNBase) and not _names_its_weights(state):
+            raise RefusedError(f"a {cls.__name__} as torch before 1.0 pickled it")  # which is counted out in a loop
         setstate(module, state)
         return module
 
     def _key(self, cls: type, key: Any) -> str:
         """A name in the state of an instance: nothing of the class, and nothing of Python's own."""
-        if type(key) is not str or not key:
-            raise RefusedError(f"a {cls.__name__} with an attribute whose name is no text")
+        if type(key) is not str or not key or not key.isprintable() or len(key) > MAX_NAME:
+            raise RefusedError(f"a {cls.__name__} with an attribute whose name is no name")
         full = f"{cls.__module__}.{cls.__qualname__}.{key}"
         if key.startswith("__") and key.endswith("__"):
             raise RefusedError(f"a {cls.__name__} with {_cut(key)} of its own")
@@ -646,6 +649,17 @@ class Builder:
         self._pending[-1] += weight
         if self._pending[-1] > MAX_WEIGHT:
             raise UnreadableError(f"the model has more than {MAX_WEIGHT:,} parts, those that are shared counted again")
+
+
+def _names_its_weights(state: Mapping[str, Any]) -> bool:
+    """Whether a recurrent module says the names of its weights, layer by layer."""
+    layers = state.get("_all_weights")
+    return (
+        "all_weights" not in state
+        and isinstance(layers, list)
+        and bool(layers)
+        and all(isinstance(layer, list) and layer and all(type(name) is str for name in layer) for layer in layers)
+    )
 
 
 def _shown(node: Any) -> str:

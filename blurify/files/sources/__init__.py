@@ -13,13 +13,13 @@ from blurify.errors import BlurifyError
 from blurify.files.sources.from_python import build_python
 from blurify.files.sources.from_timm import build_timm
 from blurify.files.sources.from_torchvision import build_torchvision
-from blurify.files.sources.options import parse_options
+from blurify.files.sources.options import odd_option, parse_options
 from blurify.files.sources.source import LoadedModel, ModelSource
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LoadedModel", "ModelSource", "build", "is_factory"]
+__all__ = ["LoadedModel", "ModelSource", "build", "is_factory", "odd_option"]
 
 
 def is_factory(spec: str) -> bool:
