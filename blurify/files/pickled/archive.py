@@ -28,6 +28,8 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MAX_RECORDS = 1_000_000
 _ENCRYPTED = 0x1
+_END, _LOCATOR, _END_64 = 22, 20, 56  # bytes of the records behind a zip directory
+_UNSAID = 0xFFFFFFFF
 
 _STORAGES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,
@@ -185,9 +187,32 @@ class _Zip(Archive):
             end = self._begin(info) + info.file_size
         if infos and min(info.header_offset for info in infos) != 0:
             raise UnreadableError("something stands before the archive")
-        if end > self._zip.start_dir or self._zip.comment:  # type: ignore[attr-defined]
+        if end > self._zip.start_dir or not self._ends_with_its_directory():  # type: ignore[attr-defined]
             raise UnreadableError("the archive has more than its parts")
         return records
+
+    def _ends_with_its_directory(self) -> bool:
+        """Whether the directory that zipfile found is the only one: up to the end of the file, without a comment."""
+        if self.size < _END:
+            return False
+        self._file.seek(self.size - _END)
+        mark, *_, length, offset, comment = struct.unpack("<4s4H2LH", self._file.read(_END))
+        place = self.size - _END
+        if mark != b"PK\x05\x06" or comment:
+            return False
+        if place >= _END_64 + _LOCATOR:
+            self._file.seek(place - _LOCATOR)
+            locator, _, found, _ = struct.unpack("<4sLQL", self._file.read(_LOCATOR))
+            if locator == b"PK\x06\x07":  # torch writes both records, always
+                place -= _LOCATOR + _END_64
+                self._file.seek(place)
+                mark, *_, long_length, long_offset = struct.unpack("<4sQ2H2L4Q", self._file.read(_END_64))
+                same = length in (long_length, _UNSAID) and offset in (long_offset, _UNSAID)
+                if mark != b"PK\x06\x06" or found != place or not same:
+                    return False
+                length, offset = long_length, long_offset
+        start: int = self._zip.start_dir  # type: ignore[attr-defined]
+        return start == int(offset) and start + int(length) == place
 
     def _begin(self, info: zipfile.ZipInfo) -> int:
         """Where the bytes of a part begin, by its local header."""
