@@ -16,7 +16,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test nets lint format parity bench evidence zoo-check pickle-names wheel clean
+.PHONY: help install install-dev demo test nets lint format parity bench evidence zoo-check pickle-names pickle-check wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -71,6 +71,9 @@ zoo-check: $(DEV) ## convert and verify every architecture of timm and torchvisi
 
 pickle-names: $(DEV) ## what pickled models may name: every architecture of timm and torchvision is looked through
 	$(BIN)/python benchmarks/pickle_names.py -j $(JOBS)
+
+pickle-check: $(DEV) ## pickle every architecture, read it back, convert it, read that back
+	$(BIN)/python benchmarks/pickle_check.py -j $(JOBS)
 
 wheel: $(DEV) ## build the wheel into dist/
 	$(BIN)/python -m hatchling build --target wheel

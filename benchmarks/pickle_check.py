@@ -1,13 +1,13 @@
 """Every architecture through the reader of pickles: `make pickle-check`.
 
-Each of timm's and torchvision's architectures is built with weights that can be told apart, pickled as a whole module, and
-opened as a stranger's file, without --allow and --trust. The loaded model must be the original: classes, modules,
-attributes, tensors bit for bit; its plan must be the same; converted, saved and loaded again it must carry the same plan,
-classes and bits, and compute the same outputs where a forward is small. Models of more than a number of parameters have no
-data (the meta device) and are compared by shapes.
+Each of timm's and torchvision's architectures is built with weights that can be told apart, pickled as a whole module,
+and opened as a stranger's file, without --allow and --trust. The loaded model must be the original: classes, modules,
+attributes, tensors bit for bit; its plan must be the same; converted, saved and loaded again it must carry the same
+plan, classes and bits, and compute the same outputs where a forward is small. Models of more than a number of
+parameters have no data (the meta device) and are compared by shapes.
 
-Each model runs in a process of its own kind, which is replaced when it fails; results go into a journal, so that a
-run that was stopped goes on where it was. Writes benchmarks/pickle_check.json.
+Each model runs in a process of its own kind, which is replaced when it fails; results go into a journal, so that a run
+that was stopped goes on where it was. Writes benchmarks/pickle_check.json.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def built(spec: str) -> tuple[nn.Module, bool]:
             return model.eval(), True
     except Exception:  # its code reads values while it is made
         pass
-    with _without_initialisation():
+    with _WithoutInitialisation():
         model, _ = sources.build(spec, pretrained=False)
     with torch.no_grad():
         for number, tensor in enumerate(model.state_dict().values()):
@@ -182,7 +182,7 @@ def built(spec: str) -> tuple[nn.Module, bool]:
     return model.eval(), False
 
 
-class _without_initialisation:  # noqa: N801 (a context, like torch's own)
+class _WithoutInitialisation:
     """Random numbers would only be written over."""
 
     names = ("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "trunc_normal_", "normal_")
