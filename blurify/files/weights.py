@@ -64,6 +64,10 @@ class _Renamed(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[self._names[name]]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return _shape(self._tensors, self._names[name])
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -103,7 +107,7 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str, arch:
         BlurifyError: they have not; it says which, and what to add where that would help.
     """
     own = {name: tuple(value.shape) if hasattr(value, "shape") else () for name, value in model.state_dict().items()}
-    theirs = {name: tuple(value.shape) if hasattr(value, "shape") else () for name, value in tensors.items()}
+    theirs = {name: _shape(tensors, name) for name in tensors}
     missing = [name for name in own if name not in theirs]
     unexpected = [name for name in theirs if name not in own]
     other = [name for name in own if name in theirs and own[name] != theirs[name]]
@@ -119,6 +123,13 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str, arch:
         parts.append(f"{len(other)} have other shapes ({_few(shapes, 2)})")
     hint = "" if missing or unexpected else _shape_hint(arch, [(own[name], theirs[name]) for name in other])
     raise BlurifyError(f"the weights in {where} don't fit {arch}: {'; '.join(parts)}{hint}")
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if hasattr(tensors, "shape"):  # of a file that says shapes without being read
+        found: tuple[int, ...] = tensors.shape(name)
+        return found
+    return tuple(getattr(tensors[name], "shape", ()))
 
 
 def _few(names: Sequence[str], count: int = 3) -> str:

@@ -1,5 +1,7 @@
 """The kinds of hostile files: each a function that makes one from random choices."""
 
+# ruff: noqa: E501  (tables of odd things)
+
 from __future__ import annotations
 
 import io
@@ -15,8 +17,9 @@ from random import Random
 from typing import Any, NamedTuple
 
 import torch
-from hostile import templates, values
 from torch import nn
+
+from hostile import templates, values
 
 
 class Made(NamedTuple):
@@ -183,7 +186,9 @@ def calls(random: Random, marker: Path) -> Made:
             module.__dict__["_forward_hooks"] = OrderedDict({0: call})
             content = model
         case _:
-            content = values.Call(torch._utils._rebuild_parameter_with_state, (torch.ones(1), True, OrderedDict(), call))
+            content = values.Call(
+                torch._utils._rebuild_parameter_with_state, (torch.ones(1), True, OrderedDict(), call)
+            )
             content = {"weight": content}
     return _saved(random, content)
 
@@ -250,10 +255,10 @@ def archives(random: Random, marker: Path) -> Made:
             return _of(name, buffer.getvalue())
         case 4:  # a bomb
             buffer = io.BytesIO()
-            with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
-                with new.open("x/" + random.choice(("data.pkl", "data/0", "byteorder", "version")), "w") as entry:
-                    for _ in range(64):
-                        entry.write(bytes(2**20))
+            part = "x/" + random.choice(("data.pkl", "data/0", "byteorder", "version"))
+            with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new, new.open(part, "w") as entry:
+                for _ in range(64):
+                    entry.write(bytes(2**20))
             return Made("x.pt", buffer.getvalue())
         case 5:  # without an entry, or with another name for it
             gone = random.choice(("data.pkl", "data/0", "data/1", "byteorder", "version"))
@@ -300,7 +305,9 @@ def tensors(random: Random, marker: Path) -> Made:
         [
             values.Call(utils._rebuild_tensor_v2, (typed, count(), size, stride, grad, hooks)),
             values.Call(utils._rebuild_tensor_v2, (typed, 0, size, stride, grad, hooks, {"conj": True, "x": 1})),
-            values.Call(utils._rebuild_tensor_v3, (stored, count(), size, stride, grad, hooks, random.choice((kind, "x")))),
+            values.Call(
+                utils._rebuild_tensor_v3, (stored, count(), size, stride, grad, hooks, random.choice((kind, "x")))
+            ),
             values.Call(utils._rebuild_tensor, (typed, count(), size, stride)),
             values.Call(utils._rebuild_meta_tensor_no_storage, (kind, size, stride, grad)),
             values.Call(utils._rebuild_parameter, (_value(random), grad, hooks)),
@@ -311,7 +318,9 @@ def tensors(random: Random, marker: Path) -> Made:
                 (random.choice(values.callables()), torch.Tensor, (typed, 0, (1,), (1,)), _value(random)),
             ),
             values.Call(utils._rebuild_sparse_tensor, (torch.sparse_coo, (torch.ones(1, 1), torch.ones(1), (2,)))),
-            values.Call(utils._rebuild_qtensor, (typed, 0, size, stride, (torch.per_tensor_affine, 0.1, 0), grad, hooks)),
+            values.Call(
+                utils._rebuild_qtensor, (typed, 0, size, stride, (torch.per_tensor_affine, 0.1, 0), grad, hooks)
+            ),
             torch.zeros(1).expand(10**9),
         ]
     )
@@ -332,14 +341,18 @@ def safetensors(random: Random, marker: Path) -> Made:
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     entry = header[random.choice(list(header))]
-    odd = random.choice((0, -1, 2**40, 2**63, 2**64, 1.5, None, "x", [], [0], [0, 2**62], [2**62, 2**62], [-1, 5], {}, True))
+    odd = random.choice(
+        (0, -1, 2**40, 2**63, 2**64, 1.5, None, "x", [], [0], [0, 2**62], [2**62, 2**62], [-1, 5], {}, True)
+    )
     match random.randrange(8):
         case 0 | 1 | 2:
             entry[random.choice(("dtype", "shape", "data_offsets", "x"))] = odd
         case 3:
             header[random.choice(("x", "", "__metadata__", "a" * 10**5))] = odd
         case 4:
-            header["__metadata__"] = random.choice(({"blurify": "x"}, {"blurify": "[" * 10**5}, {"blurify": "{}"}, {"a": 1}))
+            header["__metadata__"] = random.choice(
+                ({"blurify": "x"}, {"blurify": "[" * 10**5}, {"blurify": "{}"}, {"a": 1})
+            )
         case 5:
             raw = random.choice((b"[" * 10**5, b'{"a":' * 10**4, b"{}", b"", b'{"a":1', b"\xff" * 50, b'{"a":1,"a":2}'))
             return _of(name, len(raw).to_bytes(8, "little") + raw + data)
@@ -415,7 +428,11 @@ def endings(random: Random, marker: Path) -> Made:
          b"\x1f\x8b\x08" + bytes(50), b"{}", b"(" * 10**5, b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ", b"ustar".rjust(262) * 2,
          b"#!/bin/sh\ntouch ran\n", b"RIFF" + bytes(40), struct.pack("<Q", 2**40) + b"{" + bytes(40)]
     )  # fmt: skip
-    return Made(random.choice(("x.pt", "x.pth", "x.safetensors", "x.bin", "x", "x.onnx")), content, random.choice(("", templates.ARCH)))
+    return Made(
+        random.choice(("x.pt", "x.pth", "x.safetensors", "x.bin", "x", "x.onnx")),
+        content,
+        random.choice(("", templates.ARCH)),
+    )
 
 
 KINDS: dict[str, Callable[[Random, Path], Made]] = {

@@ -1,9 +1,9 @@
 """Read every hostile file with the command line, each in a process of its own: `python tests/hostile/run.py`.
 
-A parent that has imported everything forks a child a file, with 4 GB of memory and 60 seconds. However the file is, the child
-must end with exit code 2 and one line on stderr; a file that a mutation left good may be converted. In no case may code
-of the file's run (it would leave a file in the marker folder, or open a connection), a traceback be seen, the file be
-changed, or anything be left where the output was to be.
+A parent that has imported everything forks a child a file, with 4 GB of memory and 60 seconds. However the file is,
+the child must end with exit code 2 and one line on stderr; a file that a mutation left good may be converted. In no
+case may code of the file's run (it would leave a file in the marker folder, or open a connection), a traceback be
+seen, the file be changed, or anything be left where the output was to be.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import timm  # noqa: F401 (every child has it)
 import torch
 import torchvision  # noqa: F401
-from hostile import kinds, templates
 
 from blurify.cli import main as blurify_main
 from blurify.files import opening
+from hostile import kinds, templates
 
 SEEDS = 2600
 MEMORY = 4 * 2**30
@@ -124,7 +124,7 @@ def _child(seed: int, folder: Path) -> int:
     for one in (marker, made_in, out, here):
         one.mkdir()
     try:
-        kind, made = kinds.make(seed, marker)
+        _, made = kinds.make(seed, marker)
     except Exception as error:  # the generator's own fault
         (folder / "generator").write_text(repr(error))
         return 98
@@ -208,7 +208,10 @@ def main() -> int:
         if result.problem:
             failed.append(result)
         if result.problem or options.verbose:
-            print(f"{result.seed} {result.kind}: {result.problem or result.code} ({result.seconds} s) {result.line}", flush=True)
+            print(
+                f"{result.seed} {result.kind}: {result.problem or result.code} ({result.seconds} s) {result.line}",
+                flush=True,
+            )
     for kind in count:
         wrong = sum(result.kind == kind for result in failed)
         print(f"{kind:12} {count[kind]:5} files, {good[kind]:4} that stayed good, {wrong:4} failures")

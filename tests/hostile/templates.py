@@ -46,7 +46,9 @@ def models() -> dict[str, nn.Module]:
 
 def recurrent() -> nn.Module:
     """Layers whose `__setstate__` is their own."""
-    return nn.Sequential(nn.Conv1d(3, 4, 3, 2), nn.Upsample(scale_factor=2), nn.Softmax(1), nn.Conv1d(4, 4, 3, 2)).eval()
+    return nn.Sequential(
+        nn.Conv1d(3, 4, 3, 2), nn.Upsample(scale_factor=2), nn.Softmax(1), nn.Conv1d(4, 4, 3, 2)
+    ).eval()
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """Values that no model has: objects that pickle as hostile calls, and odd numbers, texts and structures."""
 
+# ruff: noqa: E501  (tables of odd things)
+
 from __future__ import annotations
 
 import builtins

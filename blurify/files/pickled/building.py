@@ -163,7 +163,12 @@ class Builder:
         if items is None:
             raise RefusedError(f"a {cls.__name__} without a state that is a dictionary")
         self._owner.append((node, module))
-        state = {self._key(cls, key): self._attribute(cls, key, value) for key, value in items}
+        state: dict[str, Any] = {}
+        for key, value in items:
+            if trusted and self._is_own_method(node, value):
+                state[self._text(cls, key)] = self._method_of_trusted(cls, module, value)
+            else:
+                state[self._key(cls, key)] = self._attribute(cls, key, value)
         self._owner.pop()
         if not set(_GROUPS) <= set(state):
             raise RefusedError(f"a {cls.__name__} without parameters, buffers or modules")
@@ -181,19 +186,36 @@ class Builder:
 
     def _key(self, cls: type, key: Any) -> str:
         """A name in the state of an instance: nothing of the class, and nothing of Python's own."""
-        if type(key) is not str or not key or not key.isprintable() or len(key) > MAX_NAME:
-            raise RefusedError(f"a {cls.__name__} with an attribute whose name is no name")
+        key = self._text(cls, key)
         full = f"{cls.__module__}.{cls.__qualname__}.{key}"
-        if key.startswith("__") and key.endswith("__"):
-            raise RefusedError(f"a {cls.__name__} with {_cut(key)} of its own")
         if key.startswith("_blurify") and key not in (_PLAN, _PROOF):
             raise RefusedError(f"a {cls.__name__} with {_cut(key)}, which only blurify sets")
         hidden = next((vars(base)[key] for base in cls.__mro__ if key in vars(base)), None)
         if hidden is None or full in known()["keys"] or full in known()["bound"]:
             return key
-        if cls in self._names.trusted.values() and isinstance(hidden, (*_CONSTANTS, tuple)):
+        if cls in self._names.trusted.values() and isinstance(hidden, (*_CONSTANTS, tuple, list, dict, set)):
             return key  # a default that the class gives
         raise RefusedError(f"a {cls.__name__} with {_cut(key)} of its own, which would hide that of its class")
+
+    def _text(self, cls: type, key: Any) -> str:
+        """A name that can be one, and none of those that Python gives a meaning."""
+        if type(key) is not str or not key or not key.isprintable() or len(key) > MAX_NAME:
+            raise RefusedError(f"a {cls.__name__} with an attribute whose name is no name")
+        if key.startswith("__") and key.endswith("__"):
+            raise RefusedError(f"a {cls.__name__} with {_cut(key)} of its own")
+        return key
+
+    def _is_own_method(self, owner: Call, node: Any) -> bool:
+        return self.called(node) == "builtins.getattr" and len(node.args) == 2 and node.args[0] is owner
+
+    def _method_of_trusted(self, cls: type[nn.Module], module: nn.Module, node: Call) -> types.MethodType:
+        """`self.forward = self.forward_fused` in a class that the user allowed: a method that is not of nn.Module."""
+        name = node.args[1] if type(node.args[1]) is str else ""
+        home = next((base for base in cls.__mro__ if name in vars(base)), None)
+        method = vars(home).get(name) if home is not None and home is not nn.Module else None
+        if not isinstance(method, types.FunctionType) or name.startswith("__"):
+            raise RefusedError(f"a {cls.__name__} with the method {_shown(node.args[1])}")
+        return types.MethodType(method, module)
 
     def _attribute(self, cls: type[nn.Module], key: str, node: Any) -> Any:
         if key in _GROUPS:
@@ -514,6 +536,18 @@ class Builder:
         except (TypeError, ValueError, IndexError, RuntimeError, OverflowError, AttributeError) as error:
             raise UnreadableError(f"a tensor that can't be ({one_line(error)[:120]})") from error
 
+    def shape(self, node: Any) -> tuple[int, ...] | None:
+        """The shape that a tensor is said to have, without reading it; None where only reading it tells."""
+        args = node.args if isinstance(node, Call) else ()
+        match self.called(node).rpartition(".")[2]:
+            case "_rebuild_parameter" | "_rebuild_parameter_with_state" if args:
+                return self.shape(args[0])
+            case "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3" if len(args) > 2:
+                size = args[2]
+                if isinstance(size, tuple) and all(type(one) is int for one in size):
+                    return size
+        return None
+
     def _rebuilt(self, how: str, args: tuple[Any, ...]) -> Tensor:
         if how in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             data = self.value(args[0])
@@ -699,6 +733,10 @@ class LazyTensors(Mapping[str, Tensor]):
             raise self._error(error) from error
         self._builder.forget()
         return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read for it where the file says it."""
+        return self._builder.shape(self._items[name]) or tuple(getattr(self[name], "shape", ()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
