@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import errno
 import json
 import logging
@@ -96,6 +97,14 @@ class Outcome:
     code: int = 0
 
 
+_from_a_file = contextvars.ContextVar("_from_a_file", default="")
+
+
+def came_from_a_file(path: str) -> None:
+    """Say that the model at hand was pickled by somebody: what its state makes our code raise is bad input."""
+    _from_a_file.set(path)
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[Outcome]:
     """Turn every exception of the body into an exit code, and one line on stderr that says what to do.
@@ -104,6 +113,7 @@ def one_line_errors() -> Iterator[Outcome]:
     for the same reason: what reaches stderr is ours.
     """
     outcome = Outcome()
+    _from_a_file.set("")
     _quieten_libraries()
     try:
         yield outcome
@@ -144,6 +154,11 @@ def _explain(error: Exception) -> tuple[int, str]:
         return getattr(error, "exit_code", 2), f"{format_message().rstrip('.')}{hint}"
     if isinstance(error, OSError) and error.filename is not None and error.errno in _UNUSABLE_NAMES:
         return 2, f"{error.filename} can't be used: {error.strerror}"
+    if path := _from_a_file.get():
+        return 2, (
+            f"{path} holds a model that can't be handled ({type(error).__name__}: {str(error)[:300]}): its state may be "
+            f"damaged (set {TRACEBACK}=1 for the traceback)"
+        )
     return 1, f"{type(error).__name__}: {error} (set {TRACEBACK}=1 for the traceback)"
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from blurify.cli import console
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
@@ -78,7 +79,14 @@ def open_model(spec: str, *, arch: str | None, pretrained: bool, allow: list[str
     """Load the MODEL argument."""
     from blurify.files import opening
 
-    return opening.open_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust)
+    return _noted(opening.open_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust))
+
+
+def _noted(loaded: LoadedModel) -> LoadedModel:
+    """Remember where a model was pickled, for the message of what its state may break."""
+    if loaded.source.kind == "module":
+        console.came_from_a_file(loaded.source.spec)
+    return loaded
 
 
 def open_converted(spec: str, *, arch: str | None, allow: list[str] | None, trust: bool) -> LoadedModel:
@@ -86,8 +94,8 @@ def open_converted(spec: str, *, arch: str | None, allow: list[str] | None, trus
     import blurify
     from blurify.files import opening
 
-    loaded = opening.open_model(
-        spec, arch=arch, pretrained=False, allow=tuple(allow or ()), trust=trust, in_force=False
+    loaded = _noted(
+        opening.open_model(spec, arch=arch, pretrained=False, allow=tuple(allow or ()), trust=trust, in_force=False)
     )
     if blurify.plan_of(loaded.model) is None:
         raise BlurifyError(f"{spec} carries no plan: it is not a model that blurify converted (convert it first)")

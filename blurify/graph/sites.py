@@ -318,7 +318,9 @@ def aliased_share(kernel: Tensor, stride: tuple[int, ...]) -> float:
     Returns:
         the mean of |H|^2 over the frequencies beyond pi / stride in some dimension, over |H(0)|^2: the worst channel's.
     """
-    size = (64, 32, 16)[len(stride) - 1]
+    if not kernel.numel():
+        return 1.0
+    size = max((64, 32, 16)[len(stride) - 1], *kernel.shape[2:])  # a longer kernel would be cut off
     dims = tuple(range(2, 2 + len(stride)))
     response = torch.fft.fftn(kernel.detach().double().cpu(), s=(size,) * len(stride), dim=dims).abs() ** 2
     beyond = torch.zeros((size,) * len(stride), dtype=torch.bool, device="cpu")

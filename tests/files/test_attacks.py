@@ -527,6 +527,20 @@ def test_recurrent_modules_say_the_names_of_their_weights(tmp_path):
     assert opening.open_model(str(tmp_path / "y.pt")).model(torch.zeros(2, 3))[0].shape == (2, 4)
 
 
+def test_a_kernel_without_taps_is_no_filter(tmp_path, capsys):
+    """What a state makes the libraries raise is bad input, told in a line."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), timm.layers.BlurPool2d(4)).eval()
+    model[2].filt = torch.zeros(4, 1, 0, 3)
+    torch.save(model, tmp_path / "x.pt")
+    assert main(["inspect", str(tmp_path / "x.pt")]) in (0, 2)
+    capsys.readouterr()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU())
+    model[1].__dict__["inplace"] = {"a": 1}
+    torch.save(model, tmp_path / "y.pt")
+    assert main(["convert", str(tmp_path / "y.pt"), "-o", str(tmp_path / "z.pt")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "z.pt").exists()
+
+
 def test_what_is_missing_where_memory_is_short(tmp_path):
     torch.save(timm.create_model("test_resnet"), tmp_path / "x.pt")
     program = (

@@ -16,9 +16,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import timm
 import torch
+import torchvision
 from torch import nn
 
+import blurify
 from hostile import templates, values
 
 
@@ -227,6 +230,87 @@ def settings(random: Random, marker: Path) -> Made:
             value = tuple(odd for _ in old) if isinstance(old, tuple) and random.random() < 0.7 else odd
             module.__dict__[random.choice(own)] = value
     return _saved(random, model)
+
+
+LAYERS: tuple[Callable[[], nn.Module], ...] = (
+    lambda: nn.Conv2d(4, 4, 3, groups=2),
+    lambda: nn.ConvTranspose2d(4, 4, 3, 2),
+    lambda: nn.MaxPool2d(3, 2, 1),
+    lambda: nn.AvgPool2d(3, 2, 1),
+    lambda: nn.LPPool2d(2, 3, 2),
+    lambda: nn.FractionalMaxPool2d(2, output_ratio=0.5),
+    lambda: nn.AdaptiveMaxPool2d(3),
+    lambda: nn.MaxUnpool2d(2),
+    lambda: nn.Unfold(3, stride=2),
+    lambda: nn.Fold((4, 4), 2),
+    lambda: nn.PixelShuffle(2),
+    lambda: nn.PixelUnshuffle(2),
+    lambda: nn.ChannelShuffle(2),
+    lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
+    lambda: nn.ReflectionPad2d(1),
+    lambda: nn.CircularPad2d(1),
+    lambda: nn.ConstantPad2d(1, 0.0),
+    lambda: nn.BatchNorm2d(4),
+    lambda: nn.GroupNorm(2, 4),
+    lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+    lambda: nn.LocalResponseNorm(2),
+    lambda: nn.CrossMapLRN2d(2),
+    lambda: nn.LayerNorm(16),
+    lambda: nn.RMSNorm(16),
+    lambda: nn.PReLU(4),
+    lambda: nn.Bilinear(16, 16, 2),
+    lambda: nn.Linear(16, 4),
+    lambda: nn.LSTM(16, 4, 2),
+    lambda: nn.GRU(16, 4, bidirectional=True),
+    lambda: nn.MultiheadAttention(16, 2),
+    lambda: nn.TransformerEncoderLayer(16, 2, 8),
+    lambda: nn.Embedding(10, 4),
+    lambda: nn.EmbeddingBag(10, 4),
+    lambda: nn.Unflatten(1, (2, 2)),
+    lambda: nn.Softmax2d(),
+    lambda: nn.GLU(1),
+    lambda: nn.Threshold(0.1, 0.0),
+    lambda: blurify.BlurPool2d(2),
+    lambda: blurify.nn.pools.MaxBlurPool2d(3, 2, 1),
+    lambda: blurify.nn.pools.AvgBlurPool2d(2, 2),
+    lambda: timm.layers.EcaModule(4),
+    lambda: timm.layers.SEModule(4),
+    lambda: timm.layers.BlurPool2d(4),
+    lambda: timm.layers.AttentionPool2d(4, feat_size=16),
+    lambda: timm.layers.SelectAdaptivePool2d(),
+    lambda: torchvision.ops.DeformConv2d(4, 4, 3),
+    lambda: torchvision.ops.DropBlock2d(0.1, 3),
+    lambda: torchvision.ops.FrozenBatchNorm2d(4),
+    lambda: torchvision.ops.StochasticDepth(0.1, "row"),
+)
+
+
+def layers(random: Random, marker: Path) -> Made:
+    """A layer of any kind, with settings and parameters of other sizes than its own, behind a convolution."""
+    layer = random.choice(LAYERS)().eval()
+    for module in layer.modules():
+        tensors = [(group, name) for group in ("_parameters", "_buffers") for name in module.__dict__[group]]
+        for group, name in tensors:
+            old = module.__dict__[group][name]
+            if old is not None and random.random() < 0.5:
+                size = tuple(
+                    random.choice((0, 1, 2, 3, 4, 16, 1000)) for _ in range(random.choice((old.dim(), old.dim(), 1)))
+                )
+                new = torch.randn(size) if old.is_floating_point() else torch.zeros(size, dtype=old.dtype)
+                module.__dict__[group][name] = nn.Parameter(new) if group == "_parameters" else new
+        own = [
+            key
+            for key, value in vars(module).items()
+            if not key.startswith("_") and isinstance(value, int | float | tuple)
+        ]
+        for key in own:
+            if key != "training" and random.random() < 0.3:
+                old = vars(module)[key]
+                odd = random.choice((0, -1, 1, 2, 3, 7, 64, 10**4, 2**31 - 1, 2**31, 2**62, 0.0, -0.5, 1e30))
+                module.__dict__[key] = tuple(odd for _ in old) if isinstance(old, tuple) else odd
+    stem = nn.Conv2d(3, 4, 3, random.choice((1, 2)), 1)
+    pool = nn.AdaptiveAvgPool2d(16)
+    return _saved(random, nn.Sequential(stem, nn.ReLU(), nn.MaxPool2d(2), pool, layer).eval())
 
 
 def archives(random: Random, marker: Path) -> Made:
@@ -438,7 +522,7 @@ def endings(random: Random, marker: Path) -> Made:
 KINDS: dict[str, Callable[[Random, Path], Made]] = {
     kind.__name__: kind
     for kind in (
-        some_bytes, operations, programs, nesting, calls, states, settings, archives, tensors, safetensors, plans, plans, endings
+        some_bytes, operations, programs, nesting, calls, states, settings, layers, archives, tensors, safetensors, plans, endings
     )
 }  # fmt: skip
 ORDER = tuple(KINDS)
