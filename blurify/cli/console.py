@@ -156,8 +156,8 @@ def _explain(error: Exception) -> tuple[int, str]:
         return 2, f"{error.filename} can't be used: {error.strerror}"
     if path := _from_a_file.get():
         return 2, (
-            f"{path} holds a model that can't be handled ({type(error).__name__}: {str(error)[:300]}): its state may be "
-            f"damaged (set {TRACEBACK}=1 for the traceback)"
+            f"{path} holds a model that can't be handled ({type(error).__name__}: {str(error)[:300]}): its state may "
+            f"be damaged (set {TRACEBACK}=1 for the traceback)"
         )
     return 1, f"{type(error).__name__}: {error} (set {TRACEBACK}=1 for the traceback)"
 
