@@ -97,28 +97,40 @@ def edited_class(
     bases: tuple[type, ...] = (WithBlurs, base) if blurs else (base,)
     if blurs:
         namespace["_blurify_blurs"] = blurs
-    if not rewritten.of_instance:  # else the class can't be made again without the instance, which can't be pickled
+    # What the class was made of beyond its base: nothing, for most.
+    more: tuple[Any, ...] = (rewritten.stored,) if rewritten.stored else ()
 
-        def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
-            reduced: Any = base.__reduce_ex__(self, 2)
-            return (edited_instance, (base, changes), *reduced[2:])
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+        reduced: Any = base.__reduce_ex__(self, 2)
+        return (edited_instance, (base, changes, *more), *reduced[2:])
 
-        namespace["__reduce_ex__"] = __reduce_ex__
+    namespace["__reduce_ex__"] = __reduce_ex__
     cls = types.new_class(base.__name__, bases, exec_body=lambda target: target.update(namespace))
-    if not rewritten.of_instance:
+    if not rewritten.stored:
         _classes[key] = cls
     return cls
 
 
-def edited_instance(base: type[nn.Module], changes: tuple[Change, ...]) -> nn.Module:
+def edited_instance(
+    base: type[nn.Module], changes: tuple[Change, ...], stored: dict[str, Any] | None = None
+) -> nn.Module:
     """An empty instance of the edited class (how pickle and deepcopy bring one back).
+
+    Args:
+        base: the class that its author wrote.
+        changes: what was changed in it.
+        stored: functions of the instance that were on the way to an expression, by its names for them.
 
     Raises:
         BlurifyError: these are no changes that blurify wrote.
     """
     if not (isinstance(base, type) and issubclass(base, nn.Module)) or not all(map(_is_change, changes)):
         raise BlurifyError("this file's edited module is not one that blurify wrote: convert the original model again")
-    cls = edited_class(base, tuple(changes))
+    instance: nn.Module | None = None
+    if stored:
+        instance = nn.Module()
+        instance.__dict__.update(stored)
+    cls = edited_class(base, tuple(changes), instance)
     return cls.__new__(cls)
 
 

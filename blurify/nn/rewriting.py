@@ -73,12 +73,13 @@ class Rewritten(NamedTuple):
     Attributes:
         methods: those to override and the clones of helpers, by name.
         overridden: the names of the first.
-        of_instance: a function that only the instance has was cloned, so that the methods serve this instance alone.
+        stored: the functions that were cloned though only the instance has them (`self.act_fn = F.gelu`), by its names
+            for them: the methods serve instances with these alone.
     """
 
     methods: dict[str, FunctionType]
     overridden: frozenset[str]
-    of_instance: bool
+    stored: dict[str, FunctionType]
 
 
 def rewrite(cls: type[nn.Module], wanted: Iterable[Expression], instance: nn.Module | None = None) -> Rewritten:
@@ -104,9 +105,7 @@ def rewrite(cls: type[nn.Module], wanted: Iterable[Expression], instance: nn.Mod
         # `forward = _run` in the class: the same function by another name.
         aliases = [other for base in cls.__mro__ for other, value in vars(base).items() if value is function]
         writer.methods |= {other: writer.methods[name] for other in aliases if method(cls, other) is function}
-    return Rewritten(
-        writer.methods, frozenset(n for n in writer.methods if not n.startswith(_CLONE)), writer.of_instance
-    )
+    return Rewritten(writer.methods, frozenset(n for n in writer.methods if not n.startswith(_CLONE)), writer.stored)
 
 
 class _Writer:
@@ -116,7 +115,7 @@ class _Writer:
         self.cls = cls
         self.instance = instance
         self.methods: dict[str, FunctionType] = {}
-        self.of_instance = False
+        self.stored: dict[str, FunctionType] = {}
 
     def write(self, function: FunctionType, tree: _Tree, name: str, *, own: bool) -> None:
         """Compile `function` with its changes as the method `name`; `own` where it takes the instance by itself."""
@@ -147,7 +146,8 @@ class _Writer:
             if called is None or called.function.__code__.co_name != helper_name:
                 raise CannotRewriteError(f"{function.__qualname__} no longer calls {helper_name} there")
             clone = f"{_CLONE}{name.removeprefix(_CLONE)}_{number}_{helper_name.strip('<>')}"
-            self.of_instance = self.of_instance or bool(called.stored)
+            if called.stored:
+                self.stored[called.stored] = called.function
             bound = called.bound and is_on_self(node.func, function)
             self.write(called.function, helper, clone, own=bound)
             replace[node] = _instead(this, clone)

@@ -1,5 +1,6 @@
 """Pickled modules are read without running what the file chooses; each attack here works against plain torch.load."""
 
+import copy
 import functools
 import io
 import os
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+import blurify
 from blurify.errors import BlurifyError
 from blurify.files import opening
 from blurify.files.pickled.names import MOVED, Names
@@ -415,3 +417,61 @@ def test_old_names_go_through_the_list_under_their_new_ones():
         assert Names().missing(Name(*old.rsplit(".", 1))) is None, old
     for module, name in [("blurify.surgery", "apply_plan"), ("blurify.layers", "os"), ("blurify.models", "build")]:
         assert Names().missing(Name(module, name)) == ""
+
+
+class Stored(nn.Module):
+    """A function that only the instance has is on the way to the blur."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, 2)
+        self.act_fn = silu_of
+
+    def forward(self, x):
+        return self.act_fn(self.conv2(F.relu(self.conv1(x)))).mean((2, 3))
+
+
+def silu_of(x):
+    return F.silu(x) + 1
+
+
+class Chosen(Own):
+    """An instance that has chosen one of its own methods."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward = self.forward_twice
+
+    def forward_twice(self, x):
+        return 2 * self.conv(x)
+
+
+def test_a_function_that_the_instance_stores(tmp_path):
+    model = Stored().eval()
+    converted = blurify.convert(model)
+    x = torch.randn(1, 3, 16, 16)
+    torch.save(converted, tmp_path / "x.pt")
+    loaded = torch.load(tmp_path / "x.pt", weights_only=False)
+    assert torch.equal(loaded(x), converted(x)) and not torch.equal(loaded(x), model(x))
+    assert torch.equal(copy.deepcopy(converted)(x), converted(x))
+    # The function itself is none that a file may name, and no --allow is for functions.
+    with pytest.raises(BlurifyError, match="silu_of"):
+        blurify.load(tmp_path / "x.pt", allow=[f"{__name__}.Stored"])
+    assert torch.equal(blurify.load(tmp_path / "x.pt", trust=True)(x), converted(x))
+    converted.act_fn = None
+    model.act_fn = F.silu
+    known = blurify.convert(model)
+    blurify.save(known, tmp_path / "y.pt")
+    assert torch.equal(blurify.load(tmp_path / "y.pt", allow=[f"{__name__}.Stored"])(x), known(x))
+
+
+def test_a_class_that_is_allowed_may_have_chosen_one_of_its_methods(tmp_path):
+    torch.save(Chosen(), tmp_path / "x.pt")
+    loaded = opening.open_model(str(tmp_path / "x.pt"), allow=[f"{__name__}.Chosen"]).model
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(loaded(x), 2 * loaded.conv(x)) and loaded.forward.__self__ is loaded
+    model = Chosen()
+    model.forward = model.load_state_dict
+    torch.save(model, tmp_path / "y.pt")
+    with pytest.raises(BlurifyError, match="load_state_dict"):
+        opening.open_model(str(tmp_path / "y.pt"), allow=[f"{__name__}.Chosen"])
