@@ -37,6 +37,7 @@ from torch import Tensor, nn
 import blurify
 from blurify import zoo
 from blurify.files import opening, sources
+from blurify.nn.edited import changes_of, original_class
 
 HERE = Path(__file__).parent
 WORK = HERE.parent / ".cache" / "pickle-check"
@@ -230,7 +231,10 @@ class _Compare:
         self.seen: dict[int, int] = {}
 
     def values(self, one: Any, other: Any, where: str) -> None:
-        if type(one) is not type(other):
+        edited = isinstance(one, nn.Module) and (original_class(one), changes_of(one))
+        if type(one) is not type(other) and (
+            not edited or not changes_of(one) or edited != (original_class(other), changes_of(other))
+        ):
             raise AssertionError(f"{where}: {type(one).__name__} and {type(other).__name__}")
         if isinstance(one, Tensor | nn.Module):
             if id(one) in self.seen:  # what is shared must be shared alike
