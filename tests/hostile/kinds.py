@@ -335,7 +335,7 @@ def archives(random: Random, marker: Path) -> Made:
             buffer = io.BytesIO()
             with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", packed) as new:
                 for info in old.infolist():
-                    new.writestr(info.filename, old.read(info), packed)
+                    new.writestr(zipfile.ZipInfo(info.filename), old.read(info), packed)  # not the time of day
             return _of(name, buffer.getvalue())
         case 4:  # a bomb
             buffer = io.BytesIO()
@@ -354,7 +354,8 @@ def archives(random: Random, marker: Path) -> Made:
         case 7:  # more entries
             buffer = io.BytesIO(content)
             with zipfile.ZipFile(buffer, "a") as more:
-                more.writestr(random.choice(("x", "../x", "/x", "a\\b", "a\0b", "x/constants.pkl", "y/data.pkl")), b"x")
+                name = random.choice(("x", "../x", "/x", "a\\b", "a\0b", "x/constants.pkl", "y/data.pkl"))
+                more.writestr(zipfile.ZipInfo(name), b"x")
             return _of(name, buffer.getvalue())
         case 8:  # written by Python with a comment, or with a link among the entries
             buffer = io.BytesIO(templates.with_entries(content, lambda n, c: c))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import sys
 import zipfile
@@ -30,6 +31,10 @@ _MAX_RECORDS = 1_000_000
 _ENCRYPTED = 0x1
 _END, _LOCATOR, _END_64 = 22, 20, 56  # bytes of the records behind a zip directory
 _UNSAID = 0xFFFFFFFF
+_PARTS = frozenset(
+    ("data.pkl", "byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
+)
+_STORAGE = re.compile(r"data/[0-9]{1,20}", re.ASCII)
 
 _STORAGES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,
@@ -231,6 +236,11 @@ class _Zip(Archive):
                 f"{path} is a zip archive, but no checkpoint (it has no data.pkl): give what torch.save wrote"
             )
         prefix = found[0].removesuffix("data.pkl")
+        # torch's own reader tells no upper case from lower: no part may be there that it could take for another.
+        for name in self._records:
+            part = name.removeprefix(prefix)
+            if not name.startswith(prefix) or not (part in _PARTS or _STORAGE.fullmatch(part)):
+                raise UnreadableError(f"the archive has a part that torch.save never writes ({_short(name)})")
         order = sys.byteorder.encode()
         if prefix + "byteorder" in self._records:
             order = self._bytes(prefix + "byteorder", 16)
@@ -310,7 +320,8 @@ class _Legacy(Archive):
         if read_tree(source).root != _MAGIC or read_tree(source).root != _PROTOCOL:
             raise UnreadableError("it doesn't begin as what torch.save writes")
         system = read_tree(source).root
-        little = dict(system.items).get("little_endian", True) if isinstance(system, DictNode) else True
+        said = [v for k, v in system.items if k == "little_endian"] if isinstance(system, DictNode) else []
+        little = said[-1] if said else True
         if little is not (sys.byteorder == "little"):
             raise UnreadableError("it was written on a machine with another order of bytes")
         self.tree = read_tree(source)

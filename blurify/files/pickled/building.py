@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import types
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,11 +41,14 @@ MAX_WEIGHT = 5_000_000
 """How many objects a model may have where a shared one counts at every place: a forward runs it at each."""
 
 MAX_KEY = 1000
+MAX_SAME_HASH = 100
+MAX_VIEWS = 8  # times the bytes of a file that its tensors have together, where many lie in one storage
 MAX_NAME = 1000
 _SPARE = 2**28  # bytes that tensors may have beyond what their file holds, as expanded ones have
 _MAX_DIMS = 32
 _LARGEST = 2**62
 
+_QUANTIZED = frozenset({torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4})
 _CONSTANTS = (type(None), bool, int, float, str, bytes)
 _GROUPS = ("_parameters", "_buffers", "_modules")
 _HOOKS = frozenset(
@@ -82,6 +85,7 @@ class Builder:
         self._busy: set[int] = set()
         self._pending = [0]
         self._spare = _SPARE + archive.size
+        self._room = _SPARE + MAX_VIEWS * archive.size
         self._owner: list[tuple[Call, nn.Module]] = []
         self.edited: list[nn.Module] = []
 
@@ -308,15 +312,23 @@ class Builder:
             made += [self.value(one) for one in node.appended]
             return made
         if isinstance(node, SetNode):
-            return (frozenset if node.frozen else set)(self._hashed(one) for one in node.appended)
+            return (frozenset if node.frozen else set)(self._keys(node.appended))
         if isinstance(node, DictNode):
             return self._filled({}, node)
         return self._called(node)
 
     def _filled(self, made: Any, node: Any) -> Any:
-        for key, value in node.items:
-            made[self._hashed(key)] = self.value(value)
+        keys = self._keys([key for key, _ in node.items])
+        for key, (_, value) in zip(keys, node.items, strict=True):
+            made[key] = self.value(value)
         return made
+
+    def _keys(self, nodes: Sequence[Any]) -> list[Any]:
+        """Keys that a dictionary finds quickly: a file can choose thousands of one hash, each compared with all."""
+        keys = [self._hashed(node) for node in nodes]
+        if len(keys) > MAX_SAME_HASH and max(Counter(map(hash, keys)).values()) > MAX_SAME_HASH:
+            raise UnreadableError("keys that were chosen to collide")
+        return keys
 
     def _hashed(self, node: Any) -> Any:
         """A key or the member of a set: constants, settings, or small tuples of them."""
@@ -376,7 +388,7 @@ class Builder:
             given = node.args[0] if len(node.args) == 1 else ()
             if len(node.args) > 1 or not isinstance(given, ListNode | tuple):
                 raise RefusedError(f"a {full} of odd arguments")
-            members = [self._hashed(one) for one in (given.appended if isinstance(given, ListNode) else given)]
+            members = self._keys(given.appended if isinstance(given, ListNode) else given)
             return set(members) if full == "builtins.set" else frozenset(members)
         args = [self.value(one) for one in node.args]
         if full == "torch.Size":
@@ -577,8 +589,8 @@ class Builder:
             rest = rest[2:]
         if how == "_rebuild_tensor_v3":
             dtype, rest = self.value(rest[0]), rest[1:]
-        if not isinstance(dtype, torch.dtype):
-            raise RefusedError("a tensor without a dtype")
+        if not isinstance(dtype, torch.dtype) or dtype in _QUANTIZED:
+            raise RefusedError(f"a tensor without a dtype that can be converted ({_shown(dtype)})")
         size, stride = self.value(size), self.value(stride)
         held = ref.part[2] if ref.part is not None else ref.count
         self._check_strided(size, stride, offset, held * ref.width, dtype.itemsize)
@@ -609,7 +621,8 @@ class Builder:
             raise UnreadableError("a tensor that is larger than any memory")
         if held is not None:
             self._spare -= max(0, number * width - held)
-            if self._spare < 0:
+            self._room -= number * width  # what is copied later is copied tensor by tensor
+            if self._spare < 0 or self._room < 0:
                 raise UnreadableError("tensors that are larger than what is stored of them")
 
     def _of_type(self, function: Any, kind: Any, args: Any, state: Any) -> Tensor:
@@ -677,6 +690,7 @@ class Builder:
         self._made.clear()
         self._weights.clear()
         self._spare = _SPARE + self._archive.size
+        self._room = _SPARE + MAX_VIEWS * self._archive.size
         self._archive.forget()
 
     def _count(self, weight: int) -> None:

@@ -137,8 +137,8 @@ class Inert(Content):
         holder = WRAPPERS.get(self._builder.called(value))
         if holder is None:
             return None
-        modules = dict(self._state(value) or ()).get("_modules")
-        return dict(self._builder.items(modules) or ()).get(holder) if modules is not None else None
+        modules = _named(self._state(value), "_modules")
+        return _named(self._builder.items(modules), holder) if modules is not None else None
 
     def is_tensor(self, value: Any) -> bool:
         """By what would make it."""
@@ -200,3 +200,8 @@ class Inert(Content):
 
 def _printable(text: str) -> str:
     return ascii(text)[1:-1][:120]
+
+
+def _named(items: Sequence[tuple[Any, Any]] | None, name: str) -> Any:
+    """The last value of a key, of items that were not hashed."""
+    return next((value for key, value in reversed(items or ()) if type(key) is str and key == name), None)
