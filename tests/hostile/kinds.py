@@ -533,6 +533,7 @@ def make(seed: int, marker: Path) -> tuple[str, Made]:
     """The hostile file of a number: its kind and itself."""
     kind = ORDER[seed % len(ORDER)]
     random = Random(seed)
+    torch.manual_seed(seed)
     while True:
         try:
             return kind, KINDS[kind](random, marker)
