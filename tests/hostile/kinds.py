@@ -354,8 +354,8 @@ def archives(random: Random, marker: Path) -> Made:
         case 7:  # more entries
             buffer = io.BytesIO(content)
             with zipfile.ZipFile(buffer, "a") as more:
-                name = random.choice(("x", "../x", "/x", "a\\b", "a\0b", "x/constants.pkl", "y/data.pkl"))
-                more.writestr(zipfile.ZipInfo(name), b"x")
+                part = random.choice(("x", "../x", "/x", "a\\b", "a\0b", "x/constants.pkl", "y/data.pkl"))
+                more.writestr(zipfile.ZipInfo(part), b"x")
             return _of(name, buffer.getvalue())
         case 8:  # written by Python with a comment, or with a link among the entries
             buffer = io.BytesIO(templates.with_entries(content, lambda n, c: c))
