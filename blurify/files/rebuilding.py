@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 from torch import nn
@@ -11,6 +12,7 @@ from blurify.files import sources, weights
 from blurify.files.checkpoint import HEADER_FORMAT, Checkpoint
 from blurify.files.replanning import carry_out
 from blurify.files.sources import ModelSource
+from blurify.graph.copies import without_data
 from blurify.spec.plan import Plan
 from blurify.surgery.carrying import plan_of
 
@@ -55,7 +57,7 @@ def rebuild(
                 f"{path} was made from {source.arch[:200]}, with an option {odd} that a file may not set: add "
                 "--arch with that to build it so"
             )
-        model, _ = sources.build(source.arch, pretrained=False, weightless=source.arch.startswith("torchvision/"))
+        model = _built_if_it_fits(source.arch, checkpoint)
     else:
         raise BlurifyError(
             f"{path} holds tensors and a plan, but not how to build the model: give load(path, model=the original "
@@ -70,3 +72,20 @@ def rebuild(
         raise BlurifyError(f"the model given for {path} was converted by another plan: give the original model")
     weights.fill(model, checkpoint.tensors or {}, where=str(path), arch=where)
     return model, source
+
+
+def _built_if_it_fits(arch: str, checkpoint: Checkpoint) -> nn.Module:
+    """The architecture that a file names, once its tensors are known to be of it: a small file may name a huge one."""
+    # Imported here, and not while tensors have no data: modules keep tensors of their own.
+    import timm  # noqa: F401
+    import torchvision  # noqa: F401
+
+    weightless = arch.startswith("torchvision/")
+    empty: nn.Module | None = None
+    # Some constructors need values: those are built with them, or refused.
+    with contextlib.suppress(Exception), without_data():
+        empty, _ = sources.build(arch, pretrained=False, weightless=weightless)
+    if empty is not None:
+        weights.check_fit(empty, checkpoint.tensors or {}, str(checkpoint.path), arch)
+    model, _ = sources.build(arch, pretrained=False, weightless=weightless)
+    return model

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch import nn
 import blurify
 from blurify.cli import main
 from blurify.errors import BlurifyError
-from blurify.files import opening
+from blurify.files import opening, rebuilding
 from blurify.files.pickled import building
 from blurify.files.sources import ModelSource
 
@@ -590,6 +591,31 @@ def test_many_tensors_of_one_storage(tmp_path, options):
         model.register_buffer(f"b{number}", block.view(1_000_000))
     torch.save(model, tmp_path / "x.pt", **options)
     refused(tmp_path / "x.pt", "larger than what is stored")
+
+
+def test_a_small_file_that_names_a_huge_architecture_does_not_have_it_built(tmp_path, monkeypatch):
+    blurify.save(blurify.convert(timm.create_model("test_resnet"), verify=False), tmp_path / "x.safetensors")
+    with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header = json.loads(metadata["blurify"])
+    name = "timm/test_resnet"
+    header["source"] = {"spec": name, "kind": "factory", "arch": name}
+    safetensors.torch.save_file(tensors, tmp_path / "good.safetensors", {**metadata, "blurify": json.dumps(header)})
+    assert blurify.plan_of(opening.open_model(str(tmp_path / "good.safetensors")).model) is not None
+    built, build = [], rebuilding.sources.build
+
+    def watched(*args, **kwargs):
+        model, resolved = build(*args, **kwargs)
+        built.append({parameter.device.type for parameter in model.parameters()})
+        return model, resolved
+
+    monkeypatch.setattr(rebuilding.sources, "build", watched)
+    name = "timm/vit_base_patch16_224?img_size=100000"
+    header["source"] = {"spec": name, "kind": "factory", "arch": name}
+    safetensors.torch.save_file(tensors, tmp_path / "bad.safetensors", {**metadata, "blurify": json.dumps(header)})
+    refused(tmp_path / "bad.safetensors", "don't fit")
+    assert built == [{"meta"}]
 
 
 # What helpers tried.
