@@ -76,10 +76,6 @@ def rebuild(
 
 def _built_if_it_fits(arch: str, checkpoint: Checkpoint) -> nn.Module:
     """The architecture that a file names, once its tensors are known to be of it: a small file may name a huge one."""
-    # Imported here, and not while tensors have no data: modules keep tensors of their own.
-    import timm  # noqa: F401
-    import torchvision  # noqa: F401
-
     weightless = arch.startswith("torchvision/")
     empty: nn.Module | None = None
     # Some constructors need values: those are built with them, or refused.

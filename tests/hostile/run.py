@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import resource
 import shutil
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def run(seeds: Iterable[int], jobs: int = 1) -> Iterator[Result]:
                 break
             folder = Path(tempfile.mkdtemp(prefix="hostile-"))
             kind = kinds.ORDER[seed % len(kinds.ORDER)]
-            running[_start(seed, folder)] = (seed, kind, folder, time.monotonic())
+            running[start(functools.partial(_child, seed, folder))] = (seed, kind, folder, time.monotonic())
         for pid, (seed, kind, folder, begin) in list(running.items()):
             seconds = time.monotonic() - begin
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -96,7 +97,8 @@ def run(seeds: Iterable[int], jobs: int = 1) -> Iterator[Result]:
         time.sleep(0.005)
 
 
-def _start(seed: int, folder: Path) -> int:
+def start(work: Callable[[], int]) -> int:
+    """Fork a child, in a process group of its own, that ends with the exit code which `work` returns: its number."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -107,7 +109,7 @@ def _start(seed: int, folder: Path) -> int:
     code = 99
     try:
         os.setpgid(0, 0)
-        code = _child(seed, folder)
+        code = work()
     except BaseException:
         import traceback
 
@@ -131,23 +133,34 @@ def _child(seed: int, folder: Path) -> int:
     path = made_in / made.name
     path.write_bytes(made.content)
     (folder / "before").write_bytes(made.content)
-    os.chdir(here)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600), number)
-
-    def connect(*args: Any) -> None:
-        (marker / "connected").touch()
-        raise OSError("no network here")
-
-    socket.socket.connect = connect  # type: ignore[assignment, method-assign]
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
+    confine(folder, here, marker / "connected")
     arch = ["--arch", made.arch] if made.arch else []
     output = out / ("y.safetensors" if seed % 5 == 0 else "y.pt")
     verb = ("convert", "convert", "inspect", "check", "revert")[seed // len(kinds.ORDER) % 5]
     if verb in ("inspect", "check"):
         return blurify_main([verb, str(path), *arch])
     return blurify_main([verb, str(path), *arch, "-o", str(output)])
+
+
+def confine(folder: Path, here: Path, connected: Path) -> None:
+    """Let this process print into the folder, work in `here`, have `MEMORY` and no network.
+
+    Args:
+        folder: gets the files stdout and stderr.
+        here: where it is from now on.
+        connected: made where anything tries to open a connection.
+    """
+    os.chdir(here)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600), number)
+
+    def connect(*args: Any) -> None:
+        connected.touch()
+        raise OSError("no network here")
+
+    socket.socket.connect = connect  # type: ignore[assignment, method-assign]
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
 
 
 def _judge(seed: int, kind: str, folder: Path, code: int, seconds: float, *, hung: bool) -> Result:

@@ -22,7 +22,17 @@ import torch
 from torch import UntypedStorage
 
 from blurify.errors import BlurifyError, one_line
-from blurify.files.pickled.tree import MAX_BYTES, DictNode, ListNode, Name, Stored, Tree, UnreadableError, read_tree
+from blurify.files.pickled.tree import (
+    MAX_BYTES,
+    DictNode,
+    ListNode,
+    Name,
+    Stored,
+    Tree,
+    UnreadableError,
+    entry,
+    read_tree,
+)
 
 _CHUNK = 2**24
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -320,8 +330,7 @@ class _Legacy(Archive):
         if read_tree(source).root != _MAGIC or read_tree(source).root != _PROTOCOL:
             raise UnreadableError("it doesn't begin as what torch.save writes")
         system = read_tree(source).root
-        said = [v for k, v in system.items if k == "little_endian"] if isinstance(system, DictNode) else []
-        little = said[-1] if said else True
+        little = entry(system.items, "little_endian", True) if isinstance(system, DictNode) else True
         if little is not (sys.byteorder == "little"):
             raise UnreadableError("it was written on a machine with another order of bytes")
         self.tree = read_tree(source)

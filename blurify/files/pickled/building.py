@@ -84,8 +84,7 @@ class Builder:
         self._weights: dict[tuple[int, str], int] = {}
         self._busy: set[int] = set()
         self._pending = [0]
-        self._spare = _SPARE + archive.size
-        self._room = _SPARE + MAX_VIEWS * archive.size
+        self._allow_bytes()
         self._owner: list[tuple[Call, nn.Module]] = []
         self.edited: list[nn.Module] = []
 
@@ -492,8 +491,7 @@ class Builder:
         self._made[id(node), ""] = made
         for value in node.appended:
             made.append(self.value(value))
-        for key, value in node.items:
-            made[self._hashed(key)] = self.value(value)
+        self._filled(made, node)
         if node.state:
             state = self.value(node.state[0])
             if hasattr(cls, "__setstate__"):
@@ -689,9 +687,13 @@ class Builder:
         """Keep nothing of what was made: the tensors of a file need not all be in memory."""
         self._made.clear()
         self._weights.clear()
+        self._allow_bytes()
+        self._archive.forget()
+
+    def _allow_bytes(self) -> None:
+        """How many bytes tensors may have beyond what is stored of each, and all together."""
         self._spare = _SPARE + self._archive.size
         self._room = _SPARE + MAX_VIEWS * self._archive.size
-        self._archive.forget()
 
     def _count(self, weight: int) -> None:
         self._pending[-1] += weight

@@ -14,7 +14,7 @@ from blurify.files.pickled.archive import open_archive
 from blurify.files.pickled.building import Builder, LazyTensors, RefusedError
 from blurify.files.pickled.names import Names, attack
 from blurify.files.pickled.refusals import explain_missing
-from blurify.files.pickled.tree import Stored, UnreadableError, walk
+from blurify.files.pickled.tree import Stored, UnreadableError, entry, walk
 
 
 class Content(ABC):
@@ -137,8 +137,8 @@ class Inert(Content):
         holder = WRAPPERS.get(self._builder.called(value))
         if holder is None:
             return None
-        modules = _named(self._state(value), "_modules")
-        return _named(self._builder.items(modules), holder) if modules is not None else None
+        modules = entry(self._state(value), "_modules")
+        return entry(self._builder.items(modules), holder) if modules is not None else None
 
     def is_tensor(self, value: Any) -> bool:
         """By what would make it."""
@@ -200,8 +200,3 @@ class Inert(Content):
 
 def _printable(text: str) -> str:
     return ascii(text)[1:-1][:120]
-
-
-def _named(items: Sequence[tuple[Any, Any]] | None, name: str) -> Any:
-    """The last value of a key, of items that were not hashed."""
-    return next((value for key, value in reversed(items or ()) if type(key) is str and key == name), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import _compat_pickle
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 MAX_BYTES = 2**28
@@ -352,6 +352,11 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "BUILD": _build,
     "BINPERSID": _persistent,
 }
+
+
+def entry(items: Sequence[tuple[Any, Any]] | None, name: str, default: Any = None) -> Any:
+    """What a dictionary would have under a name, of items that were not hashed: the last of that name counts."""
+    return next((value for key, value in reversed(items or ()) if type(key) is str and key == name), default)
 
 
 def children(node: Any) -> Iterator[Any]:
