@@ -1,0 +1,86 @@
+"""Stage 1: move the statistics of batch norms by what the blurs changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from blurify.graph.structure import Inputs
+from blurify.tuning.lockstep import in_lockstep
+from blurify.tuning.statistics import Tally, move, moments_of, running_norms
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """What the stage did.
+
+    Attributes:
+        norms: how many batch norms the model has.
+        moved: the paths of those that were moved.
+    """
+
+    norms: int
+    moved: tuple[str, ...]
+
+    def line(self) -> str:
+        """The same in words."""
+        if not self.norms:
+            return "recalibrate: the model has no batch norms, nothing to move"
+        return f"recalibrate: moved the statistics of {len(self.moved)} of {self.norms} batch norms"
+
+
+def recalibrate(original: nn.Module, converted: nn.Module, batches: Sequence[Inputs]) -> Recalibrated:
+    """Move a converted model's batch-norm statistics by what its blurs changed, in place.
+
+    Both models see the same pictures; a norm's running variance is scaled by the ratio of the two variances of its
+    input, its running mean keeps its distance from the mean in standard deviations. The norms are moved in running
+    order, each seeing what the moved ones before it give. Estimating them anew from few pictures loses what the
+    training data looked like, and is worse than leaving them (docs/adapting.md has the figures).
+
+    Args:
+        original: what the converted model was made from; in eval mode.
+        converted: changed in place; in eval mode.
+        batches: what to call both with; some hundred pictures.
+    """
+    norms = running_norms(converted)
+    theirs = running_norms(original)
+    shared = [path for path in norms if path in theirs]
+    before = {path: Tally() for path in shared}
+    for inputs in batches:
+        _tally(original, inputs, {path: theirs[path] for path in shared}, before)
+    moved: dict[str, None] = {}
+    seen: set[str] = set()
+
+    def visit(path: str, given: list[Tensor]) -> None:
+        if path in seen or before[path].empty:  # a norm that runs more than once: by its first call
+            return
+        seen.add(path)
+        wanted, now = before[path].moments, moments_of(given)
+        if not now.same(wanted):
+            move(norms[path], wanted, now)
+            moved[path] = None
+
+    in_lockstep(converted, batches, shared, visit)
+    return Recalibrated(len(norms), tuple(moved))
+
+
+@torch.no_grad()
+def _tally(model: nn.Module, inputs: Inputs, norms: dict[str, nn.Module], tallies: dict[str, Tally]) -> None:
+    called: set[str] = set()
+    handles = []
+    for path, norm in norms.items():
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...], path: str = path) -> None:
+            if path not in called and args and isinstance(args[0], Tensor):
+                called.add(path)
+                tallies[path].add(args[0])
+
+        handles.append(norm.register_forward_pre_hook(hook))
+    try:
+        model(*inputs[0], **inputs[1])
+    finally:
+        for handle in handles:
+            handle.remove()
