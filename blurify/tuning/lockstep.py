@@ -103,10 +103,10 @@ def in_lockstep(model: nn.Module, batches: Sequence[Inputs], watched: Iterable[s
             thread.start()
             go_on(forward)
         while waiting := [forward for forward in forwards if not forward.done]:
-            path = waiting[0].at
-            assert path is not None
-            here = [forward for forward in waiting if forward.at == path]
-            visit(path, [forward.given for forward in here if forward.given is not None])
+            at = waiting[0].at
+            assert at is not None
+            here = [forward for forward in waiting if forward.at == at]
+            visit(at, [forward.given for forward in here if forward.given is not None])
             for forward in here:
                 go_on(forward)
     return [forward.output for forward in forwards]

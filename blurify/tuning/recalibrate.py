@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from blurify.graph.structure import Inputs
 from blurify.tuning.lockstep import in_lockstep
-from blurify.tuning.statistics import Tally, move, moments_of, running_norms
+from blurify.tuning.statistics import moments_of, move, norm_moments, running_norms
 
 
 @dataclass(frozen=True)
@@ -47,40 +46,18 @@ def recalibrate(original: nn.Module, converted: nn.Module, batches: Sequence[Inp
     """
     norms = running_norms(converted)
     theirs = running_norms(original)
-    shared = [path for path in norms if path in theirs]
-    before = {path: Tally() for path in shared}
-    for inputs in batches:
-        _tally(original, inputs, {path: theirs[path] for path in shared}, before)
+    before = norm_moments(original, batches, [path for path in norms if path in theirs])
     moved: dict[str, None] = {}
     seen: set[str] = set()
 
     def visit(path: str, given: list[Tensor]) -> None:
-        if path in seen or before[path].empty:  # a norm that runs more than once: by its first call
+        if path in seen:  # a norm that runs more than once: by its first call
             return
         seen.add(path)
-        wanted, now = before[path].moments, moments_of(given)
-        if not now.same(wanted):
-            move(norms[path], wanted, now)
+        now = moments_of(given)
+        if not now.same(before[path]):
+            move(norms[path], theirs[path], before[path], now)
             moved[path] = None
 
-    in_lockstep(converted, batches, shared, visit)
+    in_lockstep(converted, batches, before, visit)
     return Recalibrated(len(norms), tuple(moved))
-
-
-@torch.no_grad()
-def _tally(model: nn.Module, inputs: Inputs, norms: dict[str, nn.Module], tallies: dict[str, Tally]) -> None:
-    called: set[str] = set()
-    handles = []
-    for path, norm in norms.items():
-
-        def hook(_: nn.Module, args: tuple[Tensor, ...], path: str = path) -> None:
-            if path not in called and args and isinstance(args[0], Tensor):
-                called.add(path)
-                tallies[path].add(args[0])
-
-        handles.append(norm.register_forward_pre_hook(hook))
-    try:
-        model(*inputs[0], **inputs[1])
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from blurify.graph.structure import Inputs
 
 
 def running_norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -75,20 +77,65 @@ def moments_of(batches: Sequence[Tensor]) -> Moments:
     return tally.moments
 
 
+def norm_moments(model: nn.Module, batches: Sequence[Inputs], paths: Iterable[str]) -> dict[str, Moments]:
+    """What enters some norms of a model over all batches, by path: of their first call; none for a norm never run."""
+    modules = dict(model.named_modules())
+    tallies = {path: Tally() for path in paths}
+    for args, kwargs in batches:
+        handles = [modules[path].register_forward_pre_hook(_first(tally)) for path, tally in tallies.items()]
+        try:
+            with torch.no_grad():
+                model(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return {path: tally.moments for path, tally in tallies.items() if not tally.empty}
+
+
+def _first(tally: Tally) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """A pre-hook that adds what a module is called with first in one forward."""
+    called = False
+
+    def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        nonlocal called
+        if not called and given and isinstance(given[0], Tensor):
+            called = True
+            tally.add(given[0])
+
+    return hook
+
+
 @torch.no_grad()
-def move(norm: nn.Module, original: Moments, converted: Moments) -> None:
-    """Move a norm's statistics by what changed between two networks on the same pictures.
+def move(norm: nn.Module, unmoved: nn.Module, original: Moments, converted: Moments) -> None:
+    """Set a norm's statistics to the original's, moved by what changed between the two networks on the same pictures.
 
     What the training data had and a few pictures have not is kept: the running variance is scaled by the ratio of the
     two variances seen, and the running mean keeps its distance, in standard deviations, from the mean seen.
+
+    Args:
+        norm: of the converted model.
+        unmoved: the same norm of the original.
+        original, converted: what enters the two on the same pictures.
     """
-    mean: Tensor = norm.running_mean  # type: ignore[assignment]
-    variance: Tensor = norm.running_var  # type: ignore[assignment]
-    old_mean, old_variance = mean.double().cpu(), variance.double().cpu()
+    old_mean, old_variance = running(unmoved)
     floor = _LEAST * old_variance + torch.finfo(torch.float32).tiny  # a dead channel's ratio would be noise
     ratio = ((converted.variance + floor) / (original.variance + floor)).clamp(1 / _MOST, _MOST)
-    variance.copy_(old_variance * ratio)
-    mean.copy_(converted.mean + (old_mean - original.mean) * ratio.sqrt())
+    put(norm, converted.mean + (old_mean - original.mean) * ratio.sqrt(), old_variance * ratio)
+
+
+def running(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A norm's running mean and variance, float64 (C,) on the CPU."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(variance, Tensor)
+    return mean.detach().double().cpu(), variance.detach().double().cpu()
+
+
+@torch.no_grad()
+def put(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    """Set a norm's running mean and variance."""
+    norm.running_mean.copy_(mean)  # type: ignore[operator,union-attr]
+    norm.running_var.copy_(variance)  # type: ignore[operator,union-attr]
 
 
 _LEAST = 1e-3
