@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blurify.cli import console, options, plans
+from blurify.cli.allocation import keep_freed_memory
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
 
@@ -82,6 +83,7 @@ def adapt(
     was when it is started again. For several GPUs: accelerate launch -m blurify adapt ...
     """
     options.check_filter_size(filter_size)
+    keep_freed_memory()
     with console.working("loading torch"):
         from blurify.files import atomic, checkpoints
         from blurify.tuning.adapting import Options

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from blurify.cli import console, options
+from blurify.cli.allocation import keep_freed_memory
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
 
@@ -143,6 +144,7 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
         in_context: also find out what a file or a report says besides the figures.
     """
     choices.check()
+    keep_freed_memory()
     geometry = _Geometry(
         parse_size("--size", choices.size),
         parse_size("--canvas", choices.canvas),

@@ -254,7 +254,7 @@ class _Run:
         self.check_batches = [self._here(batch) for batch in self.checked.plain(self.options.forward)]
         kind = self.options.outputs
         with torch.no_grad():
-            self.layers = tuple(layers_to_compare(self.original, self.converted, self.batches[0]))
+            self.layers = tuple(layers_to_compare(self.original, self.converted, self.batches))
         first = (self.batches[0][0], self.batches[0][1])
         self.kind: Any = "values" if self.layers else kind_of(self.original, first) if kind == "auto" else kind
         if self.layers:

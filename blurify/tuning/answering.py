@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from blurify.errors import BlurifyError
 from blurify.graph.structure import Inputs
 from blurify.tuning.answers import comparable, float_tensors, relative_error
 
 _MOST = 8
+_TRIED = 4
 _UNRELATED = 1.0
 """Relative error from which on two layers' outputs have nothing in common: they stand for other things."""
 
@@ -57,15 +59,18 @@ def _kept(layers: Sequence[nn.Module], found: dict[int, Tensor]) -> Iterator[Non
 
 
 @torch.no_grad()
-def layers_to_compare(original: nn.Module, converted: nn.Module, inputs: Inputs) -> list[str]:
+def layers_to_compare(original: nn.Module, converted: nn.Module, batches: Sequence[Inputs]) -> list[str]:
     """Where to compare two models: nowhere but at their outputs where those have the same shapes.
 
     Else up to eight convolutions and linear layers, spread over the depth, whose outputs have the same shape in both
     and something to do with each other (a detector's boxes do not: they are other boxes in each).
+
+    Raises:
+        BlurifyError: there are none.
     """
-    args, kwargs = inputs
-    if comparable(original(*args, **kwargs), converted(*args, **kwargs)):
+    if all(comparable(original(*args, **kwargs), converted(*args, **kwargs)) for args, kwargs in batches[:_TRIED]):
         return []
+    args, kwargs = batches[0]
     paths = [
         path
         for path, module in converted.named_modules()
@@ -84,5 +89,10 @@ def layers_to_compare(original: nn.Module, converted: nn.Module, inputs: Inputs)
         and kept[0][index].shape == kept[1][index].shape
         and 0 < float(relative_error(kept[1][index], kept[0][index])) < _UNRELATED
     ]
+    if not fit:
+        raise BlurifyError(
+            "the outputs of the original and of the converted model can't be compared, nor can layers inside them: "
+            "give a model whose outputs have the same shapes for the same inputs"
+        )
     count = min(_MOST, len(fit))
     return [fit[(place + 1) * len(fit) // count - 1] for place in range(count)]

@@ -62,10 +62,15 @@ def mean_answer(answers: Sequence[Any], kind: Kind) -> list[Tensor]:
     parts = [float_tensors(answer) for answer in answers]
     if len(parts) == 1:
         return parts[0]
-    found = [torch.stack([part[index].float() for part in parts]).mean(0) for index in range(len(parts[0]))]
+    found = [torch.stack([exact(part[index]) for part in parts]).mean(0) for index in range(len(parts[0]))]
     if kind == "classes":
-        found[0] = torch.stack([part[0].float().softmax(1) for part in parts]).mean(0).clamp_min(1e-12).log()
+        found[0] = torch.stack([exact(part[0]).softmax(1) for part in parts]).mean(0).clamp_min(1e-12).log()
     return found
+
+
+def exact(x: Tensor) -> Tensor:
+    """In single precision, if it was in less."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def comparable(one: Any, other: Any) -> bool:
@@ -82,18 +87,18 @@ def distance(answer: Sequence[Tensor], wanted: Sequence[Tensor], kind: Kind) -> 
     """
     if kind == "classes":
         return F.kl_div(
-            answer[0].float().log_softmax(1), wanted[0].float().log_softmax(1), reduction="batchmean", log_target=True
+            exact(answer[0]).log_softmax(1), exact(wanted[0]).log_softmax(1), reduction="batchmean", log_target=True
         )
     return torch.stack([relative_error(one, other) for one, other in zip(answer, wanted, strict=True)]).mean()
 
 
 def relative_error(answer: Tensor, wanted: Tensor) -> Tensor:
     """Sum |answer - wanted|^2 / sum |wanted - its mean|^2: 0 where equal, 1 where no better than a constant."""
-    wanted = wanted.float()
+    wanted = exact(wanted)
     centre = wanted.mean(0, keepdim=True) if len(wanted) > 1 else wanted.mean()
     spread = (wanted - centre).square().sum()
     floor = 1e-6 * wanted.square().sum() + torch.finfo(torch.float32).tiny
-    return (answer.float() - wanted).square().sum() / torch.maximum(spread, floor)
+    return (exact(answer) - wanted).square().sum() / torch.maximum(spread, floor)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,9 @@ def _cut_one(path: Path, geometry: Preprocessing, count: int, random: np.random.
     except Exception as error:  # decoders raise all sorts of things at damaged files
         return f"{path} ({one_line(error, 80)})"
     bytes_ = [np.clip(array * (255 / largest), 0, 255).round().astype(np.uint8) for array in arrays]
-    return [torch.from_numpy(one[None] if one.ndim == 2 else one.transpose(2, 0, 1).copy()) for one in bytes_]
+    planes = [one[None] if one.ndim == 2 else one.transpose(2, 0, 1) for one in bytes_]
+    # Pictures of more than 8 bits are grey.
+    return [torch.from_numpy(one.copy()).expand(geometry.channels, -1, -1) for one in planes]
 
 
 def _box(

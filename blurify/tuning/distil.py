@@ -27,7 +27,7 @@ from blurify.graph.inputs import traced
 from blurify.graph.structure import Inputs, map_tensors
 from blurify.surgery.carrying import plan_of
 from blurify.tuning.answering import Answering
-from blurify.tuning.answers import Kind, distance, mean_answer
+from blurify.tuning.answers import Kind, distance, exact, mean_answer
 from blurify.tuning.examples import Examples
 from blurify.tuning.keeping import Kept
 
@@ -290,7 +290,7 @@ class _Loop:
         loss = distance(answer, wanted, self.kind)
         labels = drawn.labels.to(device) if drawn.labels is not None and self.kind == "classes" else None
         if labels is not None and training.labels and bool((labels >= 0).any()):
-            told = F.cross_entropy(answer[0].float(), labels, ignore_index=-1, label_smoothing=0.1)
+            told = F.cross_entropy(exact(answer[0]), labels, ignore_index=-1, label_smoothing=0.1)
             loss = (1 - training.labels) * loss + training.labels * told
         return loss
 

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from blurify.errors import BlurifyError
+from blurify.graph.inputs import traced
 from blurify.graph.structure import Inputs
+from blurify.surgery.carrying import plan_of
 from blurify.tuning.lockstep import in_lockstep
+from blurify.tuning.reading import layers_to_refit
 from blurify.tuning.statistics import moments_of, move, norm_moments, running_norms
 
 
@@ -43,10 +47,19 @@ def recalibrate(original: nn.Module, converted: nn.Module, batches: Sequence[Inp
         original: what the converted model was made from; in eval mode.
         converted: changed in place; in eval mode.
         batches: what to call both with; some hundred pictures.
+
+    Raises:
+        BlurifyError: the model carries no plan.
     """
+    plan = plan_of(converted)
+    if plan is None:
+        raise BlurifyError("the model carries no plan, so it is not converted: convert it first")
+    # Where a convolution became dense, its norm sees the same features at more places: nothing changed.
+    layers = layers_to_refit(plan, traced(converted, batches[0]))
+    dense = {layer.norm for layer in layers if layer.blur is not None}
     norms = running_norms(converted)
     theirs = running_norms(original)
-    before = norm_moments(original, batches, [path for path in norms if path in theirs])
+    before = norm_moments(original, batches, [path for path in norms if path in theirs and path not in dense])
     moved: dict[str, None] = {}
     seen: set[str] = set()
 
