@@ -225,6 +225,46 @@ class WorstCase:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far a second model answers as the first, the original, does on the same pictures.
+
+    Of classifiers there are the figures about answers, of other models the relative error; the others are None.
+
+    Attributes:
+        images: how many pictures.
+        same: how often both have the same top-1.
+        divergence: Kullback-Leibler, KL(original || other) of their probabilities, in nats; 0 is the same.
+        sure: how often both have the same top-1, of the pictures on which the original gives its top-1 a probability
+            above 1/2; None where there is no such picture.
+        confidence: the mean probability of the original's top-1, and
+        confidence_other: that of the other's.
+        relative_error: squared distance of the outputs over the squared distance of the original's from their mean
+            over the pictures: 0 is the same, 1 no better than to answer every picture with that mean. Of several
+            output tensors, the mean of theirs.
+    """
+
+    images: int
+    same: Estimate | None = None
+    divergence: Estimate | None = None
+    sure: Estimate | None = None
+    confidence: Estimate | None = None
+    confidence_other: Estimate | None = None
+    relative_error: float | None = None
+
+    @property
+    def kept(self) -> float:
+        """What is left of the original's answers, in 0..1: the share of equal top-1, or 1 less the relative error."""
+        if self.same is not None:
+            return self.same.value
+        return max(1.0 - (self.relative_error or 0.0), 0.0)
+
+    @property
+    def lost(self) -> float:
+        """How far the answers are off, from 0 up: the divergence, or the relative error."""
+        return self.divergence.value if self.divergence is not None else self.relative_error or 0.0
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Everything that was measured on one model. What was not asked for is None.
 
