@@ -301,23 +301,23 @@ class Measurement:
                 f"this measurement has format {data.get('format')!r}, this blurify reads format {FORMAT}: measure again"
             )
         try:
-            found: Measurement = _read(cls, {key: value for key, value in data.items() if key != "format"})
+            found: Measurement = read_as(cls, {key: value for key, value in data.items() if key != "format"})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BlurifyError(f"this is not a measurement that blurify wrote ({error}): measure again") from error
         return found
 
 
-def _read(kind: Any, value: Any) -> Any:
-    """JSON's dicts and lists back to what the annotation says."""
+def read_as(kind: Any, value: Any) -> Any:
+    """JSON's dicts and lists back to what the annotation says. Raises TypeError or ValueError where they are not it."""
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{key: _read(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
+        return kind(**{key: read_as(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
     arguments = get_args(kind)
     if type(None) in arguments:
-        return None if value is None else _read(next(item for item in arguments if item is not type(None)), value)
+        return None if value is None else read_as(next(item for item in arguments if item is not type(None)), value)
     if get_origin(kind) is tuple:
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
-        return tuple(_read(item, part) for item, part in zip(kinds, value, strict=True))
+        return tuple(read_as(item, part) for item, part in zip(kinds, value, strict=True))
     if kind in (float, int, str, bool) and not isinstance(value, (float, int) if kind is float else kind):
         raise TypeError(f"{value!r} is no {kind.__name__}")
     return value
