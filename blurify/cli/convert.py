@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blurify.cli import console, options, plans
+from blurify.cli import answers, console, options, plans
+from blurify.errors import BlurifyError
+
+if TYPE_CHECKING:
+    from blurify.metrics.results import Agreement
 
 
 def convert(
@@ -20,6 +24,15 @@ def convert(
     recipe: options.Recipe = None,
     filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of images: count the answers that change on them.")
+    ] = None,
+    images: answers.Images = answers.IMAGES,
+    keep_agreement: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="With --data: convert only sites that leave so much, such as 90%."),
+    ] = None,
+    device: answers.Device = "auto",
     arch: options.Arch = None,
     random: options.Random = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the conversion before writing.")] = True,
@@ -31,8 +44,15 @@ def convert(
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing."""
+    """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing.
+
+    Trained weights do not fit the blur: adapt them (blurify adapt), or try --recipe gentle --keep-agreement 90%.
+    """
     options.check_filter_size(filter_size)
+    answers.check_images(images)
+    keep = answers.parse_share("--keep-agreement", keep_agreement)
+    if keep is not None and data is None:
+        raise BlurifyError("--keep-agreement asks on which pictures: add --data DIR, a folder of images without labels")
     with console.working("loading torch"):
         from blurify.files import atomic, checkpoints
 
@@ -50,19 +70,32 @@ def convert(
     plan, proof = blurify.plan_of(loaded.model), None
     already = plan is not None
     converted = loaded.model
+    agreed: Agreement | None = None
     if plan is None:
+        shown = None if data is None else answers.Shown.of(model, loaded, inputs, data, images, device)
+        if keep is not None and shown is not None:
+            wanted = shown.ranked(wanted).choose(keep)
         with console.working("converting" + (" and verifying" if verify else "")):
-            converted = blurify.convert(loaded.model, wanted, example_inputs=inputs, inplace=not verify, verify=verify)
+            converted = blurify.convert(
+                loaded.model, wanted, example_inputs=inputs, inplace=not verify and shown is None, verify=verify
+            )
         plan = blurify.plan_of(converted)
         proof = blurify.proof_of(converted)
         if plan is None:  # a model without a single site may come back as it was
             plan = blurify.inspect(converted, example_inputs=inputs, recipe=wanted)
+        if shown is not None and plan.converted:
+            agreed = shown.compared(converted)
+    elif keep is not None:
+        raise BlurifyError(f"{model} is converted already: give the original model (blurify revert)")
     changed = bool(plan.converted) and not already
     written = changed or write_unchanged
     if written:
         with console.working(f"writing {output}"):
             checkpoints.save(converted, output, source=loaded.source, force=force)
     size = output.stat().st_size if written else 0
+    remedy = ""
+    if changed and not random and answers.changes_answers(plan):
+        remedy = answers.adapt_command(str(output), answers.adapted_name(output), allow=allow, trust=trust)
 
     if json:
         console.print_json(
@@ -71,6 +104,8 @@ def convert(
                 "totals": plans.totals(plan),
                 "already_converted": already,
                 "proof": _proof_data(proof),
+                "answers": answers.as_json(agreed, data),
+                "adapt": remedy or None,
                 "file": {"path": str(output), "bytes": size} if written else None,
             }
         )
@@ -88,6 +123,10 @@ def convert(
                 console.say(line, style="green")
         elif changed:
             console.say("not verified (--no-verify)", style="yellow")
+    if agreed is not None and data is not None:
+        console.say(answers.line(agreed, data, done=True), style="bold")
+    if remedy:
+        console.say(answers.warning(remedy, done=True), style="bold yellow")
     if written:
         console.say(f"wrote {output} ({plans.file_size(size)})", style="bold")
         if loaded.source.kind == "module" and output.suffix == ".safetensors":

@@ -109,6 +109,7 @@ def _read(paths: list[str]) -> Report:
         "\n".join(context.command for context in about if context.command),
         {name: version for context in about for name, version in context.versions.items()},
         same_weights=any(context.same_weights for context in about),
+        ranking=next((context.ranking for context in about if context.ranking is not None), None),
     )
 
 

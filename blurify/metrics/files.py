@@ -12,6 +12,7 @@ from blurify.errors import BlurifyError, one_line
 from blurify.files import atomic
 from blurify.metrics.differences import differences
 from blurify.metrics.results import Measurement
+from blurify.metrics.trade_off import Ranking
 from blurify.spec.plan import Plan
 
 
@@ -24,12 +25,14 @@ class Context:
         command: the command line that measured; '' where it was none.
         versions: of what took part, by name.
         same_weights: the converted model has the original's weights, bit for bit: it was not fine-tuned.
+        ranking: of the sites by what converting each costs; None where they were not ranked.
     """
 
     plan: Plan | None = None
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     same_weights: bool = False
+    ranking: Ranking | None = None
 
 
 def write_measurements(
@@ -43,7 +46,8 @@ def write_measurements(
     Args:
         path: the file.
         measurements: what `measure` returned, of one model or several.
-        context: what else to write down, beside "measurements": "plan", "command", "versions" and "same_weights".
+        context: what else to write down, beside "measurements": "plan", "command", "versions", "same_weights"
+            and, where there is one, "ranking".
         force: replace a file that is there.
 
     Returns:
@@ -77,6 +81,7 @@ def _context_data(context: Context | None) -> dict[str, Any]:
         "command": context.command,
         "versions": dict(context.versions),
         "same_weights": context.same_weights,
+        **({"ranking": context.ranking.to_dict()} if context.ranking else {}),
     }
 
 
@@ -106,7 +111,8 @@ def read_all(path: str | Path) -> tuple[tuple[Measurement, ...], Context]:
         plan = Plan.from_dict(data["plan"]) if data.get("plan") is not None else None
         versions = {str(name): str(version) for name, version in data.get("versions", {}).items()}
         same = data.get("same_weights") is True
-        context = Context(plan, str(data.get("command", "")), versions, same_weights=same)
+        ranking = Ranking.from_dict(data["ranking"]) if data.get("ranking") is not None else None
+        context = Context(plan, str(data.get("command", "")), versions, same_weights=same, ranking=ranking)
         return tuple(Measurement.from_dict(entry) for entry in entries), context
     except OSError as error:
         raise BlurifyError(f"{path} can't be read: {error.strerror}") from error

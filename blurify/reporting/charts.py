@@ -7,6 +7,7 @@ only write down what is computed here.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TypeGuard
 
 from blurify.metrics.results import Estimate
 from blurify.reporting import words
-from blurify.reporting.content import Curve, Row
+from blurify.reporting.content import Curve, Row, TradeOff
 
 _ROW_TEXT, _ROW_MARK, _ROW_GAP = 22, 16, 12  # pixels: the line of text over the marks, each mark, the space below
 _AXIS = 24  # pixels below a chart, for the labels of its axis
@@ -164,6 +165,41 @@ def depth(points: Sequence[str], series: Sequence[Sequence[float | None]], *, he
         [None if item is None else (item, None, None) for item in part] for part in kept
     ]
     return _curves(len(points), values, texts, [(value, f"{value:.3g}") for value in top], height)
+
+
+def trade_off(points: Sequence[TradeOff], *, height: float = 220.0) -> CurveChart:
+    """Answers kept, upwards, over aliasing removed, to the right; the points in their order."""
+    bottom = _TOP + height
+    across_ticks = ticks_to(max(point.removed for point in points))
+    left = min(0.0, *(point.removed for point in points))  # a site may alias more than before
+    up_ticks = ticks_to(1.0)
+
+    def across(value: float) -> float:
+        return _FIRST + (_LAST - _FIRST) * (value - left) / (across_ticks[-1] - left)
+
+    def down(value: float) -> float:
+        return bottom - height * value
+
+    marks = [
+        Mark(
+            0,
+            across(point.removed),
+            down(point.kept),
+            None if point.low is None else down(point.low),
+            None if point.high is None else down(point.high),
+            f"{point.label}: {words.percent(point.kept)} kept, {words.signed(words.percent(point.removed))} removed",
+        )
+        for point in points
+    ]
+    lines = [Line(0, one.x, one.y, other.x, other.y) for one, other in itertools.pairwise(marks)]
+    return CurveChart(
+        bottom + _AXIS,
+        bottom,
+        tuple(Tick(across(value), share(value)) for value in across_ticks),
+        tuple(Tick(down(value), share(value)) for value in up_ticks),
+        tuple(lines),
+        tuple(marks),
+    )
 
 
 def largest(found: Sequence[Curve]) -> float:

@@ -11,6 +11,7 @@ from blurify.errors import BlurifyError
 from blurify.metrics.differences import Difference, compared, differences, pooled
 from blurify.metrics.differences import figures as figures_of
 from blurify.metrics.results import Consistency, Estimate, LayerMap, Measurement, WorstCase
+from blurify.metrics.trade_off import Ranking
 from blurify.spec.plan import Plan
 
 
@@ -24,6 +25,7 @@ class Report:
         command: the command line that measured; '' where it is not known.
         versions: of what took part, by name.
         same_weights: the second is the first, converted and not fine-tuned.
+        ranking: of the sites by what converting each costs; None where they were not ranked.
 
     Raises:
         BlurifyError: there are more measurements than two, or none, or a map that is no rectangle.
@@ -34,6 +36,7 @@ class Report:
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     same_weights: bool = False
+    ranking: Ranking | None = None
 
     def __post_init__(self) -> None:
         if len(self.measurements) not in (1, 2):
@@ -309,6 +312,37 @@ def largest_distance(shown: Sequence[Layer]) -> float:
     """The largest distance of all maps, for one scale of colours."""
     values = [value for layer in shown for item in layer.maps if item for row in item.distances for value in row]
     return max((value for value in values if math.isfinite(value)), default=0.0)
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """So many sites converted: what is left of the answers, and how much aliasing is gone.
+
+    Attributes:
+        label: which sites.
+        removed: share of the aliasing; below 0 where there is more than before.
+        kept: share of the answers, or 1 less the relative error of other outputs.
+        low, high: its 95% interval, where it has one.
+    """
+
+    label: str
+    removed: float
+    kept: float
+    low: float | None = None
+    high: float | None = None
+
+
+def trade_off(report: Report) -> list[TradeOff]:
+    """The points of the curve of a ranking, from no site to all; none where the sites were not ranked."""
+    if report.ranking is None:
+        return []
+    points = [TradeOff("no site", 0.0, 1.0)]
+    for ranked, step in zip(report.ranking.sites, report.ranking.curve, strict=True):
+        same = step.agreement.same
+        ends = (same.low, same.high) if same is not None else (None, None)
+        label = ranked.site if step.sites == 1 else f"{step.sites} sites, {ranked.site} too"
+        points.append(TradeOff(label, step.removed, step.agreement.kept, *ends))
+    return points
 
 
 PARTS = {

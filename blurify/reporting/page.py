@@ -85,6 +85,7 @@ def _page(report: Report) -> dict[str, Any]:
         "dense": any(item.consistency and item.consistency.dense for item in report.measurements),
         "equivariance": _equivariance(report, shown),
         "aliasing": _aliasing(report),
+        "trade_off": _trade_off(report),
         "stability": _stability(report),
         "worst_case": _worst_case(report),
         "methods": definitions(report),
@@ -106,6 +107,7 @@ _SECTIONS = (
     ("consistency", "Consistency", "consistency"),
     ("equivariance", "Equivariance maps", "equivariance"),
     ("aliasing", "Aliasing by depth", "aliasing"),
+    ("trade-off", "Answers kept against aliasing removed", "trade_off"),
     ("stability", "Stability", "stability"),
     ("worst-case", "Worst case", "worst_case"),
     ("methods", "What the figures mean", None),
@@ -373,6 +375,43 @@ def _aliasing(report: Report) -> dict[str, Any] | None:
         rows.append({"number": number, "name": name, "kind": like.kind, "stride": stride, "cells": cells})
     images = next(item.aliasing.images for item in report.measurements if item.aliasing)
     return {"chart": charts.curves(curve), "rows": rows, "images": images, "says": _curve_says(curve, report.roles)}
+
+
+def _trade_off(report: Report) -> dict[str, Any] | None:
+    ranking = report.ranking
+    points = content.trade_off(report)
+    if ranking is None or len(points) < 2:
+        return None
+    classes = ranking.curve[0].agreement.same is not None
+    last = points[-1]
+    return {
+        "chart": charts.trade_off(points),
+        "says": f"no site converted: {words.percent(1.0)} kept; all {len(ranking.sites)} converted: "
+        f"{words.percent(last.kept)} kept, {words.percent(last.removed)} of the aliasing removed",
+        "classes": classes,
+        "model": ranking.model,
+        "recipe": ranking.recipe.name,
+        "data": ranking.data,
+        "images": ranking.curve[0].agreement.images,
+        "aliasing_images": ranking.aliasing_images,
+        "lost": "KL alone" if classes else "Error alone",
+        "rows": [
+            {
+                "number": step.sites,
+                "name": site.site,
+                "kind": site.kind,
+                "aliasing": f"{words.percent(site.before.value)} → {words.percent(site.after.value)}",
+                "lost": f"{site.agreement.lost:.3g}",
+                "alone": words.percent(site.agreement.kept),
+                "kept": {
+                    "value": words.percent(step.agreement.kept),
+                    "interval": words.interval(step.agreement.same) if step.agreement.same else "",
+                },
+                "removed": words.signed(words.percent(step.removed)),
+            }
+            for site, step in zip(ranking.sites, ranking.curve, strict=True)
+        ],
+    }
 
 
 def _curve_says(curve: Curve, roles: Sequence[str]) -> str:

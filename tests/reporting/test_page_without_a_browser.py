@@ -15,7 +15,7 @@ import pytest
 
 from blurify.reporting import Report, render
 from blurify.reporting.page import TEMPLATES
-from tests.report_data import measurement, plan
+from tests.report_data import measurement, plan, ranking
 
 VOID = {"meta", "link", "br", "img", "line", "rect", "circle"}
 # What may stand in a paragraph: anything else would end it there, whatever the closing tag says.
@@ -74,7 +74,8 @@ class Tree(HTMLParser):
 @pytest.fixture(scope="module", params=["pair", "alone"])
 def page(request: pytest.FixtureRequest) -> Element:
     both = measurement(), measurement(converted=True)
-    return Tree(render(Report(both if request.param == "pair" else both[:1], plan(), "blurify measure a b"))).open[0]
+    shown = both if request.param == "pair" else both[:1]
+    return Tree(render(Report(shown, plan(), "blurify measure a b", ranking=ranking()))).open[0]
 
 
 def test_elements_stand_where_they_may(page: Element) -> None:
