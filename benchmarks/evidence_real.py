@@ -59,7 +59,7 @@ SETTINGS: dict[str, Any] = {
     "faces": {"calibration": 2000, "test": 1500},  # squares
     "sound": {"calibration": 2000, "test": 960, "voices": 80, "instruments": 80},  # frames, recordings
     "seeds": {"calibration": 1, "test": 2},
-    # `minutes` is of the clock, for the training alone.
+    # Keywords of blurify.adapt; minutes are of the clock.
     "adapting": {
         "pictures": {"minutes": 15, "batch_size": 16},
         "faces": {"minutes": 3, "batch_size": 64},
@@ -339,8 +339,8 @@ def _adapted(
     how = settings["adapting"][network.kind]
     begin = time.process_time()
     adapted = blurify.adapt(
-        original, model, data, stages=stages, minutes=how["minutes"], batch_size=how["batch_size"],
-        crops=len(given.values), preprocessing=preprocessing, seed=settings["seeds"]["calibration"],
+        original, model, data, stages=stages, crops=len(given.values), preprocessing=preprocessing,
+        seed=settings["seeds"]["calibration"], **how,
     )  # fmt: skip
     seconds = round(time.process_time() - begin, 1)  # of the processor: others may keep it busy
     return adapted, {"seconds": seconds, "lines": list(blurify.adapted_of(adapted).lines())}
