@@ -11,7 +11,7 @@ change use --fresh. Writes benchmarks/evidence_real.json and docs/evidence-real.
 
     python benchmarks/evidence_real.py --page     only the page, from the JSON
     python benchmarks/evidence_real.py --check    exit code 1 where the page is not what the JSON says
-    python benchmarks/evidence_real.py --networks crepe rnet --stages original converted      a part of it
+    python benchmarks/evidence_real.py --networks crepe rnet --stages original converted    a part, only shown
 """
 
 from __future__ import annotations
@@ -480,6 +480,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (real_sources.SourceError, blurify.BlurifyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if options.data == DATA and (set(options.networks) < set(NETWORKS) or set(options.stages) < set(STAGES)):
+        print("a part of the evidence is not written over the whole: give --data and --doc to have it")
+        return 0
     options.data.write_text(text_of(data), encoding="utf-8")
     evidence_real_page.write(options.data, options.doc)
     print(f"{time.perf_counter() - begin:.0f} s; wrote {options.data} and {options.doc}")

@@ -78,7 +78,7 @@ SETUP = """\
   *english*: a woman, and FreePats' patches. {sound_calibration} frames of 1024 samples at 16 kHz to adapt on,
   {sound_test} to test on, each brought to mean 0 and deviation 1. Whether the two collections of instruments share a
   recording is not known; the voices are telephone speech, without anything above 4 kHz.
-- **Adapting**: `blurify.adapt` on the inputs of one set alone, without labels; distilling for {minutes} minutes of the
+- **Adapting**: `blurify.adapt` on the inputs of one set alone, without labels, for at most {minutes} minutes of the
   clock (pictures), {face_minutes} (faces) and {sound_minutes} (sound). CPU seconds are of all of it up to a row.
 """
 

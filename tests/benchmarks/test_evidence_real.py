@@ -179,6 +179,32 @@ def test_without_apt_get_it_says_what_for(tmp_path: Path, monkeypatch: pytest.Mo
         real_sources.files_of(real_sources.WALLPAPERS, tmp_path)
 
 
+def test_lists_of_packages_are_brought_up_to_date_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def run(package: Any, command: list[str], folder: Path) -> None:
+        commands.append(command[1])
+        if commands == ["download"]:
+            raise real_sources.SourceError("no list")
+        if commands[-1] == "download":
+            (folder / "mate_1.2_all.deb").touch()
+
+    monkeypatch.setattr(real_sources, "_run", run)
+    monkeypatch.setattr(real_sources.shutil, "which", lambda name: name)
+    assert real_sources._downloaded(real_sources.WALLPAPERS[0], tmp_path).name == "mate_1.2_all.deb"
+    assert commands == ["download", "update", "download"]
+
+
+def test_a_part_is_not_written_over_the_whole(
+    small: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence_real, "DATA", tmp_path / "whole.json")
+    monkeypatch.setattr(evidence_real, "record", lambda *_: {"runs": []})
+    arguments = ["--work", str(tmp_path), "--stages", "original", "--threads", str(torch.get_num_threads())]
+    assert evidence_real.main([*arguments, "--networks", "crepe"]) == 0
+    assert not (tmp_path / "whole.json").exists()
+
+
 def test_no_package_is_in_two_sets() -> None:
     names = [package.name for packages in real_sources.SETS.values() for package in packages]
     assert len(names) == len(set(names))
