@@ -19,7 +19,7 @@ DEV  := $(VENV)/.installed-dev
 .PHONY: help install install-dev demo test nets lint format parity bench evidence evidence-real zoo-check fuzz pickle-names pickle-check wheel clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 # Made again only when pyproject.toml changes: the package is installed editable, so its code is always the current one.
 $(BASE): pyproject.toml
