@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from blurify.files.sources import LoadedModel
     from blurify.spec.adapted import Stage
 
-Stages = Annotated[str, typer.Option(metavar="LIST", help="Which: recalibrate, reconstruct, distil; comma-separated.")]
+Stages = Annotated[
+    str, typer.Option(metavar="LIST", help="Which: recalibrate, reconstruct, refine, distil; comma-separated.")
+]
 
 
 def adapt(
@@ -36,7 +38,7 @@ def adapt(
     ],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of pictures; no labels are needed.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="File to write, as blurify convert.")],
-    stages: Stages = "recalibrate,reconstruct,distil",
+    stages: Stages = "recalibrate,reconstruct,refine,distil",
     minutes: Annotated[float, typer.Option(metavar="M", help="Time for all stages together.")] = 10.0,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Training steps, instead of --minutes.", show_default="by --minutes")
@@ -79,15 +81,15 @@ def adapt(
     """Adapt a converted model: the original teaches it, on unlabelled pictures, to answer as before.
 
     A trained network has never seen blurred features: converted, it loses most of its answers. Batch norms are moved,
-    the layers around the blurs refitted, and what follows them trained a little. A run that is stopped goes on where it
-    was when it is started again. For several GPUs: accelerate launch -m blurify adapt ...
+    the layers around the blurs refitted, the parts that hold them refined, and what follows is trained a little. A run
+    that is stopped goes on where it was when it is started again. For several GPUs: accelerate launch -m blurify ...
     """
     options.check_filter_size(filter_size)
     keep_freed_memory()
     with console.working("loading torch"):
         from blurify.files import atomic, checkpoints
         from blurify.tuning.adapting import Options
-        from blurify.tuning.distil import Training
+        from blurify.tuning.training import Training
 
     wanted = tuple(name.strip() for name in stages.split(",") if name.strip())
     Options(wanted, Training(steps, minutes, batch_size, accumulate=accumulate), crops, outputs=outputs).check()

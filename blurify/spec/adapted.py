@@ -18,7 +18,7 @@ class Stage:
     """One stage, and how far the model was after it.
 
     Attributes:
-        name: 'converted' (before anything was done), 'recalibrate', 'reconstruct' or 'distil'.
+        name: 'converted' (before anything was done), 'recalibrate', 'reconstruct', 'refine' or 'distil'.
         line: what it did, in words.
         seconds: how long it took.
         distance: KL(original || model) in nats for classes, relative error for other outputs, on examples held back.

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,21 @@ from blurify.surgery.carrying import carry_adapted, plan_of
 from blurify.tuning import crops as cropping
 from blurify.tuning.answering import Answering, layers_to_compare
 from blurify.tuning.answers import Agreement, agreement, check_kind, kind_of
-from blurify.tuning.distil import Step, Training, distil
+from blurify.tuning.distil import distil
 from blurify.tuning.examples import Augmentation, Batches, Examples, Pictures, Tensors, examples_from, held_out
 from blurify.tuning.keeping import Kept
 from blurify.tuning.recalibrate import recalibrate
 from blurify.tuning.reconstruct import reconstruct
+from blurify.tuning.refine import refine
+from blurify.tuning.training import Step, Training
 
-STAGES = ("recalibrate", "reconstruct", "distil")
+STAGES = ("recalibrate", "reconstruct", "refine", "distil")
+REFINING = 0.4
+"""Share of the steps or of the time that `refine` gets, where `distil` follows it."""
+
+PARTS_RATE = 20.0
+"""Learning rate of `refine` over that of `distil`: its problems are small and well-conditioned."""
+
 FEW = 32
 """Examples below which results vary a lot."""
 
@@ -124,6 +132,7 @@ def adapt(
 
     - `recalibrate` moves batch-norm statistics by what the blurs changed;
     - `reconstruct` refits the layers around the blurs towards the original's activations (least squares, no training);
+    - `refine` trains the parts that hold blurs, each by itself, to give what the original's give;
     - `distil` trains everything behind the first blur to answer what the original answers.
 
     Args:
@@ -133,10 +142,10 @@ def adapt(
             folder, a tensor (N, ...) of inputs as the model takes them, or an iterable of batches: tensors, tuples of
             arguments or dicts of keywords.
         stages: which.
-        steps, minutes: how long `distil` trains: so many steps, or else what fits into so many minutes, all stages
-            together.
+        steps, minutes: how long `refine` and `distil` train: so many steps in all, or else what fits into so many
+            minutes, with the other stages.
         batch_size: pictures a step and process.
-        learning_rate: of `distil`, relative to the size of each tensor.
+        learning_rate: of `distil`, relative to the size of each tensor; `refine` takes twenty times as much.
         crops: how many pieces of pictures are used at most; those of a picture are spread over it.
         calibrate: how many of them the first two stages see. They are in memory at once, with their features.
         preprocessing: how pictures become inputs; None: as the model says (see `metrics.preprocessing_of`).
@@ -328,17 +337,34 @@ class _Run:
 
     def stages(self, keep: Path | None) -> None:
         """One after the other; what made things worse is taken back."""
+        options = self.options
+        settings = {
+            "options": asdict(replace(options, training=replace(options.training, minutes=None))),
+            "data": self.name, "kind": self.kind,
+        }  # fmt: skip
+        kept = Kept(keep, settings)
+        under_way = kept.found()
         self._log({"event": "start", "data": self.name, "outputs": self.kind, "notes": self.notes})
-        state = keep is not None and keep.exists() and "distil" in self.options.stages
         best = self._agreement()
-        line = f"converted: {best.words()}"
-        self._end(Stage("converted", line, 0.0, _number(best.distance), best.same))
-        for name in self.options.stages:
-            if state and name != "distil":
-                continue  # its result is in the state that is kept
-            held = {key: value.clone() for key, value in self.converted.state_dict().items()}
+        waiting = list(options.stages)
+        held = None
+        if under_way is not None:
+            name, beside = under_way
+            waiting = waiting[waiting.index(name) :]
+            for stage in beside["stages"]:
+                self._end(Stage(**stage))
+            best = Agreement(**beside["best"])
+            held = beside["before"]
+        else:
+            self._end(Stage("converted", f"converted: {best.words()}", 0.0, _number(best.distance), best.same))
+        for name in waiting:
+            if held is None:
+                held = {key: value.clone() for key, value in self.converted.state_dict().items()}
+            kept.beside = {
+                "stages": [asdict(stage) for stage in self.done], "best": asdict(best), "before": held
+            }  # fmt: skip
             started = time.monotonic()
-            line = self._stage(name, keep)
+            line = self._stage(name, kept)
             now = self._agreement()
             worse = not now.distance <= best.distance
             if worse:
@@ -346,13 +372,13 @@ class _Run:
                 line += f"; {now.words()}: worse, so it is taken back"
             else:
                 best, line = now, f"{line}; {now.words()}"
+            held = None
             seconds = time.monotonic() - started
             self._end(Stage(name, line, seconds, _number(now.distance), now.same, kept=not worse))
-        if keep is not None:
-            keep.unlink(missing_ok=True)
+        kept.drop()
         self._log({"event": "end", "seconds": time.monotonic() - self.begun})
 
-    def _stage(self, name: str, keep: Path | None) -> str:
+    def _stage(self, name: str, kept: Kept) -> str:
         if name == "recalibrate":
             self._watching("recalibrating", 0, 1)
             return recalibrate(self.original, self.converted, self.batches).line()
@@ -363,15 +389,29 @@ class _Run:
                 self.batches,
                 watch=lambda done, of: self._watching("refitting", done, of),
             ).line()
-        training = self.options.training
-        if training.steps is None and training.minutes is not None:
-            spent = (time.monotonic() - self.begun) / 60
-            training = _within(training, max(training.minutes - spent, 0.0))
-        settings = json.dumps([asdict(self.options.augmentation), self.options.seed, self.name, self.kind])
+        training = self._share(name)
+        if name == "refine":
+            return refine(
+                self.original, self.converted, self.examples, training, device=self.device, kept=kept, watch=self._step
+            ).line()
         return distil(
             self.original, self.converted, self.examples, training, self.kind, layers=self.layers, device=self.device,
-            keep=keep, settings=settings, watch=self._step,
+            kept=kept, watch=self._step,
         ).line()  # fmt: skip
+
+    def _share(self, name: str) -> Training:
+        """What a gradient stage gets of the steps, or of the time that is left."""
+        training = self.options.training
+        both = {"refine", "distil"} <= set(self.options.stages)
+        if name == "refine":
+            share = REFINING if both else 1.0
+            training = replace(training, learning_rate=training.learning_rate * PARTS_RATE)
+        else:
+            share = 1 - REFINING if both else 1.0
+        if training.steps is not None:
+            return replace(training, steps=max(1, round(training.steps * share)))
+        left = max((training.minutes or 0) - (time.monotonic() - self.begun) / 60, 0.01)
+        return replace(training, minutes=left * (share if name == "refine" else 1.0))
 
     def _step(self, step: Step) -> None:
         self._log({"event": "step", **asdict(step)})
@@ -401,12 +441,6 @@ class _Run:
     def record(self) -> Adapted:
         """What was done."""
         return Adapted(self.name, len(self.examples), len(self.checked), self.kind, tuple(self.done), tuple(self.notes))
-
-
-def _within(training: Training, minutes: float) -> Training:
-    from dataclasses import replace
-
-    return replace(training, minutes=max(minutes, 0.01))
 
 
 def _number(value: float) -> float:

@@ -53,7 +53,7 @@ def test_the_result_answers_more_like_the_original_and_is_still_converted(models
     assert blurify.proof_of(adapted) is None, "it says that the weights are the original's"
     assert all(torch.equal(value, before[name]) for name, value in converted.state_dict().items()), "not a copy"
     record = blurify.adapted_of(adapted)
-    assert [stage.name for stage in record.stages] == ["converted", "recalibrate", "reconstruct", "distil"]
+    assert [stage.name for stage in record.stages] == ["converted", "recalibrate", "reconstruct", "refine", "distil"]
     assert record.stages[-1].distance < record.stages[0].distance
     for line in record.lines():
         assert "same answer on" in line
@@ -61,7 +61,7 @@ def test_the_result_answers_more_like_the_original_and_is_still_converted(models
 
 def test_each_stage_is_usable_alone(models):
     original, converted = models
-    for stage in ("recalibrate", "reconstruct", "distil"):
+    for stage in ("recalibrate", "reconstruct", "refine", "distil"):
         adapted = blurify.adapt(original, converted, pictures(64, 5), stages=(stage,), **QUICK)
         names = [one.name for one in blurify.adapted_of(adapted).stages]
         assert names == ["converted", stage]
@@ -273,9 +273,17 @@ def test_the_log_has_a_line_for_every_stage_and_step(models, tmp_path):
     log = tmp_path / "log.jsonl"
     blurify.adapt(original, converted, pictures(64, 5), **{**QUICK, "steps": 4}, log=log)
     entries = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [entry["event"] for entry in entries] == ["start", *["stage"] * 3, *["step"] * 4, "stage", "end"]
+    assert [entry["event"] for entry in entries] == [
+        "start",
+        *["stage"] * 3,
+        *["step"] * 2,
+        "stage",
+        *["step"] * 2,
+        "stage",
+        "end",
+    ]
     steps = [entry for entry in entries if entry["event"] == "step"]
-    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert [step["step"] for step in steps] == [1, 2, 1, 2]
     assert steps[-1]["left"] == 0
 
 

@@ -14,8 +14,10 @@ from torch import nn
 
 import blurify
 from blurify.errors import BlurifyError
-from blurify.tuning.distil import Step, Training, behind_the_blurs, distil
+from blurify.tuning.distil import behind_the_blurs, distil
 from blurify.tuning.examples import Tensors
+from blurify.tuning.keeping import Kept
+from blurify.tuning.training import Step, Training
 from tests.tuning.networks import Small, pair, pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,34 +89,26 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, accumulate):
         if step.step == 6:
             raise Killed
 
-    import blurify.tuning.distil as module
-
-    every = module.Kept
-    module.Kept = lambda path, settings: every(path, settings, steps=2)  # type: ignore[assignment,misc]
-    try:
-        with pytest.raises(Killed):
-            _taught(training, keep=keep, watch=kill)
-        assert keep.exists()
-        seen: list[int] = []
-        resumed, done = _taught(training, keep=keep, watch=lambda step: seen.append(step.step))
-    finally:
-        module.Kept = every  # type: ignore[misc]
+    with pytest.raises(Killed):
+        _taught(training, kept=Kept(keep, steps=2), watch=kill)
+    assert keep.exists()
+    seen: list[int] = []
+    resumed, done = _taught(training, kept=Kept(keep, steps=2), watch=lambda step: seen.append(step.step))
     assert seen == [5, 6, 7, 8, 9]  # the state after four steps was kept
     assert done.steps == 9
     assert _same(whole, resumed)
 
 
 def test_a_state_of_other_settings_is_refused_by_name(tmp_path):
-    from blurify.tuning.keeping import Kept
-
     keep = tmp_path / "state"
-    Kept(keep, {"seed": 1}).write({"step": 3})
-    assert Kept(keep, {"seed": 1}).read() == {"step": 3}
+    Kept(keep, {"seed": 1}).write("distil", {"step": 3})
+    assert Kept(keep, {"seed": 1}).read("distil") == {"step": 3}
+    assert Kept(keep, {"seed": 1}).read("refine") is None
     with pytest.raises(BlurifyError, match="other settings"):
-        Kept(keep, {"seed": 2}).read()
+        Kept(keep, {"seed": 2}).read("distil")
     keep.write_bytes(b"damaged")
     with pytest.raises(BlurifyError, match="delete it"):
-        Kept(keep, {"seed": 1}).read()
+        Kept(keep, {"seed": 1}).found()
 
 
 def test_accumulated_batches_are_one_large_batch():
@@ -128,7 +122,7 @@ _WORKER = """
 import sys, torch
 torch.set_num_threads(1)
 from tests.tuning.test_distil import _taught
-from blurify.tuning.distil import Training
+from blurify.tuning.training import Training
 from accelerate import PartialState
 result, _ = _taught(Training(steps=4, batch_size=8, learning_rate=3e-3), dtype=torch.float64)
 state = PartialState()
