@@ -54,13 +54,16 @@ def photographs(paths: Sequence[Path], *, smallest: int = 180, flattest: float =
         flattest: the least standard deviation, in grey levels of 255, of a thumbnail.
     """
     found = {}
+    left_out: list[str] = []
     for path, picture in _read(paths):
         if max(picture.size) > largest:
             picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
         if min(picture.size) < smallest or np.asarray(picture.resize((64, 64))).std() < flattest:
-            print(f"{path.name} is left out: it is too small, or of one colour")
+            left_out.append(path.name)
             continue
         found[_name(path, found)] = picture
+    if left_out:
+        print(f"{len(left_out)} pictures are left out, too small or of one colour: {', '.join(left_out[:5])}, ...")
     return found
 
 
