@@ -74,7 +74,7 @@ SETTINGS: dict[str, Any] = {
             "distil": {"steps": 400},
         },
     },
-    "measuring": {"crop": 224, "pairs": 5, "sure": 0.5, "seed": 0},
+    "measuring": {"crop": 224, "pairs": 3, "sure": 0.5, "seed": 0},
 }
 
 STAGES: dict[str, tuple[str, ...] | None] = {
