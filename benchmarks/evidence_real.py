@@ -2,8 +2,8 @@
 
 EfficientNet-Lite0 (ImageNet), the three networks of MTCNN (faces) and CREPE tiny (pitch) are fetched with photographs
 and recordings from PyPI and Debian, converted by blurify's default recipe, and adapted without labels: statistics of
-batch norms, then refitted layers, then training towards the original. Each is adapted on one set of sources and
-tested on another, and the other way round.
+batch norms, refitted layers, parts that learn by themselves, then training towards the original. Each is adapted on one
+set of sources and tested on another, and the other way round.
 
 Adapted weights and one JSON line for each network measured are kept in .cache/evidence-real, under a hash of the
 settings, torch's version and the files of blurify.tuning: a run that was stopped goes on where it was. After any other
@@ -50,6 +50,7 @@ PACKAGES = ("torch", "timm", "pillow", "scipy")
 SETTINGS: dict[str, Any] = {
     "pictures": {
         "calibration": 500,  # crops
+        "own": 0.32,  # of them from the set's own photographs, the rest from those made for children
         "canvas": 256,
         "part": [0.3, 1.0],  # of a photograph's smaller side
         "views": 2,  # of each photograph that is tested on
@@ -59,11 +60,19 @@ SETTINGS: dict[str, Any] = {
     "faces": {"calibration": 2000, "test": 1500},  # squares
     "sound": {"calibration": 2000, "test": 960, "voices": 80, "instruments": 80},  # frames, recordings
     "seeds": {"calibration": 1, "test": 2},
-    # Keywords of blurify.adapt; minutes are of the clock.
+    # Keywords of blurify.adapt, of all stages and of one.
     "adapting": {
-        "pictures": {"minutes": 15, "batch_size": 16},
-        "faces": {"minutes": 3, "batch_size": 64},
-        "sound": {"minutes": 3, "batch_size": 64},
+        "pictures": {"all": {"batch_size": 16}, "refine": {"steps": 600}, "distil": {"steps": 240}},
+        "faces": {
+            "all": {"batch_size": 64, "calibrate": 1000},
+            "refine": {"steps": 1200},
+            "distil": {"steps": 1200},
+        },
+        "sound": {
+            "all": {"batch_size": 64, "calibrate": 500},
+            "refine": {"steps": 400},
+            "distil": {"steps": 400},
+        },
     },
     "measuring": {"crop": 224, "pairs": 5, "sure": 0.5, "seed": 0},
 }
@@ -73,7 +82,8 @@ STAGES: dict[str, tuple[str, ...] | None] = {
     "converted": (),
     "recalibrated": ("recalibrate",),
     "reconstructed": ("recalibrate", "reconstruct"),
-    "distilled": ("recalibrate", "reconstruct", "distil"),
+    "refined": ("recalibrate", "reconstruct", "refine"),
+    "distilled": ("recalibrate", "reconstruct", "refine", "distil"),
 }
 
 Figures = dict[str, tuple[Tensor, Tensor]]
@@ -157,7 +167,13 @@ def _made(name: str, which: str, purpose: str, settings: Mapping[str, Any], pack
         return real_data.crops(
             pictures, how["views"] * len(pictures), how["test_canvas"], tuple(how["test_part"]), seed
         )
-    return real_data.crops(pictures, how["calibration"], how["canvas"], tuple(how["part"]), seed)
+    more = real_data.photographs(real_sources.files_of(real_sources.SETS["education"], packages))
+    own = round(how["calibration"] * how["own"])
+    parts = [
+        real_data.crops(some, count, how["canvas"], tuple(how["part"]), seed)
+        for some, count in ((pictures, own), (more, how["calibration"] - own))
+    ]
+    return real_data.joined(*parts)
 
 
 def _detector(packages: Path) -> Callable[[Tensor], Tensor]:
@@ -318,7 +334,10 @@ def model_at(
         return model, {"seconds": 0.0, "lines": []}
     path = folder / f"{name}-{tested}-{stage}.safetensors"
     if not path.is_file():
-        adapted, notes = _adapted(name, tested, stages, original, model, settings, work)
+        before = next(other for other, done in STAGES.items() if done == stages[:-1])
+        model, earlier = model_at(name, tested, before, original, settings, work, folder)
+        adapted, notes = _adapted(name, tested, stages[-1], original, model, settings, work)
+        notes = {"seconds": round(earlier["seconds"] + notes["seconds"], 1), "lines": earlier["lines"] + notes["lines"]}
         _keep(dict(adapted.state_dict()), path, {"notes": json.dumps(notes)})
     model.load_state_dict(load_file(path))
     return model.eval(), json.loads(_notes(path)["notes"])
@@ -327,7 +346,7 @@ def model_at(
 def _adapted(
     name: str,
     tested: str,
-    stages: tuple[str, ...],
+    stage: str,
     original: nn.Module,
     model: nn.Module,
     settings: Mapping[str, Any],
@@ -338,12 +357,13 @@ def _adapted(
     data, preprocessing = calibration(name, given.values, settings)
     how = settings["adapting"][network.kind]
     begin = time.process_time()
+    how = {**how["all"], **how.get(stage, {})}
     adapted = blurify.adapt(
-        original, model, data, stages=stages, crops=len(given.values), preprocessing=preprocessing,
+        original, model, data, stages=(stage,), crops=len(given.values), preprocessing=preprocessing,
         seed=settings["seeds"]["calibration"], **how,
     )  # fmt: skip
     seconds = round(time.process_time() - begin, 1)  # of the processor: others may keep it busy
-    return adapted, {"seconds": seconds, "lines": list(blurify.adapted_of(adapted).lines())}
+    return adapted, {"seconds": seconds, "lines": [blurify.adapted_of(adapted).lines()[-1]]}
 
 
 def _keep(tensors: Mapping[str, Tensor], path: Path, notes: dict[str, str]) -> None:
@@ -426,8 +446,16 @@ def record(settings: Mapping[str, Any], runs: Sequence[Run], work: Path, command
             which: _source(which, next(name for name in names if which in NETWORKS[name].sets), settings, work)
             for which in dict.fromkeys(which for name in names for which in NETWORKS[name].sets)
         },
+        "education": _education(work / "packages") if "lite0" in names else None,
         "runs": list(runs),
     }
+
+
+def _education(packages: Path) -> dict[str, Any]:
+    """Of the photographs that are only calibrated on."""
+    wanted = real_sources.SETS["education"]
+    found = real_data.photographs(real_sources.files_of(wanted, packages))
+    return {"packages": real_sources.versions_of(wanted, packages), "photographs": len(found)}
 
 
 def _described(name: str, packages: Path) -> dict[str, Any]:

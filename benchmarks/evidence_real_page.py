@@ -24,6 +24,7 @@ STAGES = {
     "converted": "converted",
     "recalibrated": "+ recalibrate",
     "reconstructed": "+ reconstruct",
+    "refined": "+ refine",
     "distilled": "+ distil",
 }
 ADAPTED = "distilled"
@@ -78,8 +79,10 @@ SETUP = """\
   *english*: a woman, and FreePats' patches. {sound_calibration} frames of 1024 samples at 16 kHz to adapt on,
   {sound_test} to test on, each brought to mean 0 and deviation 1. Whether the two collections of instruments share a
   recording is not known; the voices are telephone speech, without anything above 4 kHz.
-- **Adapting**: `blurify.adapt` on the inputs of one set alone, without labels, for at most {minutes} minutes of the
-  clock (pictures), {face_minutes} (faces) and {sound_minutes} (sound). CPU seconds are of all of it up to a row.
+- **Adapting**: `blurify.adapt` without labels, a stage after the other. Pictures: {refine} steps of `refine` and
+  {distil} of `distil`, of 16 crops each; {own:.0%} of the crops are of the set that is not tested on, the others of
+  photographs in programs for children ({education} photographs in gcompris-qt and tuxpaint-stamps), which are never
+  tested on. Faces and sound: {face_steps} and {sound_steps} steps of each, of 64. CPU seconds are of all up to a row.
 """
 
 LIMITS = """\
@@ -409,7 +412,9 @@ def _setup(data: Mapping[str, Any]) -> str:
         sets=" and ".join(f"*{which}* ({len(source['names'])})" for which, source in sets) or "none here",
         face_calibration=faces["calibration"], face_test=faces["test"], voices=sound["voices"],
         instruments=sound["instruments"], sound_calibration=sound["calibration"], sound_test=sound["test"],
-        minutes=how["pictures"]["minutes"], face_minutes=how["faces"]["minutes"], sound_minutes=how["sound"]["minutes"],
+        refine=how["pictures"]["refine"]["steps"], distil=how["pictures"]["distil"]["steps"],
+        face_steps=how["faces"]["refine"]["steps"], sound_steps=how["sound"]["refine"]["steps"],
+        education=(data.get("education") or {"photographs": 0})["photographs"],
     )  # fmt: skip
 
 

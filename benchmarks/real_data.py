@@ -6,6 +6,7 @@ the number of the photograph or recording that it was cut from.
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import struct
@@ -53,20 +54,49 @@ def photographs(paths: Sequence[Path], *, smallest: int = 180, flattest: float =
         flattest: the least standard deviation, in grey levels of 255, of a thumbnail.
     """
     found = {}
-    for path in paths:
-        try:
-            with Image.open(path) as opened:
-                picture = opened.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            print(f"{path.name} is left out, it can't be read: {error}")
-            continue
+    left_out: list[str] = []
+    for path, picture in _read(paths):
         if max(picture.size) > largest:
             picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
         if min(picture.size) < smallest or np.asarray(picture.resize((64, 64))).std() < flattest:
-            print(f"{path.name} is left out: it is too small, or of one colour")
+            left_out.append(path.name)
             continue
         found[_name(path, found)] = picture
+    if left_out:
+        print(f"{len(left_out)} pictures are left out, too small or of one colour: {', '.join(left_out[:5])}, ...")
     return found
+
+
+def _read(paths: Sequence[Path]) -> Iterator[tuple[Path, Image.Image]]:
+    """The pictures of files, on black where they are transparent; those in a bundle of Qt's resources one by one."""
+    for path in paths:
+        if path.suffix == ".rcc":
+            yield from ((path.with_name(f"{path.stem}_{index}.jpg"), one) for index, one in enumerate(_bundled(path)))
+            continue
+        try:
+            with Image.open(path) as opened:
+                picture = opened.convert("RGBA" if opened.has_transparency_data else "RGB")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            print(f"{path.name} is left out, it can't be read: {error}")
+            continue
+        if picture.mode == "RGBA":
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
+        yield path, picture
+
+
+def _bundled(path: Path) -> Iterator[Image.Image]:
+    """The JPEG and WebP files that lie uncompressed in a bundle, found by their first bytes."""
+    content = path.read_bytes()
+    for start in (b"\xff\xd8\xff", b"RIFF"):
+        at = content.find(start)
+        while at >= 0:
+            try:
+                with Image.open(io.BytesIO(content[at : at + 4_000_000])) as opened:
+                    yield opened.convert("RGB")
+                at += 1000
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                at += 3  # these bytes stood there by chance
+            at = content.find(start, at)
 
 
 def _name(path: Path, taken: dict) -> str:
@@ -87,6 +117,15 @@ def crops(pictures: dict, count: int, side: int, part: tuple[float, float], seed
     chosen = [number % len(images) for number in range(count)]
     found = [_crop(images[number], side, part, rng) for number in chosen]
     return Inputs(_stacked(found), torch.tensor(chosen), tuple(pictures))
+
+
+def joined(one: Inputs, other: Inputs) -> Inputs:
+    """The inputs of two sets."""
+    return Inputs(
+        torch.cat([one.values, other.values]),
+        torch.cat([one.source, other.source + len(one.names)]),
+        (*one.names, *other.names),
+    )
 
 
 def _crop(image: Image.Image, side: int, part: tuple[float, float], rng: random.Random) -> Image.Image:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blurify.cli import console, options, plans
+from blurify.cli import console, options, plans, teaching
 from blurify.cli.allocation import keep_freed_memory
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
@@ -19,7 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from blurify.files.sources import LoadedModel
-    from blurify.spec.adapted import Stage
 
 Stages = Annotated[
     str, typer.Option(metavar="LIST", help="Which: recalibrate, reconstruct, refine, distil; comma-separated.")
@@ -46,7 +42,7 @@ def adapt(
     crops: Annotated[int, typer.Option(metavar="N", help="Pieces of the pictures to learn from.")] = 500,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures a training step and process.")] = 16,
     accumulate: Annotated[int, typer.Option(metavar="N", help="Batches a training step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(metavar="R", help="Relative to the size of each tensor.")] = 3e-4,
+    learning_rate: Annotated[float, typer.Option(metavar="R", help="Of distil, relative to the size of each tensor.")] = 1e-4,
     precision: Annotated[str, typer.Option(metavar="no|fp16|bf16", help="Of training.")] = "no",
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Learn from class folders, too, where they fit.")
@@ -94,17 +90,14 @@ def adapt(
     wanted = tuple(name.strip() for name in stages.split(",") if name.strip())
     Options(wanted, Training(steps, minutes, batch_size, accumulate=accumulate), crops, outputs=outputs).check()
     atomic.check_target(output, force=force)
-    keep = output.expanduser().parent / f".{output.name}.adapting"
     if restart:
-        keep.unlink(missing_ok=True)
+        teaching.kept_at(output).unlink(missing_ok=True)
     place = find_device(device)
     with console.working("reading the model"):
         loaded = options.open_model(model, arch=arch, pretrained=not random, allow=allow, trust=trust)
     original, converted = _pair(loaded, model, recipe, filter_size)
-    import blurify
     from blurify.cli.measuring import parse_numbers, parse_size
     from blurify.metrics import preprocessing
-    from blurify.tuning.adapting import adapt as adapting
 
     geometry = preprocessing.preprocessing_of(
         original, loaded.source.arch, size=parse_size("--size", size), mean=parse_numbers("--mean", mean),
@@ -114,18 +107,14 @@ def adapt(
         if loaded.note:
             console.say(loaded.note)
         console.say(plans.headline(_plan(converted)), style="bold")
-        if keep.exists():
-            console.say(f"going on with a run that was stopped (its state is in {keep}; --restart begins anew)")
-    with memory_errors("a smaller --batch-size or fewer --crops"), _bar(enabled=not json) as bar:
-        adapting(
-            original, converted, data, stages=wanted, steps=steps, minutes=minutes if steps is None else None,
-            batch_size=batch_size, learning_rate=learning_rate, crops=crops, preprocessing=geometry, outputs=outputs,
-            labels=labels, precision=precision, accumulate=accumulate, seed=seed, device=place, log=log, keep=keep,
-            inplace=True, watch=bar.watch, told=None if json else bar.told,
+    with memory_errors("a smaller --batch-size or fewer --crops"):
+        adapted = teaching.taught(
+            original, converted, data, output, quiet=json, preprocessing=geometry, stages=wanted, steps=steps,
+            minutes=minutes if steps is None else None, batch_size=batch_size, learning_rate=learning_rate,
+            crops=crops, outputs=outputs, labels=labels, precision=precision, accumulate=accumulate, seed=seed,
+            device=place, log=log,
         )  # fmt: skip
-    adapted = blurify.adapted_of(converted)
-    assert adapted is not None
-    if not _main_process():
+    if not teaching.main_process():
         return
     with console.working(f"writing {output}"):
         checkpoints.save(converted, output, source=loaded.source, force=force)
@@ -133,10 +122,9 @@ def adapt(
     if json:
         console.print_json({"adapted": adapted.to_dict(), "file": {"path": str(output), "bytes": size_written}})
         return
-    for note in adapted.notes:
-        console.say(f"note: {note}", style="yellow")
+    teaching.say_notes(adapted)
     console.say(f"wrote {output} ({plans.file_size(size_written)})", style="bold")
-    console.say(f"next: blurify measure {model} {output} --data DIR, on pictures that it was not adapted on")
+    console.say(teaching.next_command(model, output))
 
 
 def _pair(loaded: LoadedModel, spec: str, recipe: str | None, filter_size: int | None) -> tuple[nn.Module, nn.Module]:
@@ -164,47 +152,3 @@ def _plan(model: nn.Module) -> Any:
     import blurify
 
     return blurify.plan_of(model) or blurify.inspect(model)
-
-
-def _main_process() -> bool:
-    """Whether this is the one of several processes that writes."""
-    from accelerate import PartialState
-
-    return PartialState().is_main_process
-
-
-class _Bar:
-    """Lines for stages, and a bar for what is under way."""
-
-    watch: Callable[[str, int, int], None] | None = None
-
-    def told(self, stage: Stage) -> None:
-        """A stage ended."""
-        style = {"converted": "", "distil": "bold"}.get(stage.name, "")
-        console.say(stage.line, style=style if stage.kept else "yellow")
-
-
-@contextlib.contextmanager
-def _bar(*, enabled: bool) -> Iterator[_Bar]:
-    bar = _Bar()
-    if not enabled or not sys.stderr.isatty():
-        yield bar
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as progress:
-        task = progress.add_task("adapting", total=None)
-        bar.watch = lambda what, done, of: progress.update(task, description=what, completed=done, total=of or None)
-        yield bar

@@ -32,7 +32,7 @@ IMAGES = 100
 _BATCH = 32
 
 Images = Annotated[int, typer.Option(metavar="N", help="With --data: so many images, at random all over.")]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="With --data: where the model runs.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="For pictures: where the model runs.")]
 
 
 def check_images(images: int) -> None:
@@ -157,7 +157,7 @@ def preprocessing_for(loaded: LoadedModel, inputs: tuple[Tensor, ...] | None) ->
     size = None
     if inputs is not None:
         if len(inputs) != 1 or inputs[0].dim() != 4:
-            raise BlurifyError("--data shows pictures to the model: give one --input-shape N,C,H,W, or none")
+            raise BlurifyError("a folder of pictures is shown to the model: give one --input-shape N,C,H,W, or none")
         size = inputs[0].shape[2], inputs[0].shape[3]
     used = preprocessing_of(loaded.model, loaded.source.arch, size=size)
     if inputs is not None and inputs[0].shape[1] != used.channels:

@@ -72,7 +72,7 @@ def inspect(
         loaded = options.open_model(model, arch=arch, pretrained=pretrained, allow=allow, trust=trust)
         import blurify
 
-        already = blurify.plan_of(loaded.model) is not None
+        already, adapted = blurify.plan_of(loaded.model) is not None, blurify.adapted_of(loaded.model)
         if data is None:
             plan, shown = blurify.inspect(loaded.model, example_inputs=inputs, recipe=wanted), None
         else:
@@ -91,6 +91,7 @@ def inspect(
             _as_json(plan, aliasing, data)
             | {"answers": answers.as_json(agreed, data), "adapt": remedy or None}
             | ({"ranking": ranking.to_dict()} if ranking is not None else {})
+            | ({"adapted": adapted.to_dict()} if adapted is not None else {})
         )
         return
     if loaded.note and data is not None:
@@ -101,6 +102,8 @@ def inspect(
             "aliasing: share of energy above the new Nyquist frequency just before the subsampling, most first; "
             f"{aliasing.images} images ({data}), 95% intervals in brackets"
         )
+    if adapted is not None:
+        console.say(adapted.summary(), style="bold")
     if agreed is not None and data is not None:
         console.say(answers.line(agreed, data, done=False), style="bold")
     if remedy:

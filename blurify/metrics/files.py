@@ -13,6 +13,7 @@ from blurify.files import atomic
 from blurify.metrics.differences import differences
 from blurify.metrics.results import Measurement
 from blurify.metrics.trade_off import Ranking
+from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
 
 
@@ -26,6 +27,8 @@ class Context:
         versions: of what took part, by name.
         same_weights: the converted model has the original's weights, bit for bit: it was not fine-tuned.
         ranking: of the sites by what converting each costs; None where they were not ranked.
+        adapted: what adapting did to each model, one entry a measurement, None for a model that was not adapted; empty
+            where none was.
     """
 
     plan: Plan | None = None
@@ -33,6 +36,7 @@ class Context:
     versions: Mapping[str, str] = field(default_factory=dict)
     same_weights: bool = False
     ranking: Ranking | None = None
+    adapted: tuple[Adapted | None, ...] = ()
 
 
 def write_measurements(
@@ -47,7 +51,7 @@ def write_measurements(
         path: the file.
         measurements: what `measure` returned, of one model or several.
         context: what else to write down, beside "measurements": "plan", "command", "versions", "same_weights"
-            and, where there is one, "ranking".
+            and, where there are such, "ranking" and "adapted".
         force: replace a file that is there.
 
     Returns:
@@ -82,6 +86,7 @@ def _context_data(context: Context | None) -> dict[str, Any]:
         "versions": dict(context.versions),
         "same_weights": context.same_weights,
         **({"ranking": context.ranking.to_dict()} if context.ranking else {}),
+        **({"adapted": [item and item.to_dict() for item in context.adapted]} if any(context.adapted) else {}),
     }
 
 
@@ -112,7 +117,10 @@ def read_all(path: str | Path) -> tuple[tuple[Measurement, ...], Context]:
         versions = {str(name): str(version) for name, version in data.get("versions", {}).items()}
         same = data.get("same_weights") is True
         ranking = Ranking.from_dict(data["ranking"]) if data.get("ranking") is not None else None
-        context = Context(plan, str(data.get("command", "")), versions, same_weights=same, ranking=ranking)
+        adapted = tuple(None if item is None else Adapted.from_dict(item) for item in data.get("adapted") or ())
+        if adapted and len(adapted) != len(entries):
+            raise TypeError(f"{len(adapted)} records of adapting for {len(entries)} measurements")
+        context = Context(plan, str(data.get("command", "")), versions, same, ranking, adapted)
         return tuple(Measurement.from_dict(entry) for entry in entries), context
     except OSError as error:
         raise BlurifyError(f"{path} can't be read: {error.strerror}") from error

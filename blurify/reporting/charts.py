@@ -16,6 +16,7 @@ from typing import TypeGuard
 from blurify.metrics.results import Estimate
 from blurify.reporting import words
 from blurify.reporting.content import Curve, Row, TradeOff
+from blurify.spec.adapted import Stage
 
 _ROW_TEXT, _ROW_MARK, _ROW_GAP = 22, 16, 12  # pixels: the line of text over the marks, each mark, the space below
 _AXIS = 24  # pixels below a chart, for the labels of its axis
@@ -202,6 +203,38 @@ def trade_off(points: Sequence[TradeOff], *, height: float = 220.0) -> CurveChar
     )
 
 
+def stages(found: Sequence[Stage], *, height: float = 160.0) -> CurveChart:
+    """Where adapting stood after each stage: answers kept, or the distance where the outputs are no classes.
+
+    A stage that was taken back has a mark, and no line leads to it: the next one went on from where it was before.
+    """
+    classes = all(stage.same is not None for stage in found)
+    values = [stage.same if classes and stage.same is not None else stage.distance for stage in found]
+    top = ticks_to(1.0) if classes else ticks_to(max(filter(math.isfinite, values), default=1.0), most=None)
+    bottom, last = _TOP + height, max(len(found) - 1, 1)
+    marks, lines, before = [], [], None
+    for index, (stage, value) in enumerate(zip(found, values, strict=True)):
+        if not math.isfinite(value):
+            continue
+        text = words.percent(value) if classes else f"{value:.3g}"
+        text = f"{stage.name}: {text}{'' if stage.kept else ', taken back'}"
+        x = _FIRST + (_LAST - _FIRST) * index / last
+        mark = Mark(1 if stage.kept else 0, x, bottom - height * value / top[-1], None, None, text)
+        if stage.kept:
+            if before is not None:
+                lines.append(Line(1, before.x, before.y, mark.x, mark.y))
+            before = mark
+        marks.append(mark)
+    return CurveChart(
+        bottom + _AXIS,
+        bottom,
+        tuple(Tick(_FIRST + (_LAST - _FIRST) * index / last, str(index + 1)) for index in range(len(found))),
+        tuple(Tick(bottom - height * value / top[-1], share(value) if classes else f"{value:.3g}") for value in top),
+        tuple(lines),
+        tuple(marks),
+    )
+
+
 def largest(found: Sequence[Curve]) -> float:
     """The upper end of all intervals of some curves."""
     return max((item.high for curve in found for part in curve.series for item in part if drawable(item)), default=1.0)
@@ -242,10 +275,11 @@ def _curves(
     bottom = _TOP + height
     # Side by side, so that equal values of two measurements both show.
     aside = min(_ASIDE, (_LAST - _FIRST) / max(count - 1, 1) / 6) if len(series) > 1 else 0.0
+    middle = (len(series) - 1) / 2
 
-    def across(index: int, number: float = 0.5) -> float:
-        middle = _FIRST + (_LAST - _FIRST) * (index / (count - 1) if count > 1 else 0.5)
-        return middle + aside * (2 * number - 1)
+    def across(index: int, number: float = middle) -> float:
+        point = _FIRST + (_LAST - _FIRST) * (index / (count - 1) if count > 1 else 0.5)
+        return point + (aside * (number - middle) / middle if middle else 0.0)
 
     def down(value: float | None) -> float | None:
         return None if value is None else bottom - height * value / ticks[-1][0]

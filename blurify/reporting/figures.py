@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NAMES = ("consistency", "heatmaps", "aliasing", "trade-off", "stability", "corruptions", "worst-case")
 FORMATS = ("png", "svg")
-_COLOURS, _MARKERS, _STYLES = ("#a34a00", "#0b57b0"), ("s", "o"), ("--", "-")
+_COLOURS, _MARKERS, _STYLES = ("#a34a00", "#0b57b0", "#a8176f"), ("s", "o", "D"), ("--", "-", "-.")
 _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "blurify", "font.size": 9.0, "axes.spines.top": False,
           "axes.spines.right": False, "axes.edgecolor": "#525c67", "grid.color": "#e3e7eb"}  # fmt: skip
 _DPI = 160
@@ -121,7 +121,7 @@ def _legend(report: Report, on: Axes | Figure, **place: Any) -> None:
     handles: list[Any] = [
         Line2D([], [], color=colour, marker=marker, ls=style, markerfacecolor="white" if index == 0 else colour)
         for index, (colour, marker, style) in enumerate(zip(_COLOURS, _MARKERS, _STYLES, strict=True))
-    ]
+    ][: len(report.roles)]
     labels = [f"{role}: {_short(item.model)}" for role, item in zip(report.roles, report.measurements, strict=True)]
     for text in on.legend(handles, labels, frameon=False, **place).get_texts():
         text.set_parse_math(False)
@@ -139,7 +139,7 @@ def _dots(report: Report, rows: Sequence[Row], title: str) -> Figure:
     for number, row in enumerate(rows):
         for series, item in enumerate(row.estimates):
             if charts.drawable(item):
-                offset = (series - (len(row.estimates) - 1) / 2) * 0.3
+                offset = (series - (len(row.estimates) - 1) / 2) * (0.3 if len(row.estimates) < 3 else 0.25)
                 _mark(
                     axes,
                     series,
@@ -174,7 +174,8 @@ def _mark(axes: Axes, series: int, x: Sequence[float], y: Sequence[float], **err
 def _curve(axes: Axes, curve: Curve, highest: float) -> None:
     """A line a measurement through the points of a curve, broken where one is not known."""
     for series, part in enumerate(curve.series):
-        aside = _ASIDE * (2 * series - 1) if len(curve.series) > 1 else 0.0  # so that equal values both show
+        middle = (len(curve.series) - 1) / 2
+        aside = _ASIDE * (series - middle) / middle if middle else 0.0  # so that equal values all show
         values = [item.value if charts.drawable(item) else math.nan for item in part]
         places = [number + aside for number in range(1, len(part) + 1)]
         axes.plot(places, values, color=_COLOURS[series], linestyle=_STYLES[series], linewidth=1.4)

@@ -54,6 +54,21 @@ class Adapted:
     stages: tuple[Stage, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def reached(self) -> Stage | None:
+        """The last stage whose result was kept: what the model is now. None where there is none."""
+        return next((stage for stage in reversed(self.stages) if stage.kept), None)
+
+    def summary(self) -> str:
+        """In one line: on what, and how far the model answers as the original does."""
+        stage = self.reached
+        if stage is None:
+            return f"adapted on {self.data}"
+        error = f"relative error {stage.distance:.3g}"
+        if stage.same is not None:
+            error = f"{stage.same:.1%} of the answers are the original's, KL {stage.distance:.2g} nats"
+        return f"adapted on {self.data}: {error} (after {stage.name}, {self.checked} examples held back)"
+
     def lines(self) -> list[str]:
         """The same in words, a line a stage."""
         return [stage.line for stage in self.stages]

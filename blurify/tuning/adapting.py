@@ -37,7 +37,7 @@ STAGES = ("recalibrate", "reconstruct", "refine", "distil")
 REFINING = 0.4
 """Share of the steps or of the time that `refine` gets, where `distil` follows it."""
 
-PARTS_RATE = 20.0
+PARTS_RATE = 100.0
 """Learning rate of `refine` over that of `distil`: its problems are small and well-conditioned."""
 
 FEW = 32
@@ -145,7 +145,7 @@ def adapt(
         steps, minutes: how long `refine` and `distil` train: so many steps in all, or else what fits into so many
             minutes, with the other stages.
         batch_size: pictures a step and process.
-        learning_rate: of `distil`, relative to the size of each tensor; `refine` takes twenty times as much.
+        learning_rate: of `distil`, relative to the size of each tensor; `refine` takes a hundred times as much.
         crops: how many pieces of pictures are used at most; those of a picture are spread over it.
         calibrate: how many of them the first two stages see. They are in memory at once, with their features.
         preprocessing: how pictures become inputs; None: as the model says (see `metrics.preprocessing_of`).

@@ -45,7 +45,7 @@ class Training:
     steps: int | None = None
     minutes: float | None = 10.0
     batch_size: int = 16
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     optimizer: str = "adamw"
     decay: float = 0.98
     precision: str = "no"

@@ -179,7 +179,7 @@ def test_text_stands_out_by_its_rules(scheme: str) -> None:
     rest = re.sub(r":root\s*{[^}]*}", "", STYLE)
     inks = set(re.findall(r"(?:[;{\s])(?:color|fill): var\(--([\w-]+)\)", rest))
     grounds = set(re.findall(r"background(?:-color)?: var\(--([\w-]+)\)", rest))
-    assert {"text", "quiet", "link", "good", "bad", "s0", "s1"} <= inks and grounds == {"ground", "raised"}
+    assert {"text", "quiet", "link", "good", "bad", "s0", "s1", "s2"} <= inks and grounds == {"ground", "raised"}
     faint = {
         (ink, ground): round(contrast(named[ink], named[ground]), 2)
         for ink, ground in itertools.product(inks - {"ground"}, grounds)
@@ -193,7 +193,7 @@ def test_marks_of_charts_stand_out_by_their_rules(scheme: str) -> None:
     named = colours(scheme)
     opacities = [float(number) for number in re.findall(r"opacity: ([\d.]+)", STYLE)]
     assert opacities and min(opacities) < 1
-    for series in ("s0", "s1"):
+    for series in ("s0", "s1", "s2"):
         for opacity in (*opacities, 1.0):
             pairs = zip(named[series], named["ground"], strict=True)
             mixed = tuple(opacity * ink + (1 - opacity) * paper for ink, paper in pairs)

@@ -15,7 +15,7 @@ from blurify.errors import BlurifyError
 from blurify.metrics.subject import Preprocessing, TensorPictures
 from tests.tuning.networks import Small, pair, pictures, trained
 
-QUICK = {"steps": 30, "batch_size": 16, "learning_rate": 5e-3, "device": "cpu"}
+QUICK = {"steps": 30, "batch_size": 16, "learning_rate": 1e-3, "device": "cpu"}
 
 
 def _answers(model: nn.Module, x: torch.Tensor):
