@@ -88,10 +88,11 @@ SETTINGS: dict[str, Any] = {
     "adapting": {
         "share": 0.25,  # of the steps that the original was trained for
         "pictures": 3000,
-        "learning_rate": 3e-3,
+        "stages": ["recalibrate", "reconstruct", "distil"],  # refine would get two fifths of the steps
+        "learning_rate": 1e-2,
         "decay": 0.0,  # so few steps are no more than a moving average forgets
         "calibrate": 512,
-        "views": 8,
+        "views": 6,
         "shift": 12,
     },
     "measuring": {
@@ -227,7 +228,7 @@ def steps_to_adapt(settings: Mapping[str, Any]) -> int:
     """The share of the original's steps that adapting may take, all stages together."""
     training = settings["training"]
     steps = training["epochs"] * (len(training_data(settings)[0]) // training["batch_size"])
-    return max(2, math.floor(settings["adapting"]["share"] * steps))
+    return max(1, math.floor(settings["adapting"]["share"] * steps))
 
 
 def adapt(family: str, seed: int, settings: Mapping[str, Any], start: Mapping[str, Tensor]) -> nn.Module:
@@ -240,6 +241,7 @@ def adapt(family: str, seed: int, settings: Mapping[str, Any], start: Mapping[st
         converted,
         unlabelled(seed, settings),
         preprocessing=geometry(settings),
+        stages=how["stages"],
         steps=steps_to_adapt(settings),
         batch_size=settings["training"]["batch_size"],
         learning_rate=how["learning_rate"],

@@ -353,7 +353,8 @@ def _adapted(data: Mapping[str, Any]) -> str:
         pictures=part["settings"]["pictures"], held=data["held_out_samples"], seeds=len(part["seeds"]), **part["steps"]
     )
     heads = ("family", "figure", "aliased", "adapted", "difference, over seeds", "over pictures", "met")
-    settings = ", ".join(f"{name} {value}" for name, value in part["settings"].items())
+    values = {name: " ".join(map(str, of)) if isinstance(of, list) else of for name, of in part["settings"].items()}
+    settings = ", ".join(f"{name} {value}" for name, value in values.items())
     again = ADAPTED_RERUN.format(command=part["command"], torch=part["versions"]["torch"], settings=settings)
     return "\n".join((text, table(heads, rows), verdict, again))
 
