@@ -213,10 +213,9 @@ def test_a_run_goes_on_where_it_was(small: Any, monkeypatch: pytest.MonkeyPatch)
 def invented(small: Any, consistency: dict[str, list[float]]) -> dict[str, Any]:
     """The data of the small run, with other figures of consistency by arm."""
     settings, _, runs = small
-    runs = copy.deepcopy(runs)
+    runs = [copy.deepcopy(run) for run in runs if run["arm"] != "adapted"]
     for run in runs:
-        if run["arm"] != "adapted":
-            run["figures"]["consistency"] = consistency[run["arm"]][run["seed"]]
+        run["figures"]["consistency"] = consistency[run["arm"]][run["seed"]]
     return json.loads(evidence.text_of(evidence.record(settings, runs, "a command")))
 
 
