@@ -260,7 +260,7 @@ class _Run:
         self.batches = [
             self._here(batch) for batch in self.examples.plain(self.options.forward, self.options.calibrate)
         ]
-        self.check_batches = [self._here(batch) for batch in self.checked.plain(self.options.forward)]
+        self.checks = self._checks()
         kind = self.options.outputs
         with torch.no_grad():
             self.layers = tuple(layers_to_compare(self.original, self.converted, self.batches))
@@ -284,7 +284,7 @@ class _Run:
             found = self._crops(data, geometry, labels=labels)
             self.name = f"{len(found)} crops of {len(found.pictures.unique())} pictures"
             train, check = cropping.hold_back(found)
-            plain = Augmentation(shift=0, views=1, flip=False, colour=0.0, mix=0.0)
+            plain = replace(options.augmentation, flip=False, colour=0.0, mix=0.0)
             return (
                 Pictures(train, geometry, options.augmentation, dtype),
                 Pictures(check, geometry, plain, dtype),
@@ -328,6 +328,18 @@ class _Run:
             if isinstance(answer, Tensor) and answer.ndim == 2:
                 return answer.shape[1]
         return None
+
+    def _checks(self) -> list[tuple[Inputs, tuple[Inputs, ...]]]:
+        """What stages are judged on: (what the converted model sees, what the original's answers are averaged over).
+
+        As it is taught: answers that depend less on the shift are further from the original's on single windows.
+        """
+        size = self.options.forward
+        if not isinstance(self.checked, Pictures):
+            return [(here, (here,)) for here in map(self._here, self.checked.plain(size))]
+        steps = -(-len(self.checked) // size)
+        drawn = [self.checked.draw(self.options.seed, step, size) for step in range(steps)]
+        return [(self._here(one.seen), tuple(map(self._here, one.taught))) for one in drawn]
 
     def _here(self, inputs: Inputs) -> Inputs:
         args, kwargs = map_tensors(inputs, lambda tensor: tensor.to(self.device))
@@ -425,7 +437,7 @@ class _Run:
         mine, theirs = dict(self.converted.named_modules()), dict(self.original.named_modules())
         student = Answering(self.converted, [mine[path] for path in self.layers])
         teacher = Answering(self.original, [theirs[path] for path in self.layers])
-        return agreement(teacher, student, self.check_batches, self.kind)
+        return agreement(teacher, student, self.checks, self.kind)
 
     def _end(self, stage: Stage) -> None:
         self.done.append(stage)

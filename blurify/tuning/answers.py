@@ -129,14 +129,20 @@ class Agreement:
 
 
 @torch.no_grad()
-def agreement(original: Answers, converted: Answers, batches: Sequence[Inputs], kind: Kind) -> Agreement:
-    """Compare what two models answer."""
+def agreement(
+    original: Answers, converted: Answers, batches: Sequence[tuple[Inputs, Sequence[Inputs]]], kind: Kind
+) -> Agreement:
+    """Compare what two models answer.
+
+    Args:
+        batches: (what the converted model is given, what the original is: its answers are averaged).
+    """
     pairs: list[tuple[list[Tensor], list[Tensor]]] = []
-    for inputs in batches:
-        wanted, answer = original(inputs), converted(inputs)
-        if not comparable(wanted, answer):
+    for seen, taught in batches:
+        answers, answer = [original(inputs) for inputs in taught], converted(seen)
+        if not all(comparable(one, answer) for one in answers):
             return Agreement(len(batches), kind, float("nan"))
-        pairs.append((wanted, answer))
+        pairs.append((mean_answer(answers, kind), answer))
     tensors = [
         (torch.cat([p[0][i].float() for p in pairs]), torch.cat([p[1][i].float() for p in pairs]))
         if len({tuple(p[0][i].shape[1:]) for p in pairs}) == 1 and pairs[0][0][i].ndim
