@@ -175,7 +175,7 @@ class _Loop:
         groups = [{"params": [one], "lr": rate * _size(one), "weight_decay": 0.0} for one in self.learning]
         optimizer = create_optimizer_v2(groups, opt=training.optimizer, lr=rate, weight_decay=0.0)
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.average = ModelEmaV3(self.converted, decay=training.decay) if training.decay else None
+        self.average = ModelEmaV3(self.converted, decay=training.decay, use_warmup=True) if training.decay else None
         self.optimizer = accelerator.prepare(optimizer)
         self.stopped = ""
 
