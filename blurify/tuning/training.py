@@ -247,7 +247,7 @@ class _Loop:
         if math.isfinite(total):
             self.optimizer.step()
             if self.average is not None:
-                self.average.update(self.converted)
+                self.average.update(self.converted, step=step + 1)
         return total
 
     def _shared(self, loss: float) -> float:
