@@ -42,7 +42,9 @@ def adapt(
     crops: Annotated[int, typer.Option(metavar="N", help="Pieces of the pictures to learn from.")] = 500,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures a training step and process.")] = 16,
     accumulate: Annotated[int, typer.Option(metavar="N", help="Batches a training step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(metavar="R", help="Of distil, relative to the size of each tensor.")] = 1e-4,
+    learning_rate: Annotated[
+        float, typer.Option(metavar="R", help="Of distil, relative to the size of each tensor.")
+    ] = 1e-4,
     precision: Annotated[str, typer.Option(metavar="no|fp16|bf16", help="Of training.")] = "no",
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Learn from class folders, too, where they fit.")

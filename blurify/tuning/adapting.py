@@ -40,6 +40,10 @@ REFINING = 0.4
 PARTS_RATE = 100.0
 """Learning rate of `refine` over that of `distil`: its problems are small and well-conditioned."""
 
+TOLERANCE = 1.05
+"""By how much a stage may be further from the original than the one before, and still be kept: some tens of held-back
+pictures don't tell less apart."""
+
 FEW = 32
 """Examples below which results vary a lot."""
 
@@ -128,7 +132,7 @@ def adapt(
     """Let the original teach a converted model on unlabelled pictures, so that it answers as the original did.
 
     A trained network was never shown blurred features: converted, it keeps its weights and loses most of its answers.
-    The stages, in this order, each of which is taken back where it made things worse:
+    The stages, in this order, each of which is taken back where it made things clearly worse:
 
     - `recalibrate` moves batch-norm statistics by what the blurs changed;
     - `reconstruct` refits the layers around the blurs towards the original's activations (least squares, no training);
@@ -378,7 +382,7 @@ class _Run:
             started = time.monotonic()
             line = self._stage(name, kept)
             now = self._agreement()
-            worse = not now.distance <= best.distance
+            worse = not now.distance <= best.distance * TOLERANCE
             if worse:
                 self.converted.load_state_dict(held)
                 line += f"; {now.words()}: worse, so it is taken back"
