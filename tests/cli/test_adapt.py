@@ -106,7 +106,7 @@ def test_it_says_what_each_stage_did_and_the_file_is_a_converted_model(weights, 
     assert "--force" in capsys.readouterr().err
     assert cli.main([*arguments, "--force", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [stage["name"] for stage in found["adapted"]["stages"]][0] == "converted"
+    assert next(stage["name"] for stage in found["adapted"]["stages"]) == "converted"
 
 
 def test_a_converted_file_is_adapted_and_an_adapted_one_refused(weights, folder, tmp_path, capsys):
