@@ -334,7 +334,7 @@ def test_the_committed_data_leave_nothing_out() -> None:
     wanted = {(family, seed, arm) for family in families.FAMILIES for seed in evidence.SEEDS for arm in arms}
     assert Counter((run["family"], run["seed"], run["arm"]) for run in data["runs"]) == Counter(wanted)
     assert data["networks"] == evidence.networks(evidence.SETTINGS, tuple(families.FAMILIES))
-    if "adapting" in data:  # measured by itself: evidence.py --adapted
+    if data["adapting"]:  # measured by itself: evidence.py --adapted
         part = data["adapting"]
         assert part["settings"] == adapting and part["seeds"] == list(evidence.ADAPTED_SEEDS)
         assert part["steps"]["adapted"] * 4 <= part["steps"]["original"]
