@@ -446,17 +446,24 @@ class _Run:
     def _end(self, stage: Stage) -> None:
         self.done.append(stage)
         self._log({"event": "stage", **asdict(stage)})
-        if self.told is not None:
+        if self.told is not None and _speaks():
             self.told(stage)
 
     def _log(self, entry: dict[str, Any]) -> None:
-        if self.log is not None:
+        if self.log is not None and _speaks():
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
     def record(self) -> Adapted:
         """What was done."""
         return Adapted(self.name, len(self.examples), len(self.checked), self.kind, tuple(self.done), tuple(self.notes))
+
+
+def _speaks() -> bool:
+    """Whether this is the one of several processes that says what is done."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
 
 
 def _number(value: float) -> float:

@@ -301,3 +301,16 @@ def test_pictures_in_memory(models):
     assert blurify.adapted_of(adapted).data == "40 crops of 40 pictures"
     with pytest.raises(BlurifyError, match="canvas"):
         blurify.adapt(original, converted, shown, preprocessing=Preprocessing((16, 16), (24, 24)))
+
+
+def test_half_precision_training_and_models(models):
+    original, converted = models
+    adapted = blurify.adapt(original, converted, pictures(32, 5), **{**QUICK, "steps": 4}, precision="bf16")
+    assert all(parameter.dtype == torch.float32 for parameter in adapted.parameters())
+    whole = blurify.convert(original.to(torch.bfloat16), example_inputs=pictures(1).bfloat16(), verify=False)
+    try:
+        half = blurify.adapt(original, whole, pictures(32, 5).bfloat16(), **{**QUICK, "steps": 4})
+    finally:
+        original.float()
+    assert all(parameter.dtype == torch.bfloat16 for parameter in half.parameters())
+    assert blurify.check(half)
