@@ -91,6 +91,21 @@ photographs were used while adapting was being developed; the sources that a net
 it is adapted on, but the settings were not chosen blind. There is no correction for the number of comparisons.
 """
 
+WHY = """\
+- **What a blur takes away is gone.** A strided convolution passes on what lies above the new Nyquist frequency,
+  folded down; the layers behind it were trained on that. Refitted and refined, each part that holds a blur comes as
+  near as its own few weights let it (the loss of `refine`, in the lines above, is the share of its output's
+  variance that is still off), and the rest of the network sees that difference at every site in turn.
+- **A few hundred crops teach the parts, not the whole.** `refine` has a target at every position of every picture,
+  and what it learns holds on other photographs. `distil` has one answer a picture: its loss falls on the crops that
+  it sees, and the answers on held-back pictures hardly change or get worse; where they got clearly worse it was
+  taken back. More and more different pictures, and more time, are what it wants.
+- **Steadiness comes last.** The converted network is steadier than the original because it sees less; the nearer
+  its answers come to the original's, the more of the original's own unsteadiness comes back.
+- **MTCNN's R-net** pools pictures of 24 pixels right behind its first convolution. Its error is a squared one, and
+  a few squares with faces make most of it.
+"""
+
 RERUN = """\
 `{command}` (blurify {blurify}, Python {python}, torch {torch}, timm {timm}). Adapting took {adapting} s of CPU,
 measuring {measuring} s.
@@ -311,6 +326,7 @@ def page(data: Mapping[str, Any]) -> str:
         "## Everything measured\n\n" + _reading(data["settings"]),
         *(_network(results, name) for name in results.networks),
         "## How it was done\n\n" + _setup(data) + "\n" + _networks(results) + "\n" + _packages(data),
+        "## Why targets were missed\n\n" + WHY,
         "## What this does not show\n\n" + LIMITS,
         "## Again\n\n" + RERUN.format(command=data["command"], **data["versions"], **seconds),
     ]
