@@ -16,10 +16,10 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test nets lint format parity bench evidence zoo-check fuzz pickle-names pickle-check wheel clean
+.PHONY: help install install-dev demo test nets lint format parity bench evidence evidence-real zoo-check fuzz pickle-names pickle-check wheel clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 # Made again only when pyproject.toml changes: the package is installed editable, so its code is always the current one.
 $(BASE): pyproject.toml
@@ -64,6 +64,9 @@ bench: $(DEV) ## time and memory of converted models, against the published ones
 
 evidence: $(DEV) ## train small networks, aliased and anti-aliased; writes docs/evidence.md (about half an hour)
 	$(BIN)/python benchmarks/evidence.py -j $(JOBS)
+
+evidence-real: $(DEV) ## convert and adapt real trained networks; fetches some 500 MB; writes docs/evidence-real.md
+	$(BIN)/python benchmarks/evidence_real.py
 
 zoo-check: $(DEV) ## convert and verify every architecture of timm and torchvision
 	$(BIN)/python benchmarks/zoo_check.py

@@ -1,12 +1,13 @@
 """The paper's claim on small networks: `make evidence`, or `python benchmarks/evidence.py -j 2`.
 
 VGG, ResNet, DenseNet and MobileNetV2 in small (`training/families.py`) learn scikit-learn's digits at random places of
-a canvas, with several seeds, in four arms:
+a canvas, with several seeds, in five arms:
 
     aliased       the network as it is
     antialiased   converted by blurify (default recipe) before training: same initial weights, same pictures and order
     control       the first, trained for some more epochs
     finetuned     the first, converted, trained for as many more epochs on the same pictures
+    adapted       the first, converted, taught by the first (blurify.adapt) on pictures without labels; half the seeds
 
 What each does on held-out digits is measured with blurify.metrics. Trained weights, and one JSON line for each network
 measured, are kept in .cache/evidence, under a hash of the settings, torch's version, training/ and the metrics' files:
@@ -16,6 +17,7 @@ a run that was stopped goes on where it was, and a change of the metrics trains 
     python benchmarks/evidence.py --page     only the page, from the JSON
     python benchmarks/evidence.py --check    exit code 1 where the page is not what the JSON says
     python benchmarks/evidence.py --pilot    how the settings were found: aliased networks only, seeds of their own
+    python benchmarks/evidence.py --adapted  only what is adapted, with its originals; the JSON keeps what else it holds
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import argparse
 import copy
 import hashlib
 import json
+import math
 import multiprocessing
 import platform
 import shutil
@@ -49,6 +52,7 @@ from blurify import metrics
 from blurify.metrics.consistency import consistency
 from blurify.metrics.stability import stability
 from blurify.metrics.worst_case import worst_case
+from blurify.tuning.examples import Augmentation
 from training import digits
 from training.families import FAMILIES
 
@@ -57,6 +61,7 @@ WORK = ROOT / ".cache" / "evidence"
 DATA = ROOT / "benchmarks" / "evidence.json"
 SEEDS = tuple(range(10))
 PILOT_SEEDS = (1000, 1001)
+ADAPTED_SEEDS = SEEDS[:5]
 PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
 
 SETTINGS: dict[str, Any] = {
@@ -80,6 +85,16 @@ SETTINGS: dict[str, Any] = {
         "translation": 6.0,
     },
     "finetuning": {"epochs": 4, "learning_rate": 3e-3},
+    "adapting": {
+        "share": 0.25,  # of the steps that the original was trained for
+        "pictures": 3000,
+        "stages": ["recalibrate", "reconstruct", "distil"],  # refine would get two fifths of the steps
+        "learning_rate": 1e-2,
+        "decay": 0.0,  # so few steps are no more than a moving average forgets
+        "calibrate": 512,
+        "views": 6,
+        "shift": 12,
+    },
     "measuring": {
         "crop_seeds": 5,  # pairs of crops a picture
         "every": 4,  # stability and worst case take every fourth picture, for time
@@ -102,6 +117,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "antialiased": {"converted": True, "after": None},
     "control": {"converted": False, "after": "aliased"},
     "finetuned": {"converted": True, "after": "aliased"},
+    "adapted": {"converted": True, "after": "aliased"},
 }
 
 Run = dict[str, Any]
@@ -186,6 +202,60 @@ def train(
     )
 
 
+def unlabelled(seed: int, settings: Mapping[str, Any]) -> metrics.TensorPictures:
+    """Pictures of the samples to train on, drawn as in training, without labels: to adapt on.
+
+    They are canvases of the held-out pictures' size; a crop at a random place shows the digit where a picture of the
+    training may have it.
+    """
+    images, _ = training_data(settings)
+    count = settings["adapting"]["pictures"]
+    data, training = settings["data"], settings["training"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        chosen = torch.cat([torch.randperm(len(images)) for _ in range(-(-count // len(images)))])[:count]
+        where = {key: training[key] for key in ("scale", "rotation")}
+        beyond = training["translation"] - (data["canvas"] - data["crop"]) / 2  # the crops' places do the rest
+        moved = max(beyond, 0.5)  # half a pixel: not in whole pixels
+        canvases = shaded(
+            digits.scattered(images[chosen], canvas=data["canvas"], digit=data["digit"], translation=moved, **where),
+            settings,
+        )
+    return metrics.TensorPictures(canvases, None, "training digits")
+
+
+def steps_to_adapt(settings: Mapping[str, Any]) -> int:
+    """The share of the original's steps that adapting may take, all stages together."""
+    training = settings["training"]
+    steps = training["epochs"] * (len(training_data(settings)[0]) // training["batch_size"])
+    return max(1, math.floor(settings["adapting"]["share"] * steps))
+
+
+def adapt(family: str, seed: int, settings: Mapping[str, Any], start: Mapping[str, Tensor]) -> nn.Module:
+    """The network with the weights `start`, converted, and taught by itself as it was; in eval mode."""
+    how = settings["adapting"]
+    original = network(family, "aliased", settings, start).eval()
+    converted = network(family, "adapted", settings, start).eval()
+    return blurify.adapt(
+        original,
+        converted,
+        unlabelled(seed, settings),
+        preprocessing=geometry(settings),
+        stages=how["stages"],
+        steps=steps_to_adapt(settings),
+        batch_size=settings["training"]["batch_size"],
+        learning_rate=how["learning_rate"],
+        decay=how["decay"],
+        crops=how["pictures"],
+        calibrate=how["calibrate"],
+        augmentation=Augmentation(shift=how["shift"], views=how["views"], flip=False, colour=0.0, mix=0.0),
+        outputs="classes",
+        labels=False,
+        seed=seed,
+        device="cpu",
+    )
+
+
 def network(family: str, arm: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
     """A network as an arm has it: converted or not."""
     model = FAMILIES[family]()
@@ -196,13 +266,18 @@ def network(family: str, arm: str, settings: Mapping[str, Any], weights: Mapping
     return model.to(memory_format=torch.channels_last)  # quicker on a CPU
 
 
-def measure(model: nn.Module, pictures: metrics.TensorPictures, settings: Mapping[str, Any]) -> dict[str, float]:
-    """All figures of one network, as shares."""
-    data, how = settings["data"], settings["measuring"]
-    geometry = metrics.Preprocessing(
+def geometry(settings: Mapping[str, Any]) -> metrics.Preprocessing:
+    """How a canvas becomes an input."""
+    data = settings["data"]
+    return metrics.Preprocessing(
         crop=(data["crop"],) * 2, canvas=(data["canvas"],) * 2, channels=1, mean=(0.0,), std=(1.0,)
     )
-    subject = metrics.Subject(model, geometry)
+
+
+def measure(model: nn.Module, pictures: metrics.TensorPictures, settings: Mapping[str, Any]) -> dict[str, float]:
+    """All figures of one network, as shares."""
+    how = settings["measuring"]
+    subject = metrics.Subject(model, geometry(settings))
     crops = [consistency(subject, pictures, seed=seed) for seed in range(how["crop_seeds"])]
     some = metrics.TensorPictures(pictures.canvases[:: how["every"]], pictures.labels[:: how["every"]], pictures.name)
     steady = stability(subject, some, frames=how["frames"], severities=how["severities"])
@@ -221,6 +296,17 @@ def measure(model: nn.Module, pictures: metrics.TensorPictures, settings: Mappin
         **{f"accuracy {found.corruption}": mean(one.value for one in found.accuracy) for found in steady.corruptions},
     }
     return {name: round(value, 6) for name, value in figures.items()}
+
+
+def by_picture(model: nn.Module, pictures: metrics.TensorPictures, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Accuracy and consistency picture by picture: a digit each, of 1 and of the pairs of crops."""
+    subject = metrics.Subject(model, geometry(settings))
+    crops = [consistency(subject, pictures, seed=seed) for seed in range(settings["measuring"]["crop_seeds"])]
+    parts = {"accuracy": [crops[0].accuracy.values], "consistency": [found.agreement.values for found in crops]}
+    return {
+        name: "".join(str(round(sum(values))) for values in zip(*several, strict=True))
+        for name, several in parts.items()
+    }
 
 
 def hashed(*parts: Any) -> str:
@@ -252,6 +338,16 @@ def journal(work: Path, key: str) -> list[Run]:
     return found
 
 
+def recorded(work: Path, key: str, settings: Mapping[str, Any]) -> dict[tuple[str, int, str], Run]:
+    """What has been measured, by (family, seed, arm); but for what was adapted otherwise."""
+    mine = hashed(settings["adapting"])
+    return {_name(run): run for run in journal(work, key) if run.get("adapting", mine) == mine}
+
+
+def _name(run: Run) -> tuple[str, int, str]:
+    return run["family"], run["seed"], run["arm"]
+
+
 def work_on(
     family: str, seed: int, arms: Sequence[str], settings: Mapping[str, Any], work: Path, names: tuple[str, str]
 ) -> list[Run]:
@@ -275,7 +371,7 @@ def _work_on(
     trained, measured = names
     folder = work / trained
     folder.mkdir(parents=True, exist_ok=True)
-    done = {(run["family"], run["seed"], run["arm"]) for run in journal(work, measured)}
+    done = recorded(work, measured, settings)
     pictures = held_out(settings)
     added = []
     for arm in arms:
@@ -283,10 +379,20 @@ def _work_on(
             continue
         weights, training = weights_of(family, seed, arm, settings, folder)
         begin = time.process_time()
-        figures = measure(network(family, arm, settings, weights).eval(), pictures, settings)
+        found: dict[str, Any]
+        if arm == "adapted":
+            start, _ = weights_of(family, seed, "aliased", settings, folder)
+            both = {
+                "original": network(family, "aliased", settings, start),
+                arm: network(family, arm, settings, weights),
+            }
+            found = {name: by_picture(model.eval(), pictures, settings) for name, model in both.items()}
+            found["adapting"] = hashed(settings["adapting"])
+        else:
+            found = {"figures": measure(network(family, arm, settings, weights).eval(), pictures, settings)}
         # Of the processor: others may keep it busy.
         seconds = {"train": training, "measure": round(time.process_time() - begin, 1)}
-        run = {"family": family, "seed": seed, "arm": arm, "figures": figures, "seconds": seconds}
+        run = {"family": family, "seed": seed, "arm": arm, **found, "seconds": seconds}
         with open(work / f"{measured}.jsonl", "a", encoding="utf-8") as file:
             file.write(f"\n{json.dumps(run)}\n")  # the line before may have been cut off
         added.append(run)
@@ -297,12 +403,16 @@ def weights_of(
     family: str, seed: int, arm: str, settings: Mapping[str, Any], folder: Path
 ) -> tuple[dict[str, Tensor], float]:
     """The trained weights of one network, kept ones or trained now and kept; and the seconds that training took."""
-    path = folder / f"{family}-{seed}-{arm}.safetensors"
+    how = f"-{hashed(settings['adapting'])}" if arm == "adapted" else ""
+    path = folder / f"{family}-{seed}-{arm}{how}.safetensors"
     if not path.is_file():
         before = ARMS[arm]["after"]
         start = weights_of(family, seed, before, settings, folder)[0] if before else None
         begin = time.process_time()
-        state = train(family, seed, arm, settings, start).state_dict()
+        trained = (
+            adapt(family, seed, settings, start) if arm == "adapted" else train(family, seed, arm, settings, start)
+        )
+        state = trained.state_dict()
         seconds = str(round(time.process_time() - begin, 1))
         unfinished = path.with_suffix(".part")
         unfinished.write_bytes(
@@ -322,32 +432,61 @@ def run_all(
     arms: Sequence[str] = tuple(ARMS),
     jobs: int = 1,
 ) -> list[Run]:
-    """Every family, seed and arm, in that order; what an earlier run did is not done again."""
-    todo = [(family, seed) for seed in seeds for family in families]
+    """Every family, seed and arm, in that order; what an earlier run did is not done again.
+
+    Of the reported seeds only `ADAPTED_SEEDS` are adapted.
+    """
+    todo = [(family, seed, arms_of(seed, arms)) for seed in seeds for family in families]
     names = keys(settings)
-    for count, added in enumerate(finished(todo, jobs, arms, settings, work, names), 1):
+    for count, added in enumerate(finished(todo, jobs, settings, work, names), 1):
         for run in added:
-            figures, seconds = run["figures"], run["seconds"]
+            seconds = run["seconds"]
             print(
-                f"[{count}/{len(todo)}] {run['family']} seed {run['seed']} {run['arm']}: accuracy "
-                f"{figures['accuracy']:.3f}, consistency {figures['consistency']:.3f} "
+                f"[{count}/{len(todo)}] {run['family']} seed {run['seed']} {run['arm']}: {_words(run, settings)} "
                 f"(train {seconds['train']:.0f} s, measure {seconds['measure']:.0f} s)",
                 flush=True,
             )
-    found = {(run["family"], run["seed"], run["arm"]): run for run in journal(work, names[1])}
-    return [found[family, seed, arm] for family in families for seed in seeds for arm in arms]
+    found = recorded(work, names[1], settings)
+    return [found[family, seed, arm] for family in families for seed in seeds for arm in arms_of(seed, arms)]
 
 
-def finished(todo: Sequence[tuple[str, int]], jobs: int, *common: Any) -> Iterator[list[Run]]:
-    """What `work_on(family, seed, *common)` gives for each of `todo`, as they end."""
+def _words(run: Run, settings: Mapping[str, Any]) -> str:
+    if run["arm"] != "adapted":
+        return f"accuracy {run['figures']['accuracy']:.3f}, consistency {run['figures']['consistency']:.3f}"
+    pairs = settings["measuring"]["crop_seeds"]
+    found = []
+    for figure in ("accuracy", "consistency"):
+        old, new = (
+            statistics.fmean(evidence_page.shares(run, name, figure, pairs)) for name in ("original", "adapted")
+        )
+        found.append(f"{figure} {old:.3f} -> {new:.3f}")
+    return ", ".join(found)
+
+
+def arms_of(seed: int, arms: Sequence[str]) -> list[str]:
+    """Those of a seed."""
+    left_out = seed in SEEDS and seed not in ADAPTED_SEEDS
+    return [arm for arm in arms if not (arm == "adapted" and left_out)]
+
+
+def finished(todo: Sequence[tuple[str, int, list[str]]], jobs: int, *common: Any) -> Iterator[list[Run]]:
+    """What `work_on(family, seed, arms, *common)` gives for each of `todo`, as they end."""
     if jobs == 1:
-        for family, seed in todo:
-            yield work_on(family, seed, *common)
+        for one in todo:
+            yield work_on(*one, *common)
         return
     # A forked child of a process with torch's threads may hang.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(work_on, family, seed, *common) for family, seed in todo]):
+        for future in as_completed([pool.submit(work_on, *one, *common) for one in todo]):
             yield future.result()
+
+
+def versions() -> dict[str, str]:
+    return {
+        "blurify": blurify.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
 
 
 def record(settings: Mapping[str, Any], runs: Sequence[Run], command: str) -> dict[str, Any]:
@@ -356,26 +495,45 @@ def record(settings: Mapping[str, Any], runs: Sequence[Run], command: str) -> di
     training, _ = training_data(settings)
     return {
         "command": command,
-        "versions": {
-            "blurify": blurify.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        },
-        "settings": dict(settings),
+        "versions": versions(),
+        "settings": {part: values for part, values in settings.items() if part != "adapting"},
         "training_samples": len(training),
         "held_out_samples": len(held_out(settings)),
         "networks": networks(settings, families),
         "seeds": sorted({run["seed"] for run in runs}),
         "seconds": {what: round(sum(run["seconds"][what] for run in runs)) for what in ("train", "measure")},
-        "runs": list(runs),
+        "runs": [run for run in runs if run["arm"] != "adapted"],
+        **({"adapting": adapted_part(settings, runs, command)} if any(run["arm"] == "adapted" for run in runs) else {}),
+    }
+
+
+def adapted_part(settings: Mapping[str, Any], runs: Sequence[Run], command: str) -> dict[str, Any]:
+    """What is written down of adapting, each adapted network with its original.
+
+    It stands by itself: another processor trains other networks, so that these are not to be paired with others.
+    """
+    mine = [run for run in runs if run["arm"] == "adapted"]
+    training = settings["training"]
+    steps = training["epochs"] * (len(training_data(settings)[0]) // training["batch_size"])
+    return {
+        "command": command,
+        "versions": versions(),
+        "settings": dict(settings["adapting"]),
+        "steps": {"original": steps, "adapted": steps_to_adapt(settings)},
+        "seeds": sorted({run["seed"] for run in mine}),
+        "runs": mine,
     }
 
 
 def text_of(data: Mapping[str, Any]) -> str:
     """JSON with a line for each network measured."""
-    head = json.dumps({key: value for key, value in data.items() if key != "runs"}, indent=1)
+    head = json.dumps({key: value for key, value in data.items() if key not in ("runs", "adapting")}, indent=1)
     lines = ",\n".join(f"  {json.dumps(run)}" for run in data["runs"])
-    return f'{head[:-2]},\n "runs": [\n{lines}\n ]\n}}\n'
+    text = f'{head[:-2]},\n "runs": [\n{lines}\n ]'
+    if "adapting" in data:
+        part = text_of(data["adapting"]).rstrip()
+        text += f',\n "adapting": {part}'
+    return f"{text}\n}}\n"
 
 
 def pilot(settings: Mapping[str, Any], work: Path, jobs: int) -> None:
@@ -403,6 +561,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="only write the page, from the data")
     parser.add_argument("--check", action="store_true", help="only compare the page with the data")
     parser.add_argument("--pilot", action="store_true", help="show how the settings were found; writes no result")
+    parser.add_argument("--adapted", action="store_true", help="only what is adapted, beside the data that are there")
     parser.add_argument("--work", type=Path, default=WORK, help="where unfinished work is (default .cache/evidence)")
     parser.add_argument("--data", type=Path, default=DATA, help="the JSON (default benchmarks/evidence.json)")
     parser.add_argument("--doc", type=Path, default=evidence_page.PAGE, help="the page (default docs/evidence.md)")
@@ -416,8 +575,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pilot(SETTINGS, options.work, options.jobs)
         return 0
     begin = time.perf_counter()
-    runs = run_all(SETTINGS, options.work, jobs=options.jobs)
-    data = record(SETTINGS, runs, "python benchmarks/evidence.py")
+    command = "python benchmarks/evidence.py"
+    if options.adapted:
+        runs = run_all(SETTINGS, options.work, seeds=ADAPTED_SEEDS, arms=("adapted",), jobs=options.jobs)
+        data = json.loads(options.data.read_text(encoding="utf-8"))
+        data["adapting"] = adapted_part(SETTINGS, runs, f"{command} --adapted")
+    else:
+        runs = run_all(SETTINGS, options.work, jobs=options.jobs)
+        data = record(SETTINGS, runs, command)
     options.data.write_text(text_of(data), encoding="utf-8")
     evidence_page.write(options.data, options.doc)
     print(f"{time.perf_counter() - begin:.0f} s; wrote {options.data} and {options.doc}")

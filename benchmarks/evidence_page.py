@@ -61,6 +61,20 @@ COLUMNS = """\
   **steady**: those with one answer all over the grid.
 """
 
+ADAPTING = """\
+Here nothing is trained with labels after the conversion: `blurify.adapt` lets the aliased network teach its converted
+copy on {pictures} pictures of the training samples, without labels, in {adapted} steps of the optimiser in all, of
+batches no larger than in training: the aliased network was trained for {original}. The aim, set beforehand: an accuracy
+of at least the original's (the paired interval does not lie below 0), and a higher consistency (it lies above 0). Both
+intervals are of the paired difference: over {seeds} seeds (Student's t), and over the {held} held-out pictures, each
+with its mean over the seeds. Met is what holds by both.
+"""
+
+ADAPTED_RERUN = """\
+Both networks of each pair are from one run, `{command}` (torch {torch}), which stands by itself: other processors
+train other networks, so its aliased ones need not be those of the tables above. Settings: {settings}.
+"""
+
 SETUP = """\
 The {total} samples are split by sample, once for all seeds: {held} held out ({held_out_per_digit} of each digit),
 {training} to train on. Digits of 8x8 pixels are enlarged to {digit}x{digit} and put at random places on a black canvas
@@ -190,6 +204,7 @@ def page(data: Mapping[str, Any]) -> str:
         HEAD.format(seeds=seeds),
         "## Consistency\n\n" + READING.format(seeds=seeds) + "\n" + _consistency(results) + "\n" + _verdict(results),
         "## Accuracy\n\n" + _accuracy(results),
+        "## Adapted without labels\n\n" + _adapted(data),
         "## Everything measured\n\n"
         + columns
         + "\n"
@@ -260,6 +275,88 @@ def _accuracy(results: Results) -> str:
             rows.append((family, how, shown(old), shown(new), signed(difference), what))
     note = "\nThe last column is by the interval of the paired difference.\n"
     return table(("family", "trained", "aliased", "anti-aliased", "difference", "anti-aliased is"), rows) + note
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What adapting did to one figure of a family.
+
+    Attributes:
+        old, new: of the aliased and of the adapted networks, over seeds.
+        seeds, pictures: the paired difference, over seeds and over pictures.
+    """
+
+    old: Interval
+    new: Interval
+    seeds: Interval
+    pictures: Interval
+
+
+def adapted_families(data: Mapping[str, Any]) -> dict[str, dict[str, Adapted]]:
+    """Accuracy and consistency of each family that was adapted with at least two seeds."""
+    pairs = data["settings"]["measuring"]["crop_seeds"]
+    found: dict[str, dict[str, Adapted]] = {}
+    for family in data["networks"]:
+        runs = [run for run in data.get("adapting", {"runs": []})["runs"] if run["family"] == family]
+        if len(runs) < 2:
+            continue
+        found[family] = {}
+        for figure in ("accuracy", "consistency"):
+            old, new = ([shares(run, which, figure, pairs) for run in runs] for which in ("original", "adapted"))
+            changes = [
+                [two - one for one, two in zip(*pair, strict=True)] for pair in zip(old, new, strict=True)
+            ]  # a seed, a picture
+            found[family][figure] = Adapted(
+                *(interval([_mean(each) for each in every]) for every in (old, new, changes)),
+                interval([_mean(each) for each in zip(*changes, strict=True)]),
+            )
+    return found
+
+
+def shares(run: Mapping[str, Any], which: str, figure: str, pairs: int) -> list[float]:
+    """What was measured of each picture, of the original or the adapted network of a run; in `pairs` pairs of crops."""
+    most = 1 if figure == "accuracy" else pairs
+    return [int(count) / most for count in run[which][figure]]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def target_met(found: Mapping[str, Adapted]) -> bool:
+    """Accuracy not below the original's, consistency above it, over seeds and over pictures."""
+    accuracy, consistency = found["accuracy"], found["consistency"]
+    return (
+        min(accuracy.seeds.high, accuracy.pictures.high) >= 0
+        and min(consistency.seeds.low, consistency.pictures.low) > 0
+    )
+
+
+def _adapted(data: Mapping[str, Any]) -> str:
+    found = adapted_families(data)
+    if not found:
+        return "Not measured yet: `python benchmarks/evidence.py --adapted` does it.\n"
+    part = data["adapting"]
+    rows = [
+        (
+            family, name, shown(of.old), shown(of.new), signed(of.seeds), signed(of.pictures),
+            ("yes" if target_met(figures) else "**no**") if name == "accuracy" else "",
+        )
+        for family, figures in found.items() for name, of in figures.items()
+    ]  # fmt: skip
+    missed = [family for family, figures in found.items() if not target_met(figures)]
+    verdict = f"The target was met in {len(found) - len(missed)} of {len(found)} families"
+    verdict += f"; **not** by {', '.join(missed)}.\n" if missed else ".\n"
+    absent = [family for family in data["networks"] if family not in found]
+    verdict += f"Not measured: {', '.join(absent)}.\n" if absent else ""
+    text = ADAPTING.format(
+        pictures=part["settings"]["pictures"], held=data["held_out_samples"], seeds=len(part["seeds"]), **part["steps"]
+    )
+    heads = ("family", "figure", "aliased", "adapted", "difference, over seeds", "over pictures", "met")
+    values = {name: " ".join(map(str, of)) if isinstance(of, list) else of for name, of in part["settings"].items()}
+    settings = ", ".join(f"{name} {value}" for name, value in values.items())
+    again = ADAPTED_RERUN.format(command=part["command"], torch=part["versions"]["torch"], settings=settings)
+    return "\n".join((text, table(heads, rows), verdict, again))
 
 
 def _losses(results: Results) -> str:

@@ -28,13 +28,16 @@ if TYPE_CHECKING:
         MaxBlurPool2d,
         MaxBlurPool3d,
     )
+    from blurify.spec.adapted import Adapted
     from blurify.spec.plan import Plan, Site
     from blurify.spec.recipes import Recipe
-    from blurify.surgery.carrying import plan_of
+    from blurify.surgery.carrying import adapted_of, plan_of
+    from blurify.tuning.adapting import adapt
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Adapted",
     "AvgBlurPool1d",
     "AvgBlurPool2d",
     "AvgBlurPool3d",
@@ -49,6 +52,8 @@ __all__ = [
     "Recipe",
     "Site",
     "VerificationError",
+    "adapt",
+    "adapted_of",
     "check",
     "convert",
     "inspect",
@@ -66,7 +71,9 @@ _HOMES = {
     **dict.fromkeys(("load", "save"), "files.checkpoints"),
     **dict.fromkeys(("Plan", "Site"), "spec.plan"),
     "Recipe": "spec.recipes",
-    "plan_of": "surgery.carrying",
+    **dict.fromkeys(("adapted_of", "plan_of"), "surgery.carrying"),
+    "Adapted": "spec.adapted",
+    "adapt": "tuning.adapting",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from blurify.metrics.packing import pack
 from blurify.metrics.results import (
+    Agreement,
     Aliasing,
     Consistency,
     CorruptionResult,
@@ -19,6 +20,7 @@ from blurify.metrics.results import (
     Stability,
     WorstCase,
 )
+from blurify.metrics.trade_off import RankedSite, Ranking, Step
 from blurify.spec.edits import Blur, BlurOutput, SetStride
 from blurify.spec.methods import Taps
 from blurify.spec.plan import Plan, Site
@@ -157,3 +159,28 @@ def plan(first: str = "conv1") -> Plan:
         model="torchvision.models.resnet.ResNet",
         input_shapes=((1, 3, 224, 224),),
     )  # fmt: skip
+
+
+def ranking(*, classes: bool = True, first: str = "maxpool") -> Ranking:
+    """The three sites of the plan that are blurred, with the name of the first to choose; one step removes nothing."""
+
+    def agreement(kept: float) -> Agreement:
+        if not classes:
+            return Agreement(100, relative_error=1 - kept)
+        return Agreement(100, same=estimate(kept, 0.06, 100), divergence=Estimate(2 - 2 * kept, 0.0, 2.0, 100))
+
+    def site(name: str, kind: str, kept: float, before: float, after: float) -> RankedSite:
+        return RankedSite(name, kind, agreement(kept), estimate(before, count=32), estimate(after, count=32))
+
+    return Ranking(
+        "torchvision/resnet18",
+        "pictures/val",
+        Recipe(name="gentle"),
+        (
+            site(first, "maxpool", 0.97, 0.2412, 0.0412),
+            site("layer2.0.conv1", "conv", 0.88, 0.3127, 0.1127),
+            site("layer3.0.conv1", "conv", 0.93, 0.2804, 0.2904),
+        ),
+        (Step(1, agreement(0.97), 0.2397), Step(2, agreement(0.84), 0.4794), Step(3, agreement(0.86), 0.4674)),
+        32,
+    )

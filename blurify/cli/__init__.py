@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from blurify.cli import console
+from blurify.cli.adapt import adapt
 from blurify.cli.check import check
 from blurify.cli.convert import convert
 from blurify.cli.demo import demo
@@ -52,6 +53,7 @@ def build_app() -> typer.Typer:
     )(_root)
     app.command(epilog="Example: blurify inspect torchvision/vgg16 --recipe light --json")(inspect)
     app.command(epilog="Example: blurify convert model.pt -o model_aa.pt --arch timm/resnet18")(convert)
+    app.command(epilog="Example: blurify adapt model_aa.pt --data photos -o model_adapted.pt --minutes 10")(adapt)
     app.command(epilog="Example: blurify check model_aa.pt --json")(check)
     app.command(epilog="Example: blurify revert model_aa.pt -o model.pt")(revert)
     app.command(epilog="Example: blurify measure timm/resnet18 --convert --data photos --images 500")(measure)

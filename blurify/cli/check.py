@@ -23,10 +23,16 @@ def check(
         import blurify
     with console.working("checking"):
         found = blurify.check(loaded.model)
+    adapted = blurify.adapted_of(loaded.model)
     if json:
-        console.print_json({"in_force": bool(found), "problems": list(found.problems), "lines": found.lines()})
+        console.print_json(
+            {"in_force": bool(found), "problems": list(found.problems), "lines": found.lines()}
+            | ({"adapted": adapted.to_dict()} if adapted is not None else {})
+        )
     else:
         for line in found.lines():
             console.say(line, style="green" if found else "red")
+        if adapted is not None:
+            console.say(adapted.summary())
     if not found:
         raise typer.Exit(1)

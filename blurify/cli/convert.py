@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blurify.cli import console, options, plans
+from blurify.cli import answers, console, options, plans, teaching
+from blurify.cli.devices import find_device, memory_errors
+from blurify.errors import BlurifyError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from blurify.files.sources import LoadedModel
+    from blurify.metrics.results import Agreement
+    from blurify.metrics.subject import Preprocessing
+    from blurify.proof.proof import Proof
+    from blurify.spec.plan import Plan
+
+MINUTES = 10.0
 
 
 def convert(
@@ -20,6 +33,24 @@ def convert(
     recipe: options.Recipe = None,
     filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of images: count the answers that change on them.")
+    ] = None,
+    images: answers.Images = answers.IMAGES,
+    keep_agreement: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="With --data: convert only sites that leave so much, such as 90%."),
+    ] = None,
+    adapt: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of pictures: adapt the weights to the blurs on them, as blurify adapt."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="M", help="With --adapt: time for it.", show_default=f"{MINUTES:g}")
+    ] = None,
+    device: answers.Device = "auto",
     arch: options.Arch = None,
     random: options.Random = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the conversion before writing.")] = True,
@@ -31,8 +62,20 @@ def convert(
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing."""
+    """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing.
+
+    Trained weights do not fit the blur: adapt them (--adapt DIR, or blurify adapt, which has all its options), or try
+    --recipe gentle --keep-agreement 90%.
+    """
     options.check_filter_size(filter_size)
+    answers.check_images(images)
+    keep = answers.parse_share("--keep-agreement", keep_agreement)
+    if keep is not None and data is None:
+        raise BlurifyError("--keep-agreement asks on which pictures: add --data DIR, a folder of images without labels")
+    if minutes is not None and adapt is None:
+        raise BlurifyError("--minutes is the time for adapting: add --adapt DIR, a folder of pictures without labels")
+    if minutes is not None and not minutes > 0:
+        raise BlurifyError(f"--minutes {minutes:g} is no time: give more")
     with console.working("loading torch"):
         from blurify.files import atomic, checkpoints
 
@@ -47,22 +90,48 @@ def convert(
         loaded = options.open_model(model, arch=arch, pretrained=not random, allow=allow, trust=trust)
     import blurify
 
-    plan, proof = blurify.plan_of(loaded.model), None
+    plan, proof, adapted = blurify.plan_of(loaded.model), None, None
     already = plan is not None
     converted = loaded.model
+    agreed: Agreement | None = None
     if plan is None:
+        used = None if adapt is None else _pictures(loaded, inputs, adapt, device)
+        shown = None if data is None else answers.Shown.of(model, loaded, inputs, data, images, device)
+        if keep is not None and shown is not None:
+            wanted = shown.ranked(wanted).choose(keep)
         with console.working("converting" + (" and verifying" if verify else "")):
-            converted = blurify.convert(loaded.model, wanted, example_inputs=inputs, inplace=not verify, verify=verify)
+            converted = blurify.convert(
+                loaded.model, wanted, example_inputs=inputs, verify=verify,
+                inplace=not verify and shown is None and adapt is None,
+            )  # fmt: skip
         plan = blurify.plan_of(converted)
         proof = blurify.proof_of(converted)
         if plan is None:  # a model without a single site may come back as it was
             plan = blurify.inspect(converted, example_inputs=inputs, recipe=wanted)
+        if adapt is not None and answers.changes_answers(plan):
+            if not json:
+                _say(loaded, plan, proof)
+            with memory_errors("blurify adapt with a smaller --batch-size"):
+                adapted = teaching.taught(
+                    loaded.model, converted, adapt, output, quiet=json, preprocessing=used, device=find_device(device),
+                    minutes=MINUTES if minutes is None else minutes,
+                )  # fmt: skip
+            if not teaching.main_process():
+                return
+        if shown is not None and plan.converted:
+            agreed = shown.compared(converted)
+    elif keep is not None or adapt is not None:
+        remedy = "blurify adapt takes it as it is, and blurify revert gives the original"
+        raise BlurifyError(f"{model} is converted already: {remedy}")
     changed = bool(plan.converted) and not already
     written = changed or write_unchanged
     if written:
         with console.working(f"writing {output}"):
             checkpoints.save(converted, output, source=loaded.source, force=force)
     size = output.stat().st_size if written else 0
+    remedy = ""
+    if changed and not random and adapted is None and answers.changes_answers(plan):
+        remedy = answers.adapt_command(str(output), answers.adapted_name(output), allow=allow, trust=trust)
 
     if json:
         console.print_json(
@@ -71,23 +140,23 @@ def convert(
                 "totals": plans.totals(plan),
                 "already_converted": already,
                 "proof": _proof_data(proof),
+                "answers": answers.as_json(agreed, data),
+                "adapt": remedy or None,
+                "adapted": adapted.to_dict() if adapted is not None else None,
                 "file": {"path": str(output), "bytes": size} if written else None,
             }
         )
         return
-    if loaded.note:
-        console.say(loaded.note)
-    console.say(plans.headline(plan), style="bold")
-    if already:
-        console.say(f"already converted ({len(plan.converted)} of {len(plan.sites)} sites blurred): nothing to do")
+    if adapted is None:
+        _say(loaded, plan, proof, already=already)
     else:
-        plans.print_site_lines(plan)
-        console.say(plans.totals_line(plan))
-        if proof is not None:
-            for line in proof.lines():
-                console.say(line, style="green")
-        elif changed:
-            console.say("not verified (--no-verify)", style="yellow")
+        teaching.say_notes(adapted)
+    if adapt is not None and adapted is None and changed:
+        console.say("not adapted: the one-tap filter changes no answers", style="yellow")
+    if agreed is not None and data is not None:
+        console.say(answers.line(agreed, data, done=True), style="bold")
+    if remedy:
+        console.say(answers.warning(remedy, done=True), style="bold yellow")
     if written:
         console.say(f"wrote {output} ({plans.file_size(size)})", style="bold")
         if loaded.source.kind == "module" and output.suffix == ".safetensors":
@@ -95,8 +164,37 @@ def convert(
                 "safetensors hold weights and plan but no code: open the file with --arch, or with "
                 "blurify.load(path, model=original); a .pt file holds the module itself"
             )
+        if adapted is not None:
+            console.say(teaching.next_command(model, output))
     else:
         console.say(f"nothing to convert, {output} was not written (--write-unchanged writes it all the same)")
+
+
+def _say(loaded: LoadedModel, plan: Plan, proof: Proof | None, *, already: bool = False) -> None:
+    """What was converted, and the proof of it."""
+    if loaded.note:
+        console.say(loaded.note)
+    console.say(plans.headline(plan), style="bold")
+    if already:
+        console.say(f"already converted ({len(plan.converted)} of {len(plan.sites)} sites blurred): nothing to do")
+        return
+    plans.print_site_lines(plan)
+    console.say(plans.totals_line(plan))
+    if proof is not None:
+        for line in proof.lines():
+            console.say(line, style="green")
+    elif plan.converted:
+        console.say("not verified (--no-verify)", style="yellow")
+
+
+def _pictures(loaded: LoadedModel, inputs: tuple[Tensor, ...] | None, data: Path, device: str) -> Preprocessing:
+    """How the pictures of --adapt become inputs. Raises BlurifyError where there are none, or no such device."""
+    from blurify.metrics.pictures import open_folder
+
+    used = answers.preprocessing_for(loaded, inputs)
+    open_folder(data, used)
+    find_device(device)
+    return used
 
 
 def _proof_data(proof: Any) -> dict[str, Any] | None:

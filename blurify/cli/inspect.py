@@ -7,33 +7,38 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blurify.cli import console, options, plans
-from blurify.cli.devices import find_device, memory_errors
+from blurify.cli import answers, console, options, plans
+from blurify.cli.measuring import command_line
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from blurify.files.sources import LoadedModel
-    from blurify.metrics.results import Aliasing
-    from blurify.metrics.subject import Preprocessing
+    from blurify.metrics.results import Agreement, Aliasing
+    from blurify.metrics.trade_off import Ranking
     from blurify.spec.plan import Plan
     from blurify.spec.recipes import Recipe
 
 
 def inspect(
+    context: typer.Context,
     model: options.Model,
     recipe: options.Recipe = None,
     filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of images: measure how much each site aliases on them, and rank."),
+        typer.Option(
+            metavar="DIR", help="Folder of images: how much each site aliases, how many answers would change."
+        ),
     ] = None,
-    images: Annotated[int, typer.Option(metavar="N", help="With --data: so many images, at random all over.")] = 32,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="With --data: where the model runs.")] = (
-        "auto"
-    ),
+    images: answers.Images = answers.IMAGES,
+    rank: Annotated[
+        bool, typer.Option("--rank", help="With --data: what each site costs in answers for the aliasing it removes.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="With --rank: for blurify report.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.json where it exists.")] = False,
+    device: answers.Device = "auto",
     arch: options.Arch = None,
     random: options.Random = False,
     allow: options.Allow = None,
@@ -42,12 +47,19 @@ def inspect(
 ) -> None:
     """List where a model subsamples, what would be done there, and what it costs.
 
-    Nothing is changed or written. Sites do not depend on weights, so that no pretrained ones are downloaded; how much
-    each aliases does: --data uses them unless there is --random.
+    The model is not changed. Sites do not depend on weights, so that no pretrained ones are downloaded; how much each
+    aliases, and what its conversion does to the answers, does: --data uses them unless there is --random.
     """
     options.check_filter_size(filter_size)
-    if images < 1:
-        raise BlurifyError(f"--images {images} is no picture at all: give at least 1")
+    answers.check_images(images)
+    if rank and data is None:
+        raise BlurifyError("--rank asks on which pictures: add --data DIR, a folder of images without labels")
+    if output is not None:
+        if not rank:
+            raise BlurifyError("--output is for the ranking of the sites: add --rank")
+        from blurify.files import atomic
+
+        atomic.check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading and tracing the model"):
         inputs = options.example_inputs(input_shape)
         from blurify.spec.recipes import load_recipe
@@ -55,21 +67,32 @@ def inspect(
         wanted = load_recipe(recipe)
         if filter_size is not None:
             wanted = wanted.with_filter(filter_size=filter_size)
-        # Without --data, `--random` changes nothing; it is taken so that a command line of `convert` can be tried here.
+        # Without --data, `--random` changes no site; it is taken so that a command line of `convert` can be tried here.
         pretrained = data is not None and not random
         loaded = options.open_model(model, arch=arch, pretrained=pretrained, allow=allow, trust=trust)
         import blurify
 
+        already, adapted = blurify.plan_of(loaded.model) is not None, blurify.adapted_of(loaded.model)
         if data is None:
-            plan, aliasing = blurify.inspect(loaded.model, example_inputs=inputs, recipe=wanted), None
+            plan, shown = blurify.inspect(loaded.model, example_inputs=inputs, recipe=wanted), None
         else:
-            used = _preprocessing(loaded, inputs)
-            plan = _plan(loaded, used, wanted)
-    if data is not None:
-        with console.working("measuring aliasing"), memory_errors("a smaller --input-shape"):
-            aliasing = _measured(loaded, used, data, images, device)
+            shown = answers.Shown.of(model, loaded, inputs, data, images, device)
+            plan = _plan(shown, wanted)
+    aliasing = shown.aliasing() if shown is not None else None
+    agreed = _agreement(shown, plan) if shown is not None and not already else None
+    ranking = shown.ranked(wanted) if shown is not None and rank else None
+    if output is not None and ranking is not None and shown is not None:
+        _write(output, shown, plan, aliasing, ranking, command_line(context), force=force)
+    remedy = ""
+    if not (random or already) and answers.changes_answers(plan):
+        remedy = answers.adapt_command(model, "OUT", arch=arch, allow=allow, trust=trust)
     if json:
-        console.print_json(_as_json(plan, aliasing, data))
+        console.print_json(
+            _as_json(plan, aliasing, data)
+            | {"answers": answers.as_json(agreed, data), "adapt": remedy or None}
+            | ({"ranking": ranking.to_dict()} if ranking is not None else {})
+            | ({"adapted": adapted.to_dict()} if adapted is not None else {})
+        )
         return
     if loaded.note and data is not None:
         console.say(loaded.note)
@@ -79,46 +102,57 @@ def inspect(
             "aliasing: share of energy above the new Nyquist frequency just before the subsampling, most first; "
             f"{aliasing.images} images ({data}), 95% intervals in brackets"
         )
+    if adapted is not None:
+        console.say(adapted.summary(), style="bold")
+    if agreed is not None and data is not None:
+        console.say(answers.line(agreed, data, done=False), style="bold")
+    if remedy:
+        console.say(answers.warning(remedy, done=False), style="yellow")
+    if ranking is not None:
+        answers.print_ranking(ranking)
+    if output is not None:
+        console.say(f"wrote {output}; blurify report {output} -o report.html shows the curve", style="bold")
 
 
-def _preprocessing(loaded: LoadedModel, inputs: tuple[Tensor, ...] | None) -> Preprocessing:
-    """How pictures become the model's input; its size is that of --input-shape where given."""
-    from blurify.metrics.preprocessing import preprocessing_of
+def _write(
+    output: Path, shown: answers.Shown, plan: Plan, aliasing: Aliasing | None, ranking: Ranking, command: str, *,
+    force: bool,
+) -> None:  # fmt: skip
+    """A file of measurements with the ranking in it."""
+    from blurify.metrics import files
+    from blurify.metrics.measuring import settings_of
+    from blurify.metrics.results import Measurement
+    from blurify.metrics.subject import Subject
+    from blurify.versions import versions
 
-    size = None
-    if inputs is not None:
-        if len(inputs) != 1 or inputs[0].dim() != 4:
-            raise BlurifyError("--data shows pictures to the model: give one --input-shape N,C,H,W, or none")
-        size = inputs[0].shape[2], inputs[0].shape[3]
-    used = preprocessing_of(loaded.model, loaded.source.arch, size=size)
-    if inputs is not None and inputs[0].shape[1] != used.channels:
-        raise BlurifyError(
-            f"--input-shape has {inputs[0].shape[1]} channels, the model's pictures have {used.channels}: give those"
-        )
-    return used
+    settings = settings_of(Subject(shown.model, shown.preprocessing), shown.pictures)
+    measured = Measurement(
+        shown.spec, shown.pictures.name, len(shown.pictures), {**settings, "labels": ""}, aliasing=aliasing
+    )
+    known = {name: version for name, version in versions().items() if version is not None}
+    context = files.Context(plan, command, known, ranking=ranking)
+    files.write_measurements(output, [measured], context=context, force=force)
 
 
-def _plan(loaded: LoadedModel, used: Preprocessing, recipe: Recipe) -> Plan:
+def _plan(shown: answers.Shown, recipe: Recipe) -> Plan:
     """What would be done with pictures of this size; for a converted model, what was done."""
-    import torch
-
     import blurify
 
-    carried = blurify.plan_of(loaded.model)
-    if carried is not None:
-        return carried
-    dtype = next((p.dtype for p in loaded.model.parameters() if p.is_floating_point()), torch.float32)
-    example = torch.zeros(1, used.channels, *used.crop, dtype=dtype)
-    return blurify.inspect(loaded.model, example_inputs=example, recipe=recipe)
+    carried = blurify.plan_of(shown.model)
+    return carried or blurify.inspect(shown.model, example_inputs=shown.example, recipe=recipe)
 
 
-def _measured(loaded: LoadedModel, used: Preprocessing, data: Path, images: int, device: str) -> Aliasing:
-    from blurify.metrics.aliasing import aliasing
-    from blurify.metrics.pictures import open_folder
-    from blurify.metrics.subject import Subject
+def _agreement(shown: answers.Shown, plan: Plan) -> Agreement | None:
+    """How far the conversion would answer as the model does; None where there is nothing to convert."""
+    import blurify
+    from blurify.graph.copies import sharing_copy
 
-    pictures = open_folder(data, used, images=images)
-    return aliasing(Subject(loaded.model.to(find_device(device)), used), pictures)
+    if not plan.converted:
+        return None
+    converted = blurify.convert(
+        sharing_copy(shown.model), plan.recipe, example_inputs=shown.example, inplace=True, verify=False
+    )
+    return shown.compared(converted)
 
 
 def _shares(aliasing: Aliasing) -> plans.Shares:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from blurify.cli import console, options
+from blurify.cli.allocation import keep_freed_memory
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
 
@@ -133,16 +134,17 @@ class Found:
 
 
 def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: str, in_context: bool) -> Found:
-    """Measure one model or two on the same pictures and crops.
+    """Measure one to three models on the same pictures and crops.
 
     Args:
-        specs: MODEL, and MODEL2 where there is one.
+        specs: MODEL, and MODEL2 and MODEL3 where there are such.
         metrics: --metrics.
         choices: the other options.
         command: the command line, for the record.
         in_context: also find out what a file or a report says besides the figures.
     """
     choices.check()
+    keep_freed_memory()
     geometry = _Geometry(
         parse_size("--size", choices.size),
         parse_size("--canvas", choices.canvas),
@@ -152,6 +154,7 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     with console.working("loading torch"):
         from blurify.metrics import files, measuring
         from blurify.spec.recipes import load_recipe
+        from blurify.surgery.carrying import adapted_of
         from blurify.versions import versions
 
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
@@ -170,12 +173,16 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
         subjects, answer = _subjects(models, used, place)
         shown = _pictures(subjects[0], answer, opened[0][1], choices)
         note = getattr(shown, "note", "")
-        unchanged = same_weights([model for _, model in models])
+        unchanged = same_weights([model for _, model in models[:2]])
         about = None
         if in_context:
             with console.working("listing the sites"):
                 known = {name: version for name, version in versions().items() if version is not None}
-                about = files.Context(_plan(models, used), command, known, same_weights=unchanged)
+                adapted = tuple(adapted_of(model) for _, model in models)
+                about = files.Context(
+                    _plan(models, used), command, known, same_weights=unchanged,
+                    adapted=adapted if any(adapted) else (),
+                )  # fmt: skip
         layers = _shared_layers(subjects) if "equivariance" in wanted or "all" in wanted else None
         results: list[Measurement] = []
         for subject in subjects:
@@ -186,6 +193,9 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
                 )  # fmt: skip
             results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
     notes = [*(loaded.note for _, loaded in opened), note, UNCHANGED.format(*results) if unchanged else ""]
+    for one, (_, model) in zip(results, models, strict=True):
+        record = adapted_of(model)
+        notes.append(f"{one.model} was {record.summary()}" if record is not None else "")
     notes += [
         f"{name} of {one.model} is not measured: {reason}" for one in results for name, reason in one.skipped.items()
     ]
@@ -213,13 +223,16 @@ def same_weights(models: Sequence[nn.Module]) -> bool:
 
 
 def _shared_layers(subjects: Sequence[Subject]) -> list[str] | None:
-    """For the same network twice, the layers that compare; None where each has its own."""
+    """For the same network several times, the layers that compare; None where each has its own."""
     from blurify.metrics.equivariance import shared_layers
 
-    if len(subjects) != 2 or list(subjects[0].model.state_dict()) != list(subjects[1].model.state_dict()):
+    first, *others = subjects
+    keys = list(first.model.state_dict())
+    if not others or any(list(other.model.state_dict()) != keys for other in others):
         return None
     with contextlib.suppress(BlurifyError):  # where there are no maps, measuring says so
-        return shared_layers(*subjects) or None
+        found = [shared_layers(first, other) for other in others]
+        return [name for name in found[0] if all(name in names for names in found)] or None
     return None
 
 
@@ -327,11 +340,12 @@ def _subjects(
 
     subjects = [Subject(model.to(device), used, spec) for spec, model in models]
     answers = [answer_shape(subject) for subject in subjects]
-    if len({(len(answer), answer[0]) for answer in answers}) > 1:
-        raise BlurifyError(
-            f"{subjects[0].name} tells {answers[0][0]} classes apart and {subjects[1].name} {answers[1][0]}, or one of "
-            "them gives a label map: measure them one by one"
-        )
+    for subject, answer in zip(subjects[1:], answers[1:], strict=True):
+        if (len(answer), answer[0]) != (len(answers[0]), answers[0][0]):
+            raise BlurifyError(
+                f"{subjects[0].name} tells {answers[0][0]} classes apart and {subject.name} {answer[0]}, or one of "
+                "them gives a label map: measure them one by one"
+            )
     return subjects, answers[0]
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from blurify.reporting import Report
 
 _MEASURED = ".json"
-_MOST = 2
 
 
 @with_choices
@@ -25,8 +24,9 @@ def report(
         list[str],
         typer.Argument(
             metavar="MEASURED.json|MODEL...",
-            help="A file of blurify measure -o (or two, one a model); or MODEL [MODEL2], to be measured first, with "
-            "any option of blurify measure: --data, --convert, --images, ...",
+            help="A file of blurify measure -o (or up to three, one a model); or MODEL [MODEL2 [MODEL3]], such as the "
+            "original, the converted and the adapted one, to be measured first, with any option of blurify measure: "
+            "--data, --convert, --images, ...",
             show_default=False,
         ),
     ],
@@ -44,7 +44,8 @@ def report(
 ) -> None:
     """Show how shift-invariant a model is, before and after: one page to read in a browser, without any network.
 
-    It shows what the file holds: measure with --metrics all for every section. A MODEL is measured so by itself.
+    It shows what the file holds: measure with --metrics all for every section. A MODEL is measured so by itself. Of an
+    adapted model it shows every stage; three models stand side by side as original, converted and adapted.
     """
     with console.working("loading"):
         from blurify import reporting
@@ -102,6 +103,7 @@ def _read(paths: list[str]) -> Report:
     about = [context for _, context in found]
     # Measured apart, the converted model is the one whose plan was carried out.
     by_done = sorted(found, key=lambda item: not any(measurement.converted for measurement in item[0]))
+    adapted = tuple(record for part, context in found for record in context.adapted or (None,) * len(part))
     plans = [context.plan for _, context in by_done if context.plan is not None]
     return Report(
         measurements,
@@ -109,18 +111,25 @@ def _read(paths: list[str]) -> Report:
         "\n".join(context.command for context in about if context.command),
         {name: version for context in about for name, version in context.versions.items()},
         same_weights=any(context.same_weights for context in about),
-    )
+        ranking=next((context.ranking for context in about if context.ranking is not None), None),
+        adapted=adapted if any(adapted) else (),
+    ).in_order
 
 
 def _measured(models: list[str], metrics: str, choices: Choices, command: str) -> Report:
     """Measure as `blurify measure` does."""
-    from blurify.reporting import Report
+    from blurify.reporting import MOST, Report
 
-    if len(models) > _MOST:
+    if len(models) > MOST:
         raise BlurifyError(
-            f"a report shows one model or two side by side, not {len(models)}: leave {models[_MOST]} out"
+            f"a report shows one model, or two or three side by side, not {len(models)}: leave {models[MOST]} out"
         )
+    if len(models) == MOST and choices.convert:
+        raise BlurifyError("--convert makes the second model of one: leave it out where three are given")
     found = measured(models, metrics, choices, command=command, in_context=True)
     about = found.context
     assert about is not None  # it was asked for
-    return Report(found.results, about.plan, about.command, about.versions, same_weights=about.same_weights)
+    return Report(
+        found.results, about.plan, about.command, about.versions, same_weights=about.same_weights,
+        adapted=about.adapted,
+    ).in_order  # fmt: skip

@@ -40,6 +40,8 @@ def revert(
     with console.working("reading the model"):
         loaded = options.open_converted(model, arch=arch, allow=allow, trust=trust)
         import blurify
+
+    adapted = blurify.adapted_of(loaded.model)
     with console.working("reverting"):
         original = blurify.revert(loaded.model)
         content = _content(original, loaded.source)
@@ -62,9 +64,19 @@ def revert(
         atomic.write_file(output, write, force=force)
     what, size = "module" if content is original else "state_dict", output.stat().st_size
     if json:
-        console.print_json({"file": {"path": str(output), "bytes": size, "holds": what}, "arch": loaded.source.arch})
+        console.print_json(
+            {"file": {"path": str(output), "bytes": size, "holds": what}, "arch": loaded.source.arch}
+            | ({"adapted": adapted.to_dict()} if adapted is not None else {})
+        )
         return
-    console.say(f"wrote {output} ({plans.file_size(size)}), the original's {_WORDS[what]}", style="bold")
+    whose = "the original's" if adapted is None else "without blurs, adapted"
+    console.say(f"wrote {output} ({plans.file_size(size)}), {whose} {_WORDS[what]}", style="bold")
+    if adapted is not None:
+        console.say(
+            f"careful: the weights are not the original's, they are adapted to the blurs that are gone now "
+            f"({adapted.summary()}); the original is the model that was converted",
+            style="bold yellow",
+        )
     if loaded.source.arch and what == "state_dict":
         console.say(f"open it with --arch {loaded.source.arch}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blurify.files.sources import ModelSource
+from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
 
 if TYPE_CHECKING:
@@ -39,13 +40,16 @@ class Checkpoint:
     note: str = ""
 
 
-def header_of(plan: Plan, source: ModelSource | None) -> dict[str, Any]:
+def header_of(plan: Plan, source: ModelSource | None, adapted: Adapted | None = None) -> dict[str, Any]:
     """What goes into a file beside the tensors, as JSON's own data: the plan, and how to build the unconverted model.
 
     Args:
         plan: of the converted model.
         source: None where the model exists only in memory.
+        adapted: what was done to its weights; None where they are the original's.
     """
     header = {"format": HEADER_FORMAT, "plan": plan.to_dict(), "source": source and source.to_dict()}
+    if adapted is not None:
+        header["adapted"] = adapted.to_dict()
     plain: dict[str, Any] = json.loads(json.dumps(header))  # both formats hold the same: lists, no tuples
     return plain

@@ -16,7 +16,7 @@ from blurify.files.checkpoint import header_of
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
 from blurify.files.sources import ModelSource
-from blurify.surgery.carrying import plan_of
+from blurify.surgery.carrying import adapted_of, plan_of
 
 
 def save(model: nn.Module, path: str | Path, *, source: ModelSource | None = None, force: bool = False) -> Path:
@@ -43,7 +43,7 @@ def save(model: nn.Module, path: str | Path, *, source: ModelSource | None = Non
     atomic.check_target(path, force=force)
     require_in_force(model, plan, "convert the original model again, and save that")
     written = formats.for_writing(path)
-    header = header_of(plan, source if source is not None and source.arch is not None else None)
+    header = header_of(plan, source if source is not None and source.arch is not None else None, adapted_of(model))
     atomic.write_file(path, lambda file: written.write(file, model, header), force=force)
     return path
 

@@ -13,8 +13,9 @@ from blurify.files.checkpoint import HEADER_FORMAT, Checkpoint
 from blurify.files.replanning import carry_out
 from blurify.files.sources import ModelSource
 from blurify.graph.copies import without_data
+from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
-from blurify.surgery.carrying import plan_of
+from blurify.surgery.carrying import carry_adapted, plan_of
 
 
 def rebuild(
@@ -71,6 +72,8 @@ def rebuild(
     elif applied != plan:
         raise BlurifyError(f"the model given for {path} was converted by another plan: give the original model")
     weights.fill(model, checkpoint.tensors or {}, where=str(path), arch=where)
+    adapted = header.get("adapted")
+    carry_adapted(model, Adapted.from_dict(adapted) if isinstance(adapted, dict) else None)
     return model, source
 
 

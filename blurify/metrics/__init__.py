@@ -8,6 +8,10 @@ One metric a file, each a function of a `Subject` (a model, and how pictures bec
     stability     perturbation sequences and corruptions
     worst_case    the worst of a grid of translations and rotations
 
+Of two models:
+
+    agreement     how far one answers as the other does, such as a converted one as its original
+
 `results` is what they return: plain data, which reads and writes as JSON. `measure` runs several on one model:
 
     subject = metrics.Subject(model, metrics.preprocessing_of(model))
@@ -24,10 +28,11 @@ if TYPE_CHECKING:
     from blurify.metrics.measuring import measure
     from blurify.metrics.pictures import digits, open_folder
     from blurify.metrics.preprocessing import preprocessing_of
-    from blurify.metrics.results import Estimate, Measurement
+    from blurify.metrics.results import Agreement, Estimate, Measurement
     from blurify.metrics.subject import Preprocessing, Subject, TensorPictures
 
 __all__ = [
+    "Agreement",
     "Estimate",
     "Measurement",
     "Preprocessing",
@@ -46,7 +51,7 @@ _HOMES = {
     **dict.fromkeys(("digits", "open_folder"), "pictures"),
     "measure": "measuring",
     "preprocessing_of": "preprocessing",
-    **dict.fromkeys(("Estimate", "Measurement"), "results"),
+    **dict.fromkeys(("Agreement", "Estimate", "Measurement"), "results"),
     **dict.fromkeys(("Preprocessing", "Subject", "TensorPictures"), "subject"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +54,7 @@ def aliasing(
     batch_size: int = 16,
     images: int | None = None,
     seed: int = 0,
+    only: Collection[str] | None = None,
     watch: Watch | None = None,
 ) -> Aliasing:
     """How much each site aliases: the share of energy that its subsampling folds back (the alias violation ratio).
@@ -83,6 +84,7 @@ def aliasing(
         batch_size: pictures a forward. Dense versions take the square of the stride times the memory.
         images: only so many of the pictures.
         seed: of the choice of pictures.
+        only: the names of the sites to measure; all where None. Those that are not asked for cost nothing.
         watch: told of each batch.
 
     Raises:
@@ -98,7 +100,7 @@ def aliasing(
         seen = middle(batch.canvases, subject.preprocessing.crop)
         count = len(seen)
         if count not in schemes:
-            schemes[count] = _scheme(subject, count)
+            schemes[count] = _scheme(subject, count, only)
         gauge = _Gauge(schemes[count], count)
         with gauge.attached(subject.model):
             subject.run(seen)
@@ -203,8 +205,8 @@ class _Scheme:
     averages: dict[str, str]
 
 
-def _scheme(subject: Subject, count: int) -> _Scheme:
-    """Trace the model on `count` pictures, and find its sites."""
+def _scheme(subject: Subject, count: int, only: Collection[str] | None) -> _Scheme:
+    """Trace the model on `count` pictures, and find its sites, or only those of some names."""
     geometry = subject.preprocessing
     example = torch.zeros(count, geometry.channels, *geometry.crop, dtype=subject.dtype)
     seen = traced(subject.model, example)
@@ -235,6 +237,13 @@ def _scheme(subject: Subject, count: int) -> _Scheme:
                     blurs[blur].append(site.name)
                 elif pool in ran:
                     averages[pool] = site.name
+    if only is not None:
+        names = {now: name if name in only else "" for now, name in names.items()}
+        blurs, before = (
+            {path: kept for path, sites in part.items() if (kept := [name for name in sites if name in only])}
+            for part in (blurs, before)
+        )
+        averages = {path: name for path, name in averages.items() if name in only}
     calls = _calls(seen, found, names)
     measured = {call.site for call in calls}.union(*blurs.values(), *before.values(), averages.values())
     sites = tuple(

@@ -12,6 +12,8 @@ from blurify.errors import BlurifyError, one_line
 from blurify.files import atomic
 from blurify.metrics.differences import differences
 from blurify.metrics.results import Measurement
+from blurify.metrics.trade_off import Ranking
+from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
 
 
@@ -24,12 +26,17 @@ class Context:
         command: the command line that measured; '' where it was none.
         versions: of what took part, by name.
         same_weights: the converted model has the original's weights, bit for bit: it was not fine-tuned.
+        ranking: of the sites by what converting each costs; None where they were not ranked.
+        adapted: what adapting did to each model, one entry a measurement, None for a model that was not adapted; empty
+            where none was.
     """
 
     plan: Plan | None = None
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     same_weights: bool = False
+    ranking: Ranking | None = None
+    adapted: tuple[Adapted | None, ...] = ()
 
 
 def write_measurements(
@@ -43,7 +50,8 @@ def write_measurements(
     Args:
         path: the file.
         measurements: what `measure` returned, of one model or several.
-        context: what else to write down, beside "measurements": "plan", "command", "versions" and "same_weights".
+        context: what else to write down, beside "measurements": "plan", "command", "versions", "same_weights"
+            and, where there are such, "ranking" and "adapted".
         force: replace a file that is there.
 
     Returns:
@@ -77,6 +85,8 @@ def _context_data(context: Context | None) -> dict[str, Any]:
         "command": context.command,
         "versions": dict(context.versions),
         "same_weights": context.same_weights,
+        **({"ranking": context.ranking.to_dict()} if context.ranking else {}),
+        **({"adapted": [item and item.to_dict() for item in context.adapted]} if any(context.adapted) else {}),
     }
 
 
@@ -106,7 +116,11 @@ def read_all(path: str | Path) -> tuple[tuple[Measurement, ...], Context]:
         plan = Plan.from_dict(data["plan"]) if data.get("plan") is not None else None
         versions = {str(name): str(version) for name, version in data.get("versions", {}).items()}
         same = data.get("same_weights") is True
-        context = Context(plan, str(data.get("command", "")), versions, same_weights=same)
+        ranking = Ranking.from_dict(data["ranking"]) if data.get("ranking") is not None else None
+        adapted = tuple(None if item is None else Adapted.from_dict(item) for item in data.get("adapted") or ())
+        if adapted and len(adapted) != len(entries):
+            raise TypeError(f"{len(adapted)} records of adapting for {len(entries)} measurements")
+        context = Context(plan, str(data.get("command", "")), versions, same, ranking, adapted)
         return tuple(Measurement.from_dict(entry) for entry in entries), context
     except OSError as error:
         raise BlurifyError(f"{path} can't be read: {error.strerror}") from error

@@ -91,10 +91,7 @@ def measure(
         model=subject.name,
         data=pictures.name,
         images=len(pictures),
-        settings={
-            **_settings(subject, seed, batch_size, circular=circular),
-            "pictures": getattr(pictures, "fingerprint", ""),  # sets of the user's own may have none
-        },
+        settings=settings_of(subject, pictures, seed=seed, batch_size=batch_size, circular=circular),
         converted=plan_of(subject.model) is not None,
         skipped=skipped,
         **found,
@@ -136,7 +133,9 @@ def answer_shape(subject: Subject) -> tuple[int, ...]:
     return tuple(subject(torch.zeros(1, geometry.channels, *geometry.crop)).shape[1:])
 
 
-def _settings(subject: Subject, seed: int, batch_size: int, *, circular: bool) -> dict[str, Any]:
+def settings_of(
+    subject: Subject, pictures: Pictures, *, seed: int = 0, batch_size: int = 64, circular: bool = False
+) -> dict[str, Any]:
     """What else is needed to measure the same again, in JSON's own types."""
     geometry = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(subject.preprocessing).items()}
     return {
@@ -147,4 +146,5 @@ def _settings(subject: Subject, seed: int, batch_size: int, *, circular: bool) -
         "device": str(subject.device.type),
         "dtype": str(subject.dtype).removeprefix("torch."),
         "torch": torch.__version__,
+        "pictures": getattr(pictures, "fingerprint", ""),  # sets of the user's own may have none
     }

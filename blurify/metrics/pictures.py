@@ -204,7 +204,7 @@ def _decode(path: Path, preprocessing: Preprocessing, row: Any) -> None:
     resample = Image.Resampling[preprocessing.interpolation.upper()]
     try:
         with Image.open(path) as opened:
-            picture, largest = _in_mode(ImageOps.exif_transpose(opened), preprocessing.channels)
+            picture, largest = in_mode(ImageOps.exif_transpose(opened), preprocessing.channels)
         array = np.asarray(picture.resize((width, height), resample, _covering(picture.size, (width, height))))
     except Image.UnidentifiedImageError as error:
         raise PictureError(f"{path} is not an image: take it out of the folder, or mend it") from error
@@ -218,7 +218,7 @@ def _decode(path: Path, preprocessing: Preprocessing, row: Any) -> None:
         np.clip(row, 0, 1, out=row)
 
 
-def _in_mode(picture: Image.Image, channels: int) -> tuple[Image.Image, float]:
+def in_mode(picture: Image.Image, channels: int) -> tuple[Image.Image, float]:
     """A picture as RGB or grey of 8 bits, or in floats where it has more bits; and the value that is white."""
     from PIL import Image
 

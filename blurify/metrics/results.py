@@ -225,6 +225,46 @@ class WorstCase:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far a second model answers as the first, the original, does on the same pictures.
+
+    Of classifiers there are the figures about answers, of other models the relative error; the others are None.
+
+    Attributes:
+        images: how many pictures.
+        same: how often both have the same top-1.
+        divergence: Kullback-Leibler, KL(original || other) of their probabilities, in nats; 0 is the same.
+        sure: how often both have the same top-1, of the pictures on which the original gives its top-1 a probability
+            above 1/2; None where there is no such picture.
+        confidence: the mean probability of the original's top-1, and
+        confidence_other: that of the other's.
+        relative_error: squared distance of the outputs over the squared distance of the original's from their mean
+            over the pictures: 0 is the same, 1 no better than to answer every picture with that mean. Of several
+            output tensors, the mean of theirs.
+    """
+
+    images: int
+    same: Estimate | None = None
+    divergence: Estimate | None = None
+    sure: Estimate | None = None
+    confidence: Estimate | None = None
+    confidence_other: Estimate | None = None
+    relative_error: float | None = None
+
+    @property
+    def kept(self) -> float:
+        """What is left of the original's answers, in 0..1: the share of equal top-1, or 1 less the relative error."""
+        if self.same is not None:
+            return self.same.value
+        return max(1.0 - (self.relative_error or 0.0), 0.0)
+
+    @property
+    def lost(self) -> float:
+        """How far the answers are off, from 0 up: the divergence, or the relative error."""
+        return self.divergence.value if self.divergence is not None else self.relative_error or 0.0
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Everything that was measured on one model. What was not asked for is None.
 
@@ -261,23 +301,23 @@ class Measurement:
                 f"this measurement has format {data.get('format')!r}, this blurify reads format {FORMAT}: measure again"
             )
         try:
-            found: Measurement = _read(cls, {key: value for key, value in data.items() if key != "format"})
+            found: Measurement = read_as(cls, {key: value for key, value in data.items() if key != "format"})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BlurifyError(f"this is not a measurement that blurify wrote ({error}): measure again") from error
         return found
 
 
-def _read(kind: Any, value: Any) -> Any:
-    """JSON's dicts and lists back to what the annotation says."""
+def read_as(kind: Any, value: Any) -> Any:
+    """JSON's dicts and lists back to what the annotation says. Raises TypeError or ValueError where they are not it."""
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{key: _read(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
+        return kind(**{key: read_as(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
     arguments = get_args(kind)
     if type(None) in arguments:
-        return None if value is None else _read(next(item for item in arguments if item is not type(None)), value)
+        return None if value is None else read_as(next(item for item in arguments if item is not type(None)), value)
     if get_origin(kind) is tuple:
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
-        return tuple(_read(item, part) for item, part in zip(kinds, value, strict=True))
+        return tuple(read_as(item, part) for item, part in zip(kinds, value, strict=True))
     if kind in (float, int, str, bool) and not isinstance(value, (float, int) if kind is float else kind):
         raise TypeError(f"{value!r} is no {kind.__name__}")
     return value

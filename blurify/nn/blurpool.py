@@ -164,6 +164,14 @@ class BlurPool(nn.Module):
             return self._kernel(self._groups[i], x.dtype, x.device)
         return kernel.to(x.dtype)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # transformers builds models on the meta device and fills buffers that no checkpoint has with empty memory.
+        if isinstance(value, Tensor) and name.startswith("kernel") and not value.is_meta:
+            before = self.__dict__.get("_buffers", {}).get(name)
+            if before is not None and before.is_meta:
+                value = self._kernel(self._groups[int(name.removeprefix("kernel"))], value.dtype, value.device)
+        super().__setattr__(name, value)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # .half().double() must not leave taps rounded to half, nor .to_empty() from the meta device leave garbage: the
         # buffers follow the module's device and dtype, and their values always come from Python's floats.

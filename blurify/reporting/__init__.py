@@ -1,4 +1,4 @@
-"""The report: what was measured on one model, or before and after, as one page and as figures in files.
+"""The report: what was measured on a model, before and after, or adapted, as one page and as figures in files.
 
     content   what there is to show, as rows of figures; shared by the page and the files
     words     figures in words: 0.853 -> 85.3%
@@ -10,8 +10,8 @@
 jinja2 and matplotlib come with `pip install 'blurify[report]'`; they are imported only when something is drawn.
 """
 
-from blurify.reporting.content import Report
+from blurify.reporting.content import MOST, Report
 from blurify.reporting.figures import check_figures, write_figures
 from blurify.reporting.page import render, require
 
-__all__ = ["Report", "check_figures", "render", "require", "write_figures"]
+__all__ = ["MOST", "Report", "check_figures", "render", "require", "write_figures"]

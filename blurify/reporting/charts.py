@@ -7,6 +7,7 @@ only write down what is computed here.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import TypeGuard
 
 from blurify.metrics.results import Estimate
 from blurify.reporting import words
-from blurify.reporting.content import Curve, Row
+from blurify.reporting.content import Curve, Row, TradeOff
+from blurify.spec.adapted import Stage
 
 _ROW_TEXT, _ROW_MARK, _ROW_GAP = 22, 16, 12  # pixels: the line of text over the marks, each mark, the space below
 _AXIS = 24  # pixels below a chart, for the labels of its axis
@@ -166,6 +168,73 @@ def depth(points: Sequence[str], series: Sequence[Sequence[float | None]], *, he
     return _curves(len(points), values, texts, [(value, f"{value:.3g}") for value in top], height)
 
 
+def trade_off(points: Sequence[TradeOff], *, height: float = 220.0) -> CurveChart:
+    """Answers kept, upwards, over aliasing removed, to the right; the points in their order."""
+    bottom = _TOP + height
+    across_ticks = ticks_to(max(point.removed for point in points))
+    left = min(0.0, *(point.removed for point in points))  # a site may alias more than before
+    up_ticks = ticks_to(1.0)
+
+    def across(value: float) -> float:
+        return _FIRST + (_LAST - _FIRST) * (value - left) / (across_ticks[-1] - left)
+
+    def down(value: float) -> float:
+        return bottom - height * value
+
+    marks = [
+        Mark(
+            0,
+            across(point.removed),
+            down(point.kept),
+            None if point.low is None else down(point.low),
+            None if point.high is None else down(point.high),
+            f"{point.label}: {words.percent(point.kept)} kept, {words.signed(words.percent(point.removed))} removed",
+        )
+        for point in points
+    ]
+    lines = [Line(0, one.x, one.y, other.x, other.y) for one, other in itertools.pairwise(marks)]
+    return CurveChart(
+        bottom + _AXIS,
+        bottom,
+        tuple(Tick(across(value), share(value)) for value in across_ticks),
+        tuple(Tick(down(value), share(value)) for value in up_ticks),
+        tuple(lines),
+        tuple(marks),
+    )
+
+
+def stages(found: Sequence[Stage], *, height: float = 160.0) -> CurveChart:
+    """Where adapting stood after each stage: answers kept, or the distance where the outputs are no classes.
+
+    A stage that was taken back has a mark, and no line leads to it: the next one went on from where it was before.
+    """
+    classes = all(stage.same is not None for stage in found)
+    values = [stage.same if classes and stage.same is not None else stage.distance for stage in found]
+    top = ticks_to(1.0) if classes else ticks_to(max(filter(math.isfinite, values), default=1.0), most=None)
+    bottom, last = _TOP + height, max(len(found) - 1, 1)
+    marks, lines, before = [], [], None
+    for index, (stage, value) in enumerate(zip(found, values, strict=True)):
+        if not math.isfinite(value):
+            continue
+        text = words.percent(value) if classes else f"{value:.3g}"
+        text = f"{stage.name}: {text}{'' if stage.kept else ', taken back'}"
+        x = _FIRST + (_LAST - _FIRST) * index / last
+        mark = Mark(1 if stage.kept else 0, x, bottom - height * value / top[-1], None, None, text)
+        if stage.kept:
+            if before is not None:
+                lines.append(Line(1, before.x, before.y, mark.x, mark.y))
+            before = mark
+        marks.append(mark)
+    return CurveChart(
+        bottom + _AXIS,
+        bottom,
+        tuple(Tick(_FIRST + (_LAST - _FIRST) * index / last, str(index + 1)) for index in range(len(found))),
+        tuple(Tick(bottom - height * value / top[-1], share(value) if classes else f"{value:.3g}") for value in top),
+        tuple(lines),
+        tuple(marks),
+    )
+
+
 def largest(found: Sequence[Curve]) -> float:
     """The upper end of all intervals of some curves."""
     return max((item.high for curve in found for part in curve.series for item in part if drawable(item)), default=1.0)
@@ -206,10 +275,11 @@ def _curves(
     bottom = _TOP + height
     # Side by side, so that equal values of two measurements both show.
     aside = min(_ASIDE, (_LAST - _FIRST) / max(count - 1, 1) / 6) if len(series) > 1 else 0.0
+    middle = (len(series) - 1) / 2
 
-    def across(index: int, number: float = 0.5) -> float:
-        middle = _FIRST + (_LAST - _FIRST) * (index / (count - 1) if count > 1 else 0.5)
-        return middle + aside * (2 * number - 1)
+    def across(index: int, number: float = middle) -> float:
+        point = _FIRST + (_LAST - _FIRST) * (index / (count - 1) if count > 1 else 0.5)
+        return point + (aside * (number - middle) / middle if middle else 0.0)
 
     def down(value: float | None) -> float | None:
         return None if value is None else bottom - height * value / ticks[-1][0]

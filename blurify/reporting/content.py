@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from blurify.errors import BlurifyError
 from blurify.metrics.differences import Difference, compared, differences, pooled
 from blurify.metrics.differences import figures as figures_of
 from blurify.metrics.results import Consistency, Estimate, LayerMap, Measurement, WorstCase
+from blurify.metrics.trade_off import Ranking
+from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
+
+MOST = 3
+"""Measurements side by side."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +24,17 @@ class Report:
     """What a report is made of.
 
     Attributes:
-        measurements: one, or two of the same pictures to be seen side by side.
+        measurements: one, or two or three of the same pictures to be seen side by side; of three, the first is what the
+            others are compared with.
         plan: of the conversion; None where it is not known, and then no sites are listed.
         command: the command line that measured; '' where it is not known.
         versions: of what took part, by name.
         same_weights: the second is the first, converted and not fine-tuned.
+        ranking: of the sites by what converting each costs; None where they were not ranked.
+        adapted: what adapting did to each model, one entry a measurement; empty where none was adapted.
 
     Raises:
-        BlurifyError: there are more measurements than two, or none, or a map that is no rectangle.
+        BlurifyError: there are more measurements than three, or none, or a map that is no rectangle.
     """
 
     measurements: tuple[Measurement, ...]
@@ -34,13 +42,17 @@ class Report:
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     same_weights: bool = False
+    ranking: Ranking | None = None
+    adapted: tuple[Adapted | None, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.measurements) not in (1, 2):
+        if not 1 <= len(self.measurements) <= MOST:
             raise BlurifyError(
-                f"a report shows one measurement or two side by side, not {len(self.measurements)}: measure one "
-                "model or two"
+                f"a report shows one measurement, or two or three side by side, not {len(self.measurements)}: measure "
+                "one to three models"
             )
+        if self.adapted and len(self.adapted) != len(self.measurements):
+            raise BlurifyError(f"{len(self.adapted)} records of adapting for {len(self.measurements)} measurements")
         for measured in self.measurements:
             for layer in measured.equivariance.layers if measured.equivariance else ():
                 if not layer.distances or not layer.distances[0] or len(set(map(len, layer.distances))) > 1:
@@ -51,16 +63,35 @@ class Report:
         """What each measurement is here: ('before', 'after') for a model and its conversion."""
         if len(self.measurements) == 1:
             return ("measured",)
-        first, second = self.measurements
-        related = second.converted and not first.converted and _same_network(first, second)
-        return ("before", "after") if related else ("first", "second")
+        first, *others = self.measurements
+        related = not first.converted and all(other.converted and _same_network(first, other) for other in others)
+        if len(others) == 1:
+            return ("before", "after") if related else ("first", "second")
+        stages = [record is not None for record in self.adapted]
+        return ("original", "converted", "adapted") if related and stages == [0, 0, 1] else ("first", "second", "third")
+
+    @property
+    def in_order(self) -> Report:
+        """The same, of three: original, converted, adapted, where each is one of these."""
+        if len(self.measurements) != MOST or not self.adapted:
+            return self
+        pairs = list(zip(self.measurements, self.adapted, strict=True))
+        ranks = [measured.converted + (measured.converted and record is not None) for measured, record in pairs]
+        if sorted(ranks) != [0, 1, 2]:
+            return self
+        ordered = [pairs[ranks.index(rank)] for rank in range(MOST)]
+        return replace(
+            self, measurements=tuple(item for item, _ in ordered), adapted=tuple(record for _, record in ordered)
+        )
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """In what the two were measured differently, so that their figures don't compare."""
-        if len(self.measurements) == 1:
-            return ()
-        first, second = self.measurements
+        """In what they were measured differently, so that their figures don't compare."""
+        first, *others = self.measurements
+        return tuple(dict.fromkeys(name for other in others for name in self._differ(first, other)))
+
+    @staticmethod
+    def _differ(first: Measurement, second: Measurement) -> list[str]:
         found = [name for name in ("data", "images") if getattr(first, name) != getattr(second, name)]
         names = [*first.settings, *(name for name in second.settings if name not in first.settings)]
         found += [name for name in names if first.settings.get(name) != second.settings.get(name)]
@@ -71,12 +102,17 @@ class Report:
                 for name in ("images", "input_shape", "largest_shift", "step", "circular")
                 if getattr(one, name) != getattr(other, name)
             ]
-        return tuple(found)
+        return found
 
     @cached_property
-    def compared(self) -> Mapping[str, Difference]:
-        """The differences of the two, by the figure's name; none where there is but one."""
-        return differences(*self.measurements) if len(self.measurements) == 2 else {}
+    def compared(self) -> tuple[Mapping[str, Difference], ...]:
+        """How far each of the others is above the first, by the figure's name."""
+        first, *others = self.measurements
+        return tuple(differences(first, other) for other in others)
+
+    def changes(self, figure: str) -> tuple[Difference | None, ...]:
+        """How far one figure of each of the others is above the first's; None where it does not compare."""
+        return tuple(found.get(figure) for found in self.compared)
 
 
 def _same_network(first: Measurement, second: Measurement) -> bool:
@@ -99,24 +135,19 @@ class Row:
         estimates: one entry a measurement; None where it was not measured.
         better: 'higher' | 'lower', which way is good.
         name: which figure it is, for the definitions.
-        difference: of the two, where there are two.
+        differences: of the others and the first, where there are others.
     """
 
     label: str
     estimates: tuple[Estimate | None, ...]
     better: str
     name: str = ""
-    difference: Difference | None = None
+    differences: tuple[Difference | None, ...] = ()
 
     @property
     def measured(self) -> bool:
         """Whether any measurement has it."""
         return any(estimate is not None for estimate in self.estimates)
-
-    @property
-    def verdict(self) -> str:
-        """What the difference allows to say, see `verdict`; '' where there is none."""
-        return verdict(self.difference, self.better)
 
 
 def verdict(difference: Difference | None, better: str) -> str:
@@ -134,20 +165,30 @@ def verdict(difference: Difference | None, better: str) -> str:
     return word if difference.paired else f"{word}, unpaired"
 
 
-def mean_difference(report: Report, figures: Sequence[str]) -> Difference | None:
-    """The difference of the means of several figures, such as all flip rates, picture by picture.
+def mean_differences(report: Report, figures: Sequence[str]) -> tuple[Difference | None, ...]:
+    """The differences of the means of several figures, such as all flip rates, picture by picture.
 
     Args:
-        report: of two measurements, or one.
-        figures: the names, as `Report.compared` has them; all of both measurements.
+        report: of measurements side by side, or one.
+        figures: the names, as `Report.compared` has them; all of all measurements.
 
     Returns:
-        None where not all of them compare picture by picture.
+        one entry for each of the others: how far its mean is above the first's, None where not all of the figures
+        compare picture by picture.
     """
-    if not figures or not all(name in report.compared and report.compared[name].paired for name in figures):
-        return None
-    first, second = (pooled([found[name] for name in figures]) for found in map(figures_of, report.measurements))
-    return compared({"mean": (first, second)})["mean"] if first and second else None
+
+    def mean(found: Mapping[str, Estimate]) -> Estimate | None:
+        return pooled([found[name] for name in figures])
+
+    held = [figures_of(measured) for measured in report.measurements]
+    result: list[Difference | None] = []
+    for known, values in zip(report.compared, held[1:], strict=True):
+        if not figures or not all(name in known and known[name].paired for name in figures):
+            result.append(None)
+            continue
+        first, other = mean(held[0]), mean(values)
+        result.append(compared({"mean": (first, other)})["mean"] if first and other else None)
+    return tuple(result)
 
 
 def consistency(report: Report) -> list[Row]:
@@ -166,7 +207,7 @@ def consistency(report: Report) -> list[Row]:
             tuple(get(measured.consistency) if measured.consistency else None for measured in report.measurements),
             better,
             name,
-            report.compared.get(f"consistency.{name}"),
+            report.changes(f"consistency.{name}"),
         )
         for name, label, better, get in wanted
     ]
@@ -187,7 +228,7 @@ def worst_case(report: Report) -> list[Row]:
             tuple(get(measured.worst_case) if measured.worst_case else None for measured in report.measurements),
             "higher",
             name,
-            report.compared.get(f"worst_case.{name}"),
+            report.changes(f"worst_case.{name}"),
         )
         for name, label, get in wanted
     ]
@@ -206,7 +247,7 @@ def flip_rates(report: Report) -> list[Row]:
             tuple(rates[name].rate if name in rates else None for rates in found),
             "lower",
             name,
-            report.compared.get(f"stability.flip_rate.{name}"),
+            report.changes(f"stability.flip_rate.{name}"),
         )
         for name in _names(found)
     ]
@@ -309,6 +350,37 @@ def largest_distance(shown: Sequence[Layer]) -> float:
     """The largest distance of all maps, for one scale of colours."""
     values = [value for layer in shown for item in layer.maps if item for row in item.distances for value in row]
     return max((value for value in values if math.isfinite(value)), default=0.0)
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """So many sites converted: what is left of the answers, and how much aliasing is gone.
+
+    Attributes:
+        label: which sites.
+        removed: share of the aliasing; below 0 where there is more than before.
+        kept: share of the answers, or 1 less the relative error of other outputs.
+        low, high: its 95% interval, where it has one.
+    """
+
+    label: str
+    removed: float
+    kept: float
+    low: float | None = None
+    high: float | None = None
+
+
+def trade_off(report: Report) -> list[TradeOff]:
+    """The points of the curve of a ranking, from no site to all; none where the sites were not ranked."""
+    if report.ranking is None:
+        return []
+    points = [TradeOff("no site", 0.0, 1.0)]
+    for ranked, step in zip(report.ranking.sites, report.ranking.curve, strict=True):
+        same = step.agreement.same
+        ends = (same.low, same.high) if same is not None else (None, None)
+        label = ranked.site if step.sites == 1 else f"{step.sites} sites, {ranked.site} too"
+        points.append(TradeOff(label, step.removed, step.agreement.kept, *ends))
+    return points
 
 
 PARTS = {

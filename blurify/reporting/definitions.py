@@ -22,8 +22,9 @@ class Definition:
     """One figure.
 
     Attributes:
-        part: the part of a measurement that holds it; 'plan' for the table of sites, 'pair' for what a page of two
-            measurements has, '' for what every page has.
+        part: the part of a measurement that holds it; 'plan' for the table of sites, 'ranking' for their ranking,
+            'adapted' for the stages of adapting, 'pair' for what a page of several measurements has, '' for what every
+            page has.
         name: what the page calls it.
         text: what it is.
         source: who defined it.
@@ -101,6 +102,24 @@ _DEFINITIONS = (
         f"subsampling: {_ZHANG}, section 3",
     ),
     Definition(
+        "ranking",
+        "Answers kept, KL, relative error",
+        "The original and its conversion see the same pictures. Of classifiers: the share of pictures with the same "
+        "top-1, and the Kullback-Leibler divergence of the conversion's probabilities from the original's, in nats. Of "
+        "other outputs: their squared distance, over that of the original's from their mean over the pictures; 1 is no "
+        "better than to answer every picture with that mean. No labels are used.",
+        "Kullback and Leibler, On Information and Sufficiency, 1951",
+    ),
+    Definition(
+        "adapted",
+        "Answers kept, KL, relative error, while adapting",
+        "The original and the converted model see the same pictures, held back from those that the weights are fitted "
+        "to. Of classifiers: the share with the same top-1, and the Kullback-Leibler divergence of the model's "
+        "probabilities from the original's, in nats. Of other outputs: the relative squared error. A stage after which "
+        "the divergence or the error is larger than before is taken back.",
+        "Kullback and Leibler, On Information and Sufficiency, 1951",
+    ),
+    Definition(
         "stability",
         "Flip rate",
         "Sequences of frames that a perturbation changes a little from one to the next. The share of comparisons in "
@@ -126,7 +145,13 @@ _DEFINITIONS = (
 
 def definitions(report: Report) -> list[Definition]:
     """The definitions of what a report shows."""
-    shown = {"", *(["plan"] if report.plan else []), *(["pair"] if report.compared else [])}
+    shown = {
+        "",
+        *(["plan"] if report.plan else []),
+        *(["ranking"] if report.ranking else []),
+        *(["pair"] if any(report.compared) else []),
+        *(["adapted"] if any(report.adapted) else []),
+    }
     for measured in report.measurements:
         shown |= {item.part for item in _DEFINITIONS if item.part and getattr(measured, item.part, None) is not None}
     return [item for item in _DEFINITIONS if item.part in shown]

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from blurify.errors import BlurifyError
 from blurify.files import atomic
 from blurify.reporting import charts, content, heatmaps, words
-from blurify.reporting.content import Curve, Layer, Report, Row
+from blurify.reporting.content import Curve, Layer, Report, Row, TradeOff
 from blurify.reporting.page import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMES = ("consistency", "heatmaps", "aliasing", "stability", "corruptions", "worst-case")
+NAMES = ("consistency", "heatmaps", "aliasing", "trade-off", "stability", "corruptions", "worst-case")
 FORMATS = ("png", "svg")
-_COLOURS, _MARKERS, _STYLES = ("#a34a00", "#0b57b0"), ("s", "o"), ("--", "-")
+_COLOURS, _MARKERS, _STYLES = ("#a34a00", "#0b57b0", "#a8176f"), ("s", "o", "D"), ("--", "-", "-.")
 _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "blurify", "font.size": 9.0, "axes.spines.top": False,
           "axes.spines.right": False, "axes.edgecolor": "#525c67", "grid.color": "#e3e7eb"}  # fmt: skip
 _DPI = 160
 _LONGEST = 40  # characters of a name; its end says more than its start
+_MOST_NAMES = 12  # beside the marks of one curve
 _ACROSS = 8  # layers side by side
 _ASIDE = 0.07  # of the way to the next point
 _BARS = "bars: 95% intervals"
@@ -83,6 +84,7 @@ def _figures(report: Report) -> dict[str, Figure]:
     steady = content.consistency(report)
     maps = [layer for layer in content.layers(report) if layer.comparable and not layer.flat]
     curve = content.aliasing(report)
+    kept = content.trade_off(report)
     accuracy = content.corruptions(report, "accuracy")
     corrupted = accuracy or content.corruptions(report, "agreement")
     what = "Accuracy under corruption" if accuracy else "Same answer as for the clean picture"
@@ -90,6 +92,7 @@ def _figures(report: Report) -> dict[str, Figure]:
         "consistency": _dots(report, steady, f"Consistency; {_BARS}") if steady else None,
         "heatmaps": _heatmaps(report, maps) if maps else None,
         "aliasing": _depth(report, curve) if curve else None,
+        "trade-off": _trade_off(kept) if len(kept) > 1 else None,
         "stability": _dots(report, flips, f"Flip rates; {_BARS}") if flips else None,
         "corruptions": _multiples(report, corrupted, f"{what}, by severity; {_BARS}") if corrupted else None,
         "worst-case": _dots(report, grid, f"Worst case over translations and rotations; {_BARS}") if grid else None,
@@ -118,7 +121,7 @@ def _legend(report: Report, on: Axes | Figure, **place: Any) -> None:
     handles: list[Any] = [
         Line2D([], [], color=colour, marker=marker, ls=style, markerfacecolor="white" if index == 0 else colour)
         for index, (colour, marker, style) in enumerate(zip(_COLOURS, _MARKERS, _STYLES, strict=True))
-    ]
+    ][: len(report.roles)]
     labels = [f"{role}: {_short(item.model)}" for role, item in zip(report.roles, report.measurements, strict=True)]
     for text in on.legend(handles, labels, frameon=False, **place).get_texts():
         text.set_parse_math(False)
@@ -136,7 +139,7 @@ def _dots(report: Report, rows: Sequence[Row], title: str) -> Figure:
     for number, row in enumerate(rows):
         for series, item in enumerate(row.estimates):
             if charts.drawable(item):
-                offset = (series - (len(row.estimates) - 1) / 2) * 0.3
+                offset = (series - (len(row.estimates) - 1) / 2) * (0.3 if len(row.estimates) < 3 else 0.25)
                 _mark(
                     axes,
                     series,
@@ -171,7 +174,8 @@ def _mark(axes: Axes, series: int, x: Sequence[float], y: Sequence[float], **err
 def _curve(axes: Axes, curve: Curve, highest: float) -> None:
     """A line a measurement through the points of a curve, broken where one is not known."""
     for series, part in enumerate(curve.series):
-        aside = _ASIDE * (2 * series - 1) if len(curve.series) > 1 else 0.0  # so that equal values both show
+        middle = (len(curve.series) - 1) / 2
+        aside = _ASIDE * (series - middle) / middle if middle else 0.0  # so that equal values all show
         values = [item.value if charts.drawable(item) else math.nan for item in part]
         places = [number + aside for number in range(1, len(part) + 1)]
         axes.plot(places, values, color=_COLOURS[series], linestyle=_STYLES[series], linewidth=1.4)
@@ -195,6 +199,34 @@ def _depth(report: Report, curve: Curve) -> Figure:
     )  # fmt: skip
     _title(axes, f"Share of energy above the new Nyquist frequency, by site; {_BARS}")
     _legend(report, axes, loc="best")
+    return figure
+
+
+def _trade_off(points: Sequence[TradeOff]) -> Figure:
+    """Answers kept over aliasing removed, the name of each further site beside its mark."""
+    figure = _figure(7.5, 4.2)
+    axes = figure.subplots()
+    removed, kept = [point.removed for point in points], [point.kept for point in points]
+    axes.plot(removed, kept, color=_COLOURS[0], linestyle=_STYLES[1], linewidth=1.4)
+    for point in points:
+        ends = (
+            None if point.low is None or point.high is None else [[point.kept - point.low], [point.high - point.kept]]
+        )
+        _mark(axes, 0, [point.removed], [point.kept], yerr=ends)
+    if len(points) <= _MOST_NAMES:
+        for point in points:
+            axes.annotate(
+                _short(point.label), (point.removed, point.kept), xytext=(6, 4), textcoords="offset points",
+                fontsize=7, parse_math=False,
+            )  # fmt: skip
+    across, up = charts.ticks_to(max(removed)), charts.ticks_to(1.0)
+    axes.set_xticks(across, [charts.share(value) for value in across])
+    axes.set_yticks(up, [charts.share(value) for value in up])
+    axes.set_ylim(-0.02, 1.05)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("aliasing removed at the sites")
+    _title(axes, f"Answers kept, one site more at each mark; {_BARS}")
     return figure
 
 

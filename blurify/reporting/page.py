@@ -18,6 +18,7 @@ from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.definitions import definitions
 
 if TYPE_CHECKING:
+    from blurify.spec.adapted import Stage
     from blurify.spec.plan import Site
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -62,7 +63,7 @@ def render(report: Report) -> str:
 
 def _page(report: Report) -> dict[str, Any]:
     """Everything that the template shows, as plain values."""
-    pair = len(report.measurements) == 2
+    several = len(report.measurements)
     shown = content.layers(report)
     alike = [layer for layer in shown if layer.comparable]
     page: dict[str, Any] = {
@@ -71,20 +72,25 @@ def _page(report: Report) -> dict[str, Any]:
             {"name": role, "model": measured.model, "converted": measured.converted}
             for role, measured in zip(report.roles, report.measurements, strict=True)
         ],
-        "pair": pair,
-        "unpaired": any(not difference.paired for difference in report.compared.values()),
+        "pair": several > 1,
+        "three": several > 2,
+        "changes": ["change"] if several == 2 else [f"change, {role}" for role in report.roles[1:]],
+        "unpaired": any(not difference.paired for known in report.compared for difference in known.values()),
         "before_after": report.roles == ("before", "after"),
+        "path": report.roles == ("original", "converted", "adapted"),
         "same_weights": report.same_weights,
         "pictures": _pictures(report),
         "headlines": [_figure(row) for row in _headline_rows(report)] + _means(report, alike),
         "missing": content.missing(report),
         "differences": report.differences,
         "plan": _plan(report),
+        "adapting": _adapting(report),
         "consistency": _rows_section(content.consistency(report)),
         "circular": any(item.consistency and item.consistency.circular for item in report.measurements),
         "dense": any(item.consistency and item.consistency.dense for item in report.measurements),
         "equivariance": _equivariance(report, shown),
         "aliasing": _aliasing(report),
+        "trade_off": _trade_off(report),
         "stability": _stability(report),
         "worst_case": _worst_case(report),
         "methods": definitions(report),
@@ -103,9 +109,11 @@ def _page(report: Report) -> dict[str, Any]:
 _SECTIONS = (
     ("summary", "Summary", None),
     ("sites", "Sites", "plan"),
+    ("adapting", "Adapting", "adapting"),
     ("consistency", "Consistency", "consistency"),
     ("equivariance", "Equivariance maps", "equivariance"),
     ("aliasing", "Aliasing by depth", "aliasing"),
+    ("trade-off", "Answers kept against aliasing removed", "trade_off"),
     ("stability", "Stability", "stability"),
     ("worst-case", "Worst case", "worst_case"),
     ("methods", "What the figures mean", None),
@@ -126,12 +134,12 @@ def _headline_rows(report: Report) -> list[Row]:
 
 
 def _figure(row: Row) -> dict[str, Any]:
-    """A row of a table of figures: label, one cell a measurement, the change."""
+    """A row of a table of figures: label, one cell a measurement, the changes."""
     return {
         "label": row.label,
         "better": row.better,
         "cells": [_cell(item) for item in row.estimates],
-        **_change(row.difference, row.better),
+        "changes": [_change(difference, row.better) for difference in row.differences],
     }
 
 
@@ -220,9 +228,12 @@ def _mean_row(
     means = [_mean(part) if part else None for part in measured]
     counts = list(dict.fromkeys(len(part) for part in measured if part))
     say = words.percent if share else words.distance
-    change = _change(content.mean_difference(report, list(shared)), "lower", share=share)
-    if not change["change"] and shared and len(means) == 2 and means[0] is not None and means[1] is not None:
-        change["change"] = _amount_of_change(means[1] - means[0], share=share)
+    changes = [
+        _change(difference, "lower", share=share) for difference in content.mean_differences(report, list(shared))
+    ]
+    for change, mean in zip(changes, means[1:], strict=True):
+        if not change["change"] and shared and means[0] is not None and mean is not None:
+            change["change"] = _amount_of_change(mean - means[0], share=share)
     return {
         "label": f"{label} {' and '.join(map(str, counts))} {parts}",
         "better": "lower",
@@ -230,7 +241,7 @@ def _mean_row(
             {"value": _DASH, "interval": "not measured"} if mean is None else {"value": say(mean), "interval": ""}
             for mean in means
         ],
-        **change,
+        "changes": changes,
     }
 
 
@@ -373,6 +384,90 @@ def _aliasing(report: Report) -> dict[str, Any] | None:
         rows.append({"number": number, "name": name, "kind": like.kind, "stride": stride, "cells": cells})
     images = next(item.aliasing.images for item in report.measurements if item.aliasing)
     return {"chart": charts.curves(curve), "rows": rows, "images": images, "says": _curve_says(curve, report.roles)}
+
+
+def _trade_off(report: Report) -> dict[str, Any] | None:
+    ranking = report.ranking
+    points = content.trade_off(report)
+    if ranking is None or len(points) < 2:
+        return None
+    classes = ranking.curve[0].agreement.same is not None
+    last = points[-1]
+    return {
+        "chart": charts.trade_off(points),
+        "says": f"no site converted: {words.percent(1.0)} kept; all {len(ranking.sites)} converted: "
+        f"{words.percent(last.kept)} kept, {words.percent(last.removed)} of the aliasing removed",
+        "classes": classes,
+        "model": ranking.model,
+        "recipe": ranking.recipe.name,
+        "data": ranking.data,
+        "images": ranking.curve[0].agreement.images,
+        "aliasing_images": ranking.aliasing_images,
+        "lost": "KL alone" if classes else "Error alone",
+        "rows": [
+            {
+                "number": step.sites,
+                "name": site.site,
+                "kind": site.kind,
+                "aliasing": f"{words.percent(site.before.value)} → {words.percent(site.after.value)}",
+                "lost": f"{site.agreement.lost:.3g}",
+                "alone": words.percent(site.agreement.kept),
+                "kept": {
+                    "value": words.percent(step.agreement.kept),
+                    "interval": words.interval(step.agreement.same) if step.agreement.same else "",
+                },
+                "removed": words.signed(words.percent(step.removed)),
+            }
+            for site, step in zip(ranking.sites, ranking.curve, strict=True)
+        ],
+    }
+
+
+def _adapting(report: Report) -> list[dict[str, Any]]:
+    """The stages of every model that was adapted."""
+    found = []
+    for measured, record in zip(report.measurements, report.adapted, strict=False):
+        if record is None or not record.stages:
+            continue
+        classes = all(stage.same is not None for stage in record.stages)
+        reached = record.reached
+        found.append(
+            {
+                "model": measured.model,
+                "chart": charts.stages(record.stages),
+                "says": "; ".join(_stage_says(stage) for stage in record.stages),
+                "classes": classes,
+                "data": record.data,
+                "examples": record.examples,
+                "checked": record.checked,
+                "notes": record.notes,
+                "reached": _stage_says(reached) if reached else "",
+                "distance": "KL, nats" if record.outputs == "classes" else "Relative error",
+                "seconds": words.seconds(math.fsum(stage.seconds for stage in record.stages)),
+                "stages": [
+                    {
+                        "number": number,
+                        "name": stage.name,
+                        "same": _DASH if stage.same is None else words.percent(stage.same),
+                        "distance": f"{stage.distance:.3g}",
+                        "seconds": words.seconds(stage.seconds) if stage.seconds else _DASH,
+                        "kept": "as it came" if stage.name == "converted" else "kept" if stage.kept else "taken back",
+                        "back": not stage.kept,
+                        "line": stage.line,
+                    }
+                    for number, stage in enumerate(record.stages, 1)
+                ],
+            }
+        )
+    return found
+
+
+def _stage_says(stage: Stage) -> str:
+    if stage.same is not None:
+        text = f"{stage.name}: {words.percent(stage.same)} of the answers kept, KL {stage.distance:.3g} nats"
+    else:
+        text = f"{stage.name}: distance {stage.distance:.3g}"
+    return text if stage.kept else f"{text}, taken back"
 
 
 def _curve_says(curve: Curve, roles: Sequence[str]) -> str:

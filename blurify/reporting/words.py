@@ -28,6 +28,16 @@ def distance(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "no number"
 
 
+def seconds(value: float) -> str:
+    """A time: 4.24 -> '4.2 s', 312.0 -> '5 min 12 s'."""
+    if not math.isfinite(value):
+        return "no number"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s"
+
+
 def points(value: float) -> str:
     """A difference of two shares in percentage points: 0.071 -> '+7.1', with a true minus sign."""
     if not math.isfinite(value):

@@ -14,7 +14,7 @@ from blurify.nn.edited import set_changes
 from blurify.spec.edits import BlurPooling, Edit, SetStride
 from blurify.spec.plan import Plan
 from blurify.surgery.apply import ANTIALIASED, apply_plan, changes_in
-from blurify.surgery.carrying import drop_plan, plan_of
+from blurify.surgery.carrying import adapted_of, carry_adapted, drop_plan, plan_of
 from blurify.surgery.force import edit_problems, problems
 
 _PROOF = "_blurify_proof"
@@ -39,6 +39,7 @@ def undo(model: nn.Module) -> None:
     for name in changes_in(plan):
         set_changes(modules[name], ())
     drop_plan(model)
+    carry_adapted(model, None)
     model.__dict__.pop(_PROOF, None)
 
 
@@ -99,13 +100,14 @@ def reverted(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         BlurifyError: as `blurify.revert`.
     """
-    plan, proof = plan_of(model), vars(model).get(_PROOF)
+    plan, proof, adapted = plan_of(model), vars(model).get(_PROOF), adapted_of(model)
     undo(model)
     assert plan is not None  # or `undo` had refused
     try:
         yield model
     finally:
         apply_plan(model, plan)
+        carry_adapted(model, adapted)
         if proof is not None:
             model.__dict__[_PROOF] = proof
 
@@ -117,13 +119,14 @@ def taken_back_unless_done(model: nn.Module) -> Iterator[None]:
     Raises:
         BlurifyError: as `undo`.
     """
-    plan, proof = plan_of(model), vars(model).get(_PROOF)
+    plan, proof, adapted = plan_of(model), vars(model).get(_PROOF), adapted_of(model)
     undo(model)
     assert plan is not None  # or `undo` had refused
     try:
         yield
     except BaseException:
         apply_plan(model, plan)
+        carry_adapted(model, adapted)
         if proof is not None:
             model.__dict__[_PROOF] = proof
         raise

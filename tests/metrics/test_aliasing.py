@@ -323,6 +323,7 @@ def test_inspect_ranks_sites_by_their_aliasing(folder, capsys):
     assert cli.main([*INSPECT, "--data", str(folder), "--images", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:3] == ["site", "aliasing", "kind"]
+    assert "4 pictures" in lines.pop()
     sites = [line.split() for line in lines[2:-2]]
     shares = [float(cells[1].removesuffix("%")) for cells in sites]
     assert len(shares) == 4 and shares == sorted(shares, reverse=True) and shares[0] > shares[-1]

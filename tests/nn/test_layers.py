@@ -478,3 +478,15 @@ def test_bad_inputs() -> None:
     pool.return_indices = True
     with pytest.raises(BlurifyError, match="return_indices"):
         pool(torch.randn(1, 1, 4, 4))
+
+
+def test_taps_survive_who_fills_the_meta_device_with_empty_memory():
+    """transformers 5 builds on the meta device and sets buffers that no checkpoint has to uninitialised memory."""
+    with torch.device("meta"):
+        pool = BlurPool2d(stride=2, filter_size=4)
+    assert pool.kernel0.is_meta
+    pool.kernel0 = torch.full(pool.kernel0.shape, 1e30)
+    assert torch.equal(pool.kernel0, BlurPool2d(stride=2, filter_size=4).kernel0)
+    ours = torch.zeros_like(pool.kernel0)
+    pool.kernel0 = ours  # whoever sets taps of a layer that has memory means it
+    assert torch.equal(pool.kernel0, ours)

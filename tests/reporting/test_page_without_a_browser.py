@@ -15,7 +15,7 @@ import pytest
 
 from blurify.reporting import Report, render
 from blurify.reporting.page import TEMPLATES
-from tests.report_data import measurement, plan
+from tests.report_data import measurement, plan, ranking
 
 VOID = {"meta", "link", "br", "img", "line", "rect", "circle"}
 # What may stand in a paragraph: anything else would end it there, whatever the closing tag says.
@@ -74,7 +74,8 @@ class Tree(HTMLParser):
 @pytest.fixture(scope="module", params=["pair", "alone"])
 def page(request: pytest.FixtureRequest) -> Element:
     both = measurement(), measurement(converted=True)
-    return Tree(render(Report(both if request.param == "pair" else both[:1], plan(), "blurify measure a b"))).open[0]
+    shown = both if request.param == "pair" else both[:1]
+    return Tree(render(Report(shown, plan(), "blurify measure a b", ranking=ranking()))).open[0]
 
 
 def test_elements_stand_where_they_may(page: Element) -> None:
@@ -178,7 +179,7 @@ def test_text_stands_out_by_its_rules(scheme: str) -> None:
     rest = re.sub(r":root\s*{[^}]*}", "", STYLE)
     inks = set(re.findall(r"(?:[;{\s])(?:color|fill): var\(--([\w-]+)\)", rest))
     grounds = set(re.findall(r"background(?:-color)?: var\(--([\w-]+)\)", rest))
-    assert {"text", "quiet", "link", "good", "bad", "s0", "s1"} <= inks and grounds == {"ground", "raised"}
+    assert {"text", "quiet", "link", "good", "bad", "s0", "s1", "s2"} <= inks and grounds == {"ground", "raised"}
     faint = {
         (ink, ground): round(contrast(named[ink], named[ground]), 2)
         for ink, ground in itertools.product(inks - {"ground"}, grounds)
@@ -192,7 +193,7 @@ def test_marks_of_charts_stand_out_by_their_rules(scheme: str) -> None:
     named = colours(scheme)
     opacities = [float(number) for number in re.findall(r"opacity: ([\d.]+)", STYLE)]
     assert opacities and min(opacities) < 1
-    for series in ("s0", "s1"):
+    for series in ("s0", "s1", "s2"):
         for opacity in (*opacities, 1.0):
             pairs = zip(named[series], named["ground"], strict=True)
             mixed = tuple(opacity * ink + (1 - opacity) * paper for ink, paper in pairs)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [
     "zhang2019",
     "full",
+    "gentle",
     "light",
     "pool-only",
     "published/alexnet",
@@ -49,7 +50,8 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert 10 < len(recipe.description) < 80
-    assert recipe.filter_size == 4
+    assert recipe.filter_size == (None if name == "gentle" else 4)
+    assert len(recipe.resolved_taps) == 4
     assert recipe.padding == "reflect"
     assert load_recipe(recipe) is recipe
     assert load_recipe(recipe.to_dict()) == recipe
@@ -82,6 +84,14 @@ def test_each_recipe_departs_from_the_default_in_one_thing(name, field, value):
     assert getattr(recipe, field) == value
     same = dataclasses.replace(recipe, name="zhang2019", description="", **{field: getattr(Recipe(), field)})
     assert same == Recipe()
+
+
+def test_the_gentle_recipe_interpolates_cubics_halfway_and_departs_in_nothing_else():
+    recipe = load_recipe("gentle")
+    assert dataclasses.replace(recipe, name="zhang2019", description="", filter_size=4, taps=None) == Recipe()
+    for power in range(4):  # at 0 of samples at -3/2 .. 3/2: flat to the third order at frequency 0
+        at_samples = [position**power for position in (-1.5, -0.5, 0.5, 1.5)]
+        assert sum(map(float.__mul__, recipe.resolved_taps, at_samples)) == pytest.approx(0.0**power, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["published/vgg", "published/densenet", "published/mobilenet"])

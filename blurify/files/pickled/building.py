@@ -59,7 +59,7 @@ _HOOKS = frozenset(
         "load_state_dict_pre_hooks load_state_dict_post_hooks"
     ).split()
 )
-_PLAN, _PROOF = "_blurify_plan", "_blurify_proof"
+_PLAN, _PROOF, _ADAPTED = "_blurify_plan", "_blurify_proof", "_blurify_adapted"
 
 
 class RefusedError(ValueError):
@@ -191,7 +191,7 @@ class Builder:
         """A name in the state of an instance: nothing of the class, and nothing of Python's own."""
         key = self._text(cls, key)
         full = f"{cls.__module__}.{cls.__qualname__}.{key}"
-        if key.startswith("_blurify") and key not in (_PLAN, _PROOF):
+        if key.startswith("_blurify") and key not in (_PLAN, _PROOF, _ADAPTED):
             raise RefusedError(f"a {cls.__name__} with {_cut(key)}, which only blurify sets")
         hidden = next((vars(base)[key] for base in cls.__mro__ if key in vars(base)), None)
         if hidden is None or full in known()["keys"] or full in known()["bound"]:
@@ -234,7 +234,7 @@ class Builder:
             if not isinstance(value, set) or not all(isinstance(one, str) for one in value):
                 raise RefusedError(f"a {cls.__name__} with odd {key}")
             return value
-        if key in (_PLAN, _PROOF):
+        if key in (_PLAN, _PROOF, _ADAPTED):
             return self.plain(node)
         full = f"{cls.__module__}.{cls.__qualname__}.{key}"
         if full in known()["bound"] and self.called(node) == "builtins.getattr":

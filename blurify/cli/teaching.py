@@ -1,0 +1,105 @@
+"""Adapting as the command line has it: told stage by stage, with a bar; for `adapt`, and for `convert --adapt`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blurify.cli import console
+from blurify.cli.allocation import keep_freed_memory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from blurify.spec.adapted import Adapted, Stage
+
+
+def kept_at(output: Path) -> Path:
+    """Where the state of the run that is to write `output` is kept, until it is done."""
+    return output.expanduser().parent / f".{output.name}.adapting"
+
+
+def taught(
+    original: nn.Module, converted: nn.Module, data: Path, output: Path, *, quiet: bool, **options: Any
+) -> Adapted:
+    """Adapt `converted` itself as `blurify.adapt` does, with a line for every stage and a bar; what was done.
+
+    Args:
+        original, converted, data: as there.
+        output: the file that is to be written; beside it stands the state of a run that is stopped.
+        quiet: say nothing.
+        options: of `blurify.adapt`.
+    """
+    import blurify
+    from blurify.tuning.adapting import adapt as adapting
+
+    keep_freed_memory()
+    keep = kept_at(output)
+    if keep.exists() and not quiet:
+        console.say(f"going on with a run that was stopped (delete its state, {keep}, to begin anew)")
+    with _bar(enabled=not quiet) as bar:
+        adapting(
+            original, converted, data, **options, keep=keep, inplace=True, watch=bar.watch,
+            told=None if quiet else bar.told,
+        )  # fmt: skip
+    adapted = blurify.adapted_of(converted)
+    assert adapted is not None
+    return adapted
+
+
+def say_notes(adapted: Adapted) -> None:
+    """What a user may want to know of it."""
+    for note in adapted.notes:
+        console.say(f"note: {note}", style="yellow")
+
+
+def next_command(model: str, output: Path) -> str:
+    """What to do with an adapted model."""
+    return f"next: blurify measure {model} {output} --data DIR, on pictures that it was not adapted on"
+
+
+def main_process() -> bool:
+    """Whether this is the one of several processes that writes."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+class _Bar:
+    """Lines for stages, and a bar for what is under way."""
+
+    watch: Callable[[str, int, int], None] | None = None
+
+    def told(self, stage: Stage) -> None:
+        """A stage ended."""
+        style = {"converted": "", "distil": "bold"}.get(stage.name, "")
+        console.say(stage.line, style=style if stage.kept else "yellow")
+
+
+@contextlib.contextmanager
+def _bar(*, enabled: bool) -> Iterator[_Bar]:
+    bar = _Bar()
+    if not enabled or not sys.stderr.isatty():
+        yield bar
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as progress:
+        task = progress.add_task("adapting", total=None)
+        bar.watch = lambda what, done, of: progress.update(task, description=what, completed=done, total=of or None)
+        yield bar

@@ -1,0 +1,1 @@
+"""Tuning: weights that fit blurred features, taught by the original on unlabelled pictures."""

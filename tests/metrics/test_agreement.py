@@ -1,0 +1,160 @@
+"""Agreement of two models: against loops over single pictures, and known answers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blurify.errors import BlurifyError
+from blurify.metrics.agreement import agreement, agreements
+from blurify.metrics.results import Agreement
+from blurify.metrics.subject import Preprocessing, Subject, TensorPictures
+
+CROP, CANVAS = (8, 6), (11, 9)
+PLAIN = Preprocessing(CROP, CANVAS, 3, (0.0,) * 3, (1.0,) * 3)
+COUNT = 23
+
+
+def pictures(count: int = COUNT) -> TensorPictures:
+    return TensorPictures(torch.rand(count, 3, *CANVAS, generator=torch.Generator().manual_seed(1)))
+
+
+def seen() -> Tensor:
+    return pictures().canvases[:, :, 1:9, 1:7]
+
+
+class Net(nn.Module):
+    """Answers with something made of its seven logits, by default themselves."""
+
+    def __init__(self, seed: int, scale: float = 40.0, out: Any = None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 8 * 6, 7)
+        common, own = (torch.randn(7, 3 * 8 * 6, generator=torch.Generator().manual_seed(s)) for s in (0, seed))
+        with torch.no_grad():
+            self.linear.weight.copy_((common + 0.7 * own) * scale / 100)
+            self.linear.bias.zero_()
+        self.out = out or (lambda logits: logits)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.out(self.linear(x.flatten(1) - 0.5))
+
+
+def subject(*args: Any, **more: Any) -> Subject:
+    return Subject(Net(*args, **more), PLAIN, f"net {args[0]}")
+
+
+def slow(one: nn.Module, other: nn.Module) -> dict[str, float]:
+    """By the definitions, a picture and a class at a time, in Python's own numbers."""
+    rows = []
+    for picture in seen():
+        first, second = (model(picture[None])[0].tolist() for model in (one, other))
+        p, q = ([math.exp(v) / sum(map(math.exp, part)) for v in part] for part in (first, second))
+        same = p.index(max(p)) == q.index(max(q))
+        rows.append((same, sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), max(p), max(q)))
+    surely = [row[0] for row in rows if row[2] > 0.5]
+    same, divergence, confidence, confidence_other = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+    return {
+        "same": same, "divergence": divergence, "confidence": confidence, "confidence_other": confidence_other,
+        "sure": sum(surely) / len(surely), "surely": len(surely),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_classifiers_against_the_definitions(batch_size: int) -> None:
+    one, other = subject(1), subject(2)
+    found, wanted = agreement(one, other, pictures(), batch_size=batch_size), slow(one.model, other.model)
+    assert found.images == COUNT and found.relative_error is None
+    surely = wanted.pop("surely")
+    assert 0 < surely < COUNT and 0 < wanted["same"] < 1  # else the test would not tell
+    for name, value in wanted.items():
+        assert getattr(found, name).value == pytest.approx(value, abs=1e-5), name
+    assert found.same and found.sure and found.same.count == COUNT and found.sure.count == surely
+    assert found.kept == found.same.value and found.lost == found.divergence.value
+
+
+def test_the_divergence_is_of_the_original_from_the_other() -> None:
+    forth, back = (agreement(*pair, pictures()) for pair in ((subject(1), subject(2)), (subject(2), subject(1))))
+    assert forth.divergence and back.divergence and forth.same == back.same
+    assert forth.divergence.value != pytest.approx(back.divergence.value, rel=0.05)
+
+
+def test_a_model_agrees_with_itself() -> None:
+    found = agreement(subject(1), subject(1), pictures())
+    assert found.same and found.divergence
+    assert found.kept == 1 and found.divergence.value == pytest.approx(0, abs=1e-12)
+    assert found.confidence == found.confidence_other
+
+
+def test_where_the_original_is_never_sure_there_is_no_figure_for_it() -> None:
+    assert agreement(subject(1, scale=0.01), subject(2), pictures()).sure is None
+
+
+def maps(logits: Tensor) -> dict[str, Any]:
+    """A label map and, in a list, features on another scale; beside them numbers and what is no tensor."""
+    return {
+        "map": logits.reshape(-1, 7, 1, 1).expand(-1, 7, 2, 2) + 50,
+        "features": [1000 * logits[:, :3].square(), logits.argmax(1)],
+        "anchors": torch.arange(5.0),
+        "name": "x",
+    }
+
+
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_other_outputs_against_the_definition(batch_size: int) -> None:
+    one, other = subject(1, out=maps), subject(2, out=maps)
+    with torch.no_grad():
+        here, there = (item.model(seen()) for item in (one, other))
+    ratios = []
+    for o, c in ((here["map"], there["map"]), (here["features"][0], there["features"][0])):
+        mean = sum(o.double()) / COUNT
+        error = sum(float((a - b).double().square().sum()) for a, b in zip(o, c, strict=True))
+        ratios.append(error / sum(float((a - mean).square().sum()) for a in o))
+    found = agreement(one, other, pictures(), batch_size=batch_size)
+    assert found == Agreement(COUNT, relative_error=found.relative_error)
+    assert found.relative_error == found.lost == pytest.approx(sum(ratios) / 2, rel=1e-4)
+    assert agreement(one, one, pictures()).relative_error == 0 and agreement(one, one, pictures()).kept == 1
+
+
+def test_the_mean_answer_to_every_picture_has_an_error_of_one() -> None:
+    def spread(logits: Tensor) -> Tensor:
+        return logits[:, None]
+
+    one = subject(1, out=spread)
+    with torch.no_grad():
+        mean = one.model(seen()).mean(0, keepdim=True)
+    found = agreement(one, subject(1, out=lambda logits: mean.expand(len(logits), 1, 7)), pictures(), batch_size=5)
+    assert found.relative_error == pytest.approx(1, rel=1e-5) and found.kept == pytest.approx(0, abs=1e-5)
+
+
+def test_several_at_once_are_each_as_alone() -> None:
+    others = [subject(2), subject(3)]
+    assert agreements(subject(1), others, pictures()) == [agreement(subject(1), each, pictures()) for each in others]
+
+
+def test_progress_and_the_mode_of_the_models() -> None:
+    one, other, told = subject(1), subject(2), []
+    one.model.train()
+    agreement(one, other, pictures(), batch_size=10, watch=lambda *said: told.append(said))
+    assert told == [("agreement", number, 3) for number in (1, 2, 3)]
+    assert one.model.training
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "count", "says"),
+    [
+        (subject(1), subject(2, out=lambda x: x[:, :5]), COUNT, "(23, 7)"),
+        (subject(1), subject(2, out=lambda x: x * float("nan")), COUNT, "net 2 is not finite"),
+        (subject(1, out=lambda x: x[:, None] / 0), subject(2, out=lambda x: x[:, None]), COUNT, "net 1 is not finite"),
+        (subject(1, out=lambda x: x[:, None]), subject(2, out=lambda x: x[:, None]), 1, "at least 2"),
+        (subject(1, out=lambda x: x.argmax(1)), subject(2), COUNT, "no tensor of floats"),
+        (subject(1), subject(2), 0, "at least one"),
+    ],
+)
+def test_what_cannot_be_compared(one: Subject, other: Subject, count: int, says: str) -> None:
+    with pytest.raises(BlurifyError) as caught:
+        agreement(one, other, pictures(count))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
