@@ -63,7 +63,7 @@ def photographs(paths: Sequence[Path], *, smallest: int = 180, flattest: float =
             continue
         found[_name(path, found)] = picture
     if left_out:
-        print(f"{len(left_out)} pictures are left out, too small or of one colour: {', '.join(left_out[:5])}, ...")
+        print(f"{len(left_out)} pictures are left out, too small or of one colour: {', '.join(left_out[:5])}")
     return found
 
 
