@@ -123,6 +123,14 @@ ARMS: dict[str, dict[str, Any]] = {
 Run = dict[str, Any]
 
 
+def sites_of(plan: blurify.Plan) -> list[dict[str, Any]]:
+    """What is written down of a network's sites."""
+    return [
+        {"name": site.name, "kind": site.kind, "stride": list(site.stride), "action": site.action}
+        for site in plan.sites
+    ]
+
+
 def networks(settings: Mapping[str, Any], families: Sequence[str]) -> dict[str, Any]:
     """What is trained: parameters and sites of each family, as blurify finds and converts them."""
     found = {}
@@ -131,10 +139,7 @@ def networks(settings: Mapping[str, Any], families: Sequence[str]) -> dict[str, 
         report = blurify.inspect(model, example_inputs(settings))
         found[family] = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "sites": [
-                {"name": site.name, "kind": site.kind, "stride": list(site.stride), "action": site.action}
-                for site in report.sites
-            ],
+            "sites": sites_of(report),
         }
     return found
 
@@ -481,11 +486,11 @@ def finished(todo: Sequence[tuple[str, int, list[str]]], jobs: int, *common: Any
             yield future.result()
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     return {
         "blurify": blurify.__version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in packages},
     }
 
 

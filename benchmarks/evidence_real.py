@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import sys
 import time
@@ -38,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import blurify
 from benchmarks import evidence_real_page, real_data, real_networks, real_sources
-from benchmarks.evidence import hashed, journal, text_of
+from benchmarks.evidence import hashed, journal, sites_of, text_of, versions
 from benchmarks.real_data import FRAME, Inputs
 from blurify import metrics
 
@@ -435,11 +434,7 @@ def record(settings: Mapping[str, Any], runs: Sequence[Run], work: Path, command
     names = list(dict.fromkeys(run["network"] for run in runs))
     return {
         "command": command,
-        "versions": {
-            "blurify": blurify.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        },
+        "versions": versions(PACKAGES),
         "settings": dict(settings),
         "networks": {name: _described(name, work / "packages") for name in names},
         "sources": {
@@ -467,10 +462,7 @@ def _described(name: str, packages: Path) -> dict[str, Any]:
         "outputs": list(network.outputs),
         "sets": list(network.sets),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "sites": [
-            {"name": site.name, "kind": site.kind, "stride": list(site.stride), "action": site.action}
-            for site in report.sites
-        ],
+        "sites": sites_of(report),
     }
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blurify.cli import console, options, plans, teaching
-from blurify.cli.allocation import keep_freed_memory
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
 
@@ -83,11 +82,10 @@ def adapt(
     that is stopped goes on where it was when it is started again. For several GPUs: accelerate launch -m blurify ...
     """
     options.check_filter_size(filter_size)
-    keep_freed_memory()
     with console.working("loading torch"):
         from blurify.files import atomic, checkpoints
         from blurify.tuning.adapting import Options
-        from blurify.tuning.training import Training
+        from blurify.tuning.training import Training, main_process
 
     wanted = tuple(name.strip() for name in stages.split(",") if name.strip())
     Options(wanted, Training(steps, minutes, batch_size, accumulate=accumulate), crops, outputs=outputs).check()
@@ -116,7 +114,7 @@ def adapt(
             crops=crops, outputs=outputs, labels=labels, precision=precision, accumulate=accumulate, seed=seed,
             device=place, log=log,
         )  # fmt: skip
-    if not teaching.main_process():
+    if not main_process():
         return
     with console.working(f"writing {output}"):
         checkpoints.save(converted, output, source=loaded.source, force=force)

@@ -11,12 +11,13 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -88,6 +89,29 @@ def working(what: str) -> Iterator[None]:
         return
     with Console(stderr=True).status(Text(what)):
         yield
+
+
+@contextlib.contextmanager
+def bar(name: str, prefix: str = "") -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar on stderr where that is a terminal, else None.
+
+    Args:
+        name: what it says at first.
+        prefix: what stands before that which it is told.
+
+    Yields:
+        a function to be told (what is done, how far, of how much; 0 where that is not known).
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda what, done, of: progress.update(task, description=prefix + what, completed=done, total=of or None)
 
 
 @dataclass

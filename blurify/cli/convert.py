@@ -116,7 +116,9 @@ def convert(
                     loaded.model, converted, adapt, output, quiet=json, preprocessing=used, device=find_device(device),
                     minutes=MINUTES if minutes is None else minutes,
                 )  # fmt: skip
-            if not teaching.main_process():
+            from blurify.tuning.training import main_process
+
+            if not main_process():
                 return
         if shown is not None and plan.converted:
             agreed = shown.compared(converted)

@@ -9,15 +9,12 @@ import inspect
 import math
 import re
 import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from blurify.cli import console, options
 from blurify.cli.allocation import keep_freed_memory
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from blurify.files.sources import LoadedModel
     from blurify.metrics import files
     from blurify.metrics.results import Measurement
-    from blurify.metrics.subject import Pictures, Preprocessing, Subject, Watch
+    from blurify.metrics.subject import Pictures, Preprocessing, Subject
     from blurify.spec.plan import Plan
     from blurify.spec.recipes import Recipe
 
@@ -186,7 +183,7 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
         layers = _shared_layers(subjects) if "equivariance" in wanted or "all" in wanted else None
         results: list[Measurement] = []
         for subject in subjects:
-            with _watching(subject.name) as watch:
+            with console.bar(subject.name, f"{subject.name}: ") as watch:
                 found = measuring.measure(
                     subject, shown, wanted, seed=choices.seed, batch_size=choices.batch_size,
                     circular=choices.circular, layers=layers, most_shift=choices.most_shift, watch=watch,
@@ -383,22 +380,3 @@ def _pictures(subject: Subject, answer: tuple[int, ...], loaded: LoadedModel, ch
     if labels and not found.labelled:
         raise BlurifyError(f"--labels can't be had: {found.note.removeprefix('no labels: ')}")
     return found
-
-
-@contextlib.contextmanager
-def _watching(name: str) -> Iterator[Watch | None]:
-    """A bar on stderr where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task(name, total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{name}: {what}", completed=done, total=total)
-
-        yield show

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +38,10 @@ def taught(
     keep = kept_at(output)
     if keep.exists() and not quiet:
         console.say(f"going on with a run that was stopped (delete its state, {keep}, to begin anew)")
-    with _bar(enabled=not quiet) as bar:
+    with contextlib.nullcontext() if quiet else console.bar("adapting") as watch:
         adapting(
-            original, converted, data, **options, keep=keep, inplace=True, watch=bar.watch,
-            told=None if quiet else bar.told,
-        )  # fmt: skip
+            original, converted, data, **options, keep=keep, inplace=True, watch=watch, told=None if quiet else _told
+        )
     adapted = blurify.adapted_of(converted)
     assert adapted is not None
     return adapted
@@ -61,45 +58,7 @@ def next_command(model: str, output: Path) -> str:
     return f"next: blurify measure {model} {output} --data DIR, on pictures that it was not adapted on"
 
 
-def main_process() -> bool:
-    """Whether this is the one of several processes that writes."""
-    from accelerate import PartialState
-
-    return PartialState().is_main_process
-
-
-class _Bar:
-    """Lines for stages, and a bar for what is under way."""
-
-    watch: Callable[[str, int, int], None] | None = None
-
-    def told(self, stage: Stage) -> None:
-        """A stage ended."""
-        style = {"converted": "", "distil": "bold"}.get(stage.name, "")
-        console.say(stage.line, style=style if stage.kept else "yellow")
-
-
-@contextlib.contextmanager
-def _bar(*, enabled: bool) -> Iterator[_Bar]:
-    bar = _Bar()
-    if not enabled or not sys.stderr.isatty():
-        yield bar
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as progress:
-        task = progress.add_task("adapting", total=None)
-        bar.watch = lambda what, done, of: progress.update(task, description=what, completed=done, total=of or None)
-        yield bar
+def _told(stage: Stage) -> None:
+    """A stage ended."""
+    style = {"converted": "", "distil": "bold"}.get(stage.name, "")
+    console.say(stage.line, style=style if stage.kept else "yellow")

@@ -102,3 +102,8 @@ def proof_of(model: nn.Module) -> Proof | None:
 def carry_proof(model: nn.Module, proof: Proof) -> None:
     """Let a model carry its proof, as plain data."""
     model.__dict__[_PROOF] = proof.to_dict()
+
+
+def drop_proof(model: nn.Module) -> None:
+    """Let a model carry no proof any more."""
+    model.__dict__.pop(_PROOF, None)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from blurify.errors import BlurifyError
 from blurify.graph.copies import copy_model
-from blurify.graph.structure import Inputs, map_tensors
+from blurify.graph.structure import Inputs
 from blurify.metrics.pictures import FolderPictures, open_folder
 from blurify.metrics.preprocessing import preprocessing_of
 from blurify.metrics.subject import Preprocessing, TensorPictures
+from blurify.proof.proof import drop_proof
 from blurify.spec.adapted import Adapted, Stage
 from blurify.surgery import undo
 from blurify.surgery.carrying import carry_adapted, plan_of
@@ -26,12 +27,12 @@ from blurify.tuning import crops as cropping
 from blurify.tuning.answering import Answering, layers_to_compare
 from blurify.tuning.answers import Agreement, agreement, check_kind, kind_of
 from blurify.tuning.distil import distil
-from blurify.tuning.examples import Augmentation, Batches, Examples, Pictures, Tensors, examples_from, held_out
+from blurify.tuning.examples import Augmentation, Examples, Pictures, examples_from, held_out
 from blurify.tuning.keeping import Kept
 from blurify.tuning.recalibrate import recalibrate
 from blurify.tuning.reconstruct import reconstruct
 from blurify.tuning.refine import refine
-from blurify.tuning.training import Step, Training
+from blurify.tuning.training import Step, Training, main_process, on_device
 
 STAGES = ("recalibrate", "reconstruct", "refine", "distil")
 REFINING = 0.4
@@ -195,7 +196,7 @@ def adapt(
         run.examine(data, preprocessing, labels=labels)
         run.stages(Path(keep) if keep else None)
     carry_adapted(result, run.record())
-    result.__dict__.pop("_blurify_proof", None)  # it says that the weights are the original's
+    drop_proof(result)  # it says that the weights are the original's
     return result
 
 
@@ -261,15 +262,15 @@ class _Run:
         count = len(self.examples)
         if count < FEW:
             self.notes.append(f"{count} examples are few: results vary; some hundred are better")
-        self.batches = [
-            self._here(batch) for batch in self.examples.plain(self.options.forward, self.options.calibrate)
-        ]
+        plain = self.examples.plain(self.options.forward, self.options.calibrate)
+        self.batches = [on_device(self.device, batch) for batch in plain]
         self.checks = self._checks()
         kind = self.options.outputs
         with torch.no_grad():
             self.layers = tuple(layers_to_compare(self.original, self.converted, self.batches))
-        first = (self.batches[0][0], self.batches[0][1])
-        self.kind: Any = "values" if self.layers else kind_of(self.original, first) if kind == "auto" else kind
+        self.kind: Any = (
+            "values" if self.layers else kind_of(self.original, self.batches[0]) if kind == "auto" else kind
+        )
         if self.layers:
             self.notes.append(
                 f"the outputs of the two can't be compared one by one: {len(self.layers)} layers inside are compared"
@@ -340,14 +341,14 @@ class _Run:
         """
         size = self.options.forward
         if not isinstance(self.checked, Pictures):
-            return [(here, (here,)) for here in map(self._here, self.checked.plain(size))]
+            here = [on_device(self.device, batch) for batch in self.checked.plain(size)]
+            return [(batch, (batch,)) for batch in here]
         steps = -(-len(self.checked) // size)
         drawn = [self.checked.draw(self.options.seed, step, size) for step in range(steps)]
-        return [(self._here(one.seen), tuple(map(self._here, one.taught))) for one in drawn]
-
-    def _here(self, inputs: Inputs) -> Inputs:
-        args, kwargs = map_tensors(inputs, lambda tensor: tensor.to(self.device))
-        return args, kwargs
+        return [
+            (on_device(self.device, one.seen), tuple(on_device(self.device, view) for view in one.taught))
+            for one in drawn
+        ]
 
     # --- the stages
 
@@ -446,24 +447,17 @@ class _Run:
     def _end(self, stage: Stage) -> None:
         self.done.append(stage)
         self._log({"event": "stage", **asdict(stage)})
-        if self.told is not None and _speaks():
+        if self.told is not None and main_process():
             self.told(stage)
 
     def _log(self, entry: dict[str, Any]) -> None:
-        if self.log is not None and _speaks():
+        if self.log is not None and main_process():
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
     def record(self) -> Adapted:
         """What was done."""
         return Adapted(self.name, len(self.examples), len(self.checked), self.kind, tuple(self.done), tuple(self.notes))
-
-
-def _speaks() -> bool:
-    """Whether this is the one of several processes that says what is done."""
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
 
 
 def _number(value: float) -> float:
@@ -483,6 +477,3 @@ def _default_device(home: torch.device) -> torch.device:
 
     found: torch.device = PartialState().device
     return found
-
-
-__all__ = ["STAGES", "Batches", "Kept", "Options", "Tensors", "adapt"]

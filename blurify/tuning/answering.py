@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from blurify.errors import BlurifyError
 from blurify.graph.structure import Inputs
 from blurify.tuning.answers import comparable, float_tensors, relative_error
+from blurify.tuning.hooks import told_once
 
 _MOST = 8
 _TRIED = 4
@@ -35,27 +35,9 @@ class Answering:
         if not self.layers:
             return float_tensors(self.model(*args, **kwargs))
         found: dict[int, Tensor] = {}
-        with _kept(self.layers, found):
+        with told_once(dict(enumerate(self.layers)), found.__setitem__):
             self.model(*args, **kwargs)
         return [found[index] for index in range(len(self.layers)) if index in found]
-
-
-@contextlib.contextmanager
-def _kept(layers: Sequence[nn.Module], found: dict[int, Tensor]) -> Iterator[None]:
-    """Keep what layers give in their first call."""
-    handles = []
-    for index, layer in enumerate(layers):
-
-        def keep(_: nn.Module, __: object, out: object, index: int = index) -> None:
-            if isinstance(out, Tensor) and index not in found:
-                found[index] = out
-
-        handles.append(layer.register_forward_hook(keep))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -76,18 +58,17 @@ def layers_to_compare(original: nn.Module, converted: nn.Module, batches: Sequen
         for path, module in converted.named_modules()
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.ConvTranspose2d)
     ]
-    kept: list[dict[int, Tensor]] = [{}, {}]
+    kept: list[dict[str, Tensor]] = [{}, {}]
     for model, found in zip((original, converted), kept, strict=True):
-        modules = dict(model.named_modules())
-        with _kept([modules[path] for path in paths], found):
+        with told_once({path: model.get_submodule(path) for path in paths}, found.__setitem__):
             model(*args, **kwargs)
     fit = [
         path
-        for index, path in enumerate(paths)
-        if index in kept[0]
-        and index in kept[1]
-        and kept[0][index].shape == kept[1][index].shape
-        and 0 < float(relative_error(kept[1][index], kept[0][index])) < _UNRELATED
+        for path in paths
+        if path in kept[0]
+        and path in kept[1]
+        and kept[0][path].shape == kept[1][path].shape
+        and 0 < float(relative_error(kept[1][path], kept[0][path])) < _UNRELATED
     ]
     if not fit:
         raise BlurifyError(

@@ -5,7 +5,6 @@ Three kinds of data give the same: windows of pictures, tensors as the model tak
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -293,8 +292,7 @@ def held_out(examples: Tensors | Batches) -> tuple[Tensors | Batches, Tensors | 
     if len(examples.batches) < 5:
         return examples, examples
     every = max(2, min(10, len(examples.batches) // 2))
-    held_batches = examples.batches[every - 1 :: every]
     return (
         Batches([batch for index, batch in enumerate(examples.batches) if index % every != every - 1]),
-        Batches(held_batches[: math.ceil(len(held_batches))]),
+        Batches(examples.batches[every - 1 :: every]),
     )

@@ -22,6 +22,7 @@ from blurify.graph.inputs import traced
 from blurify.graph.structure import Inputs
 from blurify.nn.build import build
 from blurify.surgery.carrying import plan_of
+from blurify.tuning.hooks import told_once
 from blurify.tuning.lockstep import in_lockstep
 from blurify.tuning.reading import Layer, layers_to_refit
 from blurify.tuning.statistics import moments_of, move, norm_moments, put, running, running_norms
@@ -105,7 +106,7 @@ def reconstruct(
     layers = {layer.path: layer for layer in wanted if layer.path in theirs}
     norms, old_norms = running_norms(converted), running_norms(original)
     before = norm_moments(original, batches, [path for path in norms if path in old_norms])
-    targets = _outputs(theirs, original, batches, list(layers))
+    targets = _outputs(original, batches, list(layers))
     done: dict[str, Refit] = {}
     left: dict[str, str] = {}
     moved: dict[str, None] = {}
@@ -138,26 +139,13 @@ def reconstruct(
     return Reconstructed(tuple(done.values()), tuple(left.items()), tuple(moved))
 
 
-def _outputs(
-    modules: dict[str, nn.Module], model: nn.Module, batches: Sequence[Inputs], paths: list[str]
-) -> dict[str, list[Tensor]]:
+def _outputs(model: nn.Module, batches: Sequence[Inputs], paths: list[str]) -> dict[str, list[Tensor]]:
     """What some layers of a model give, by path, a tensor a batch: of their first call."""
     kept: dict[str, list[Tensor]] = {path: [] for path in paths}
-    for index, (args, kwargs) in enumerate(batches):
-        handles = []
-        for path in paths:
-
-            def keep(_: nn.Module, __: object, out: Tensor, path: str = path, index: int = index) -> None:
-                if len(kept[path]) == index:
-                    kept[path].append(out.detach().clone())
-
-            handles.append(modules[path].register_forward_hook(keep))
-        try:
-            with torch.no_grad():
-                model(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
+    watched = {path: model.get_submodule(path) for path in paths}
+    for args, kwargs in batches:
+        with told_once(watched, lambda path, out: kept[path].append(out.detach().clone())), torch.no_grad():
+            model(*args, **kwargs)
     return kept
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from blurify.graph.structure import Inputs
+from blurify.tuning.hooks import told_once
 
 
 def running_norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -79,30 +80,12 @@ def moments_of(batches: Sequence[Tensor]) -> Moments:
 
 def norm_moments(model: nn.Module, batches: Sequence[Inputs], paths: Iterable[str]) -> dict[str, Moments]:
     """What enters some norms of a model over all batches, by path: of their first call; none for a norm never run."""
-    modules = dict(model.named_modules())
     tallies = {path: Tally() for path in paths}
+    watched = {path: model.get_submodule(path) for path in tallies}
     for args, kwargs in batches:
-        handles = [modules[path].register_forward_pre_hook(_first(tally)) for path, tally in tallies.items()]
-        try:
-            with torch.no_grad():
-                model(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with told_once(watched, lambda path, x: tallies[path].add(x), given=True), torch.no_grad():
+            model(*args, **kwargs)
     return {path: tally.moments for path, tally in tallies.items() if not tally.empty}
-
-
-def _first(tally: Tally) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A pre-hook that adds what a module is called with first in one forward."""
-    called = False
-
-    def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        nonlocal called
-        if not called and given and isinstance(given[0], Tensor):
-            called = True
-            tally.add(given[0])
-
-    return hook
 
 
 @torch.no_grad()

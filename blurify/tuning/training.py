@@ -298,6 +298,13 @@ def _accelerator(training: Training, device: torch.device | None) -> Any:
         raise BlurifyError(f"--precision {training.precision} can't be used here ({error}): give no") from error
 
 
+def main_process() -> bool:
+    """Whether this is the one of several processes that says and writes what is done."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
 def _size(parameter: Tensor) -> float:
     """The root mean square of a tensor; of one that is all zeros, a small number."""
     return max(float(parameter.detach().float().square().mean().sqrt()), 1e-3)

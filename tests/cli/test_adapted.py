@@ -13,11 +13,11 @@ from PIL import Image
 from torch import nn
 
 import blurify
-from blurify import cli
 from blurify.files import checkpoints, opening, sources
 from blurify.metrics import files
 from blurify.spec.adapted import Adapted, Stage
 from tests.cli.test_answers import SHAPE, Net
+from tests.command_line import error_of, out_of
 
 SOON = ["--minutes", "0.02", "--device", "cpu", *SHAPE]
 ALLOW = ["--allow", f"{Net.__module__}.Net"]
@@ -75,20 +75,6 @@ def adapted(tmp_path: Path) -> Path:
     path = tmp_path / "adapted.pt"
     checkpoints.save(model, path)
     return path
-
-
-def out_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert cli.main([*map(str, arguments)]) == 0, capsys.readouterr().err
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    return captured.out
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert cli.main([*map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_summary_is_of_the_last_stage_that_was_kept() -> None:

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import blurify
-from blurify import cli
 from blurify.cli.answers import parse_share
 from blurify.errors import BlurifyError
 from blurify.files import opening, sources
 from blurify.metrics import files
+from tests.command_line import error_of, out_of
 
 COUNT = 12
 SHAPE = ["--input-shape", "1,3,32,32"]
@@ -74,20 +74,6 @@ def shown(photos: Path) -> list[Tensor]:
 def answers(model: nn.Module, photos: Path) -> list[int]:
     with torch.no_grad():
         return [int(model(picture).argmax()) for picture in shown(photos)]
-
-
-def out_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert cli.main([*map(str, arguments)]) == 0, capsys.readouterr().err
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    return captured.out
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert cli.main([*map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_a_trained_model_is_called_not_ready_with_the_command_that_mends_it(
