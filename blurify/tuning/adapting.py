@@ -32,7 +32,7 @@ from blurify.tuning.keeping import Kept
 from blurify.tuning.recalibrate import recalibrate
 from blurify.tuning.reconstruct import reconstruct
 from blurify.tuning.refine import refine
-from blurify.tuning.training import Step, Training, main_process, on_device
+from blurify.tuning.training import NothingLearnsError, Step, Training, main_process, on_device
 
 STAGES = ("recalibrate", "reconstruct", "refine", "distil")
 REFINING = 0.4
@@ -381,7 +381,10 @@ class _Run:
                 "stages": [asdict(stage) for stage in self.done], "best": asdict(best), "before": held
             }  # fmt: skip
             started = time.monotonic()
-            line = self._stage(name, kept)
+            try:
+                line = self._stage(name, kept)
+            except NothingLearnsError as error:
+                line = f"{name}: {error}"
             now = self._agreement()
             worse = not now.distance <= best.distance * TOLERANCE
             if worse:

@@ -94,6 +94,8 @@ def distance(answer: Sequence[Tensor], wanted: Sequence[Tensor], kind: Kind) -> 
 
 def relative_error(answer: Tensor, wanted: Tensor) -> Tensor:
     """Sum |answer - wanted|^2 / sum |wanted - its mean|^2: 0 where equal, 1 where no better than a constant."""
+    if not wanted.ndim:
+        answer, wanted = answer[None], wanted[None]
     wanted = exact(wanted)
     centre = wanted.mean(0, keepdim=True) if len(wanted) > 1 else wanted.mean()
     spread = (wanted - centre).square().sum()
@@ -143,16 +145,10 @@ def agreement(
         if not all(comparable(one, answer) for one in answers):
             return Agreement(len(batches), kind, float("nan"))
         pairs.append((mean_answer(answers, kind), answer))
-    tensors = [
-        (torch.cat([p[0][i].float() for p in pairs]), torch.cat([p[1][i].float() for p in pairs]))
-        if len({tuple(p[0][i].shape[1:]) for p in pairs}) == 1 and pairs[0][0][i].ndim
-        else (torch.stack([p[0][i].float().flatten().mean() for p in pairs]),) * 2
-        for i in range(len(pairs[0][0]))
-    ]
     if kind == "values":
-        errors = [float(relative_error(answer, wanted)) for wanted, answer in tensors]
-        return Agreement(len(tensors[0][0]), kind, sum(errors) / len(errors))
-    theirs, mine = tensors[0]
+        errors = [_error([(wanted[i], answer[i]) for wanted, answer in pairs]) for i in range(len(pairs[0][0]))]
+        return Agreement(sum(_examples(wanted[0]) for wanted, _ in pairs), kind, sum(errors) / len(errors))
+    theirs, mine = (torch.cat([pair[index][0].float() for pair in pairs]) for index in range(2))
     same = theirs.argmax(1) == mine.argmax(1)
     sure = theirs.softmax(1).amax(1) > 0.5
     return Agreement(
@@ -162,6 +158,19 @@ def agreement(
         float(same.double().mean()),
         float(same[sure].double().mean()) if bool(sure.any()) else None,
     )
+
+
+def _examples(tensor: Tensor) -> int:
+    return len(tensor) if tensor.ndim else 1
+
+
+def _error(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """The relative error of one output over all batches; the mean of theirs, where its size changes among them."""
+    if pairs[0][0].ndim and len({wanted.shape[1:] for wanted, _ in pairs}) == 1:
+        wanted, answer = (torch.cat([pair[index].float() for pair in pairs]) for index in range(2))
+        return float(relative_error(answer, wanted))
+    found = [float(relative_error(answer, wanted)) for wanted, answer in pairs]
+    return sum(found) / len(found)
 
 
 def check_kind(kind: str) -> None:

@@ -101,6 +101,10 @@ class Trained:
         )
 
 
+class NothingLearnsError(BlurifyError):
+    """A stage has nothing to train."""
+
+
 class Objective(Protocol):
     """What is to become small."""
 
@@ -140,14 +144,19 @@ def train(
         watch: told of each step.
 
     Raises:
-        BlurifyError: nothing can learn; the settings are none; the kept state is of another run.
+        NothingLearnsError: no parameter may learn.
+        BlurifyError: the settings are none; the kept state is of another run.
     """
     accelerator = _accelerator(training, device)
     owned = dict(converted.named_parameters())
     fit = [name for name in names if owned[name].is_floating_point()]
     learning = [name for name in fit if owned[name].requires_grad]
     if not learning:
-        raise BlurifyError("all parameters behind the blurs are frozen (requires_grad is off), so none can learn")
+        raise NothingLearnsError(
+            "all parameters behind the blurs are frozen (requires_grad is off), so none can learn"
+            if fit
+            else "no parameters are behind the blurs, so none can learn"
+        )
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only(converted, set(learning)))
         stack.enter_context(_only(original, set()))

@@ -314,3 +314,42 @@ def test_half_precision_training_and_models(models):
         original.float()
     assert all(parameter.dtype == torch.bfloat16 for parameter in half.parameters())
     assert blurify.check(half)
+
+
+def test_outputs_of_other_sizes_in_every_batch_are_compared_with_the_originals():
+    """Not with themselves: a map of another size a batch, and a single number, of a model that answers twice that."""
+    from blurify.tuning.answers import agreement
+
+    def answer(scale: float):
+        return lambda inputs: [inputs[0][0] * scale, inputs[0][0].sum() * scale]
+
+    batches = [((torch.randn(2, 3, size, size),), {}) for size in (4, 6)]
+    found = agreement(answer(1.0), answer(2.0), [(batch, (batch,)) for batch in batches], "values")
+    slow = []
+    for (x,), _ in batches:
+        slow.append(float(x.square().sum() / (x - x.mean(0)).square().sum()))
+    number = 1e6  # one number has no spread: its error is over a millionth of its square
+    assert found.distance == pytest.approx((sum(slow) / 2 + number) / 2, rel=1e-3)
+    assert found.count == 4
+    same = agreement(answer(1.0), answer(1.0), [(batch, (batch,)) for batch in batches], "values")
+    assert same.distance == 0
+
+
+def test_where_nothing_can_learn_stages_say_so_and_the_rest_goes_on():
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 6, 3, padding=1), nn.MaxPool2d(2)
+
+        def forward(self, x):
+            return self.pool(self.conv(x).relu()).mean((2, 3))
+
+    original, converted = pair(Pools())
+    lines = blurify.adapted_of(blurify.adapt(original, converted, pictures(40, 5), **QUICK)).lines()
+    assert len(lines) == 5 and "none can learn" in lines[3]
+    frozen = Small()
+    original, converted = pair(frozen)
+    for parameter in converted.parameters():
+        parameter.requires_grad_(False)
+    lines = blurify.adapted_of(blurify.adapt(original, converted, pictures(40, 5), **QUICK)).lines()
+    assert "frozen" in lines[3] and "frozen" in lines[4]
