@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blurify.files.rest import Rest
 from blurify.files.sources import ModelSource
 from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
@@ -22,6 +23,41 @@ HEADER_FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What the user allows, and chooses, when a file is read.
+
+    Attributes:
+        allow: qualified names of classes that a file may consist of besides those of torch, torchvision and timm.
+        trust: run whatever code it contains.
+        weights: which of several sets of weights in it: 'ema', 'model', or the key that they stand under; None: the
+            averaged ones where there are some.
+        source: the user's own Python file that defines the classes of a pickled model; None: no such file.
+    """
+
+    allow: tuple[str, ...] = ()
+    trust: bool = False
+    weights: str | None = None
+    source: Path | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a format is given to write.
+
+    Attributes:
+        model: converted.
+        header: what `header_of` made.
+        rest: what else stood in the file that the model came from; formats that can't hold it leave it out.
+        plain: only what other programs read, without the header.
+    """
+
+    model: nn.Module
+    header: dict[str, Any]
+    rest: Rest | None = None
+    plain: bool = False
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What a file holds: a module, or tensors by name; and blurify's header where blurify wrote it.
 
@@ -31,6 +67,8 @@ class Checkpoint:
         tensors: by name; each may be read from the file only when it is asked for.
         header: what `header_of` made, as far as the file is one of ours.
         note: what a user may want to know about how it was read ('' mostly).
+        arch: the factory spec of the architecture that the file itself names, as far as it does.
+        rest: what else stands in it; None where nothing does.
     """
 
     path: Path
@@ -38,6 +76,8 @@ class Checkpoint:
     tensors: Mapping[str, Tensor] | None = None
     header: dict[str, Any] | None = None
     note: str = ""
+    arch: str | None = None
+    rest: Rest | None = None
 
 
 def header_of(plan: Plan, source: ModelSource | None, adapted: Adapted | None = None) -> dict[str, Any]:

@@ -12,14 +12,22 @@ from torch import nn
 
 from blurify.errors import BlurifyError
 from blurify.files import atomic, formats
-from blurify.files.checkpoint import header_of
+from blurify.files.checkpoint import Reading, Rest, Saved, header_of
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
 from blurify.files.sources import ModelSource
 from blurify.surgery.carrying import adapted_of, plan_of
 
 
-def save(model: nn.Module, path: str | Path, *, source: ModelSource | None = None, force: bool = False) -> Path:
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    source: ModelSource | None = None,
+    rest: Rest | None = None,
+    plain: bool = False,
+    force: bool = False,
+) -> Path:
     """Write a converted model.
 
     Args:
@@ -27,6 +35,8 @@ def save(model: nn.Module, path: str | Path, *, source: ModelSource | None = Non
         path: `.safetensors` for tensors only; any other ending for torch's format.
         source: how to build the unconverted model, as `opening.open_model` tells; None: the model exists only in
             memory.
+        rest: what else stood in the file that the model came from, as `opening.open_model` tells; `.pt` keeps it.
+        plain: only the tensors by name, as other programs read them: without the plan, so that `load` can't read it.
         force: replace a file that is there.
 
     Returns:
@@ -44,7 +54,7 @@ def save(model: nn.Module, path: str | Path, *, source: ModelSource | None = Non
     require_in_force(model, plan, "convert the original model again, and save that")
     written = formats.for_writing(path)
     header = header_of(plan, source if source is not None and source.arch is not None else None, adapted_of(model))
-    atomic.write_file(path, lambda file: written.write(file, model, header), force=force)
+    written.write(path, Saved(model, header, rest, plain), force=force)
     return path
 
 
@@ -67,7 +77,7 @@ def load(
     Raises:
         BlurifyError: the file is no converted model, its plan is not in force, or the model can't be built.
     """
-    checkpoint = formats.read_checkpoint(path, allow=allow, trust=trust)
+    checkpoint = formats.read_checkpoint(path, Reading(tuple(allow), trust))
     found = checkpoint.module
     if found is None and checkpoint.header is not None:
         found, _ = rebuild(checkpoint, model=model, arch=arch)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from blurify.errors import BlurifyError
-from blurify.files import formats, sources, weights
-from blurify.files.checkpoint import Checkpoint
+from blurify.files import formats, sources
+from blurify.files.checkpoint import Checkpoint, Reading
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
 from blurify.files.sources import LoadedModel, ModelSource
+from blurify.files.weights import fill
 from blurify.surgery.carrying import plan_of
 
 
@@ -20,6 +22,8 @@ def open_model(
     pretrained: bool = True,
     allow: Sequence[str] = (),
     trust: bool = False,
+    weights: str | None = None,
+    source: Path | None = None,
     in_force: bool = True,
 ) -> LoadedModel:
     """The model that the user means, with its plan where it was converted.
@@ -33,6 +37,8 @@ def open_model(
         allow: classes (`mypkg.nets.Net`) that a pickled module may consist of besides those of torch, torchvision and
             timm.
         trust: run whatever a pickled file contains.
+        weights: which of several sets of weights in a file: 'ema', 'model', or the key that they stand under.
+        source: the user's Python file that defines the classes of a pickled model.
         in_force: refuse a converted model whose plan is no longer in force.
 
     Raises:
@@ -43,25 +49,26 @@ def open_model(
             raise BlurifyError(f"--arch goes with a file of weights; {spec} is an architecture itself")
         model, resolved = sources.build(spec, pretrained=pretrained)
         return LoadedModel(model.eval(), ModelSource(spec, "factory", resolved))
-    loaded = _from_checkpoint(formats.read_checkpoint(spec, allow=allow, trust=trust), arch)
+    loaded = _from_checkpoint(formats.read_checkpoint(spec, Reading(tuple(allow), trust, weights, source)), arch)
     if in_force and (plan := plan_of(loaded.model)) is not None:
         require_in_force(loaded.model, plan, f"convert the original model again instead of opening {spec}")
     return loaded
 
 
 def _from_checkpoint(checkpoint: Checkpoint, arch: str | None) -> LoadedModel:
-    name = checkpoint.path.name
+    name, note, rest = checkpoint.path.name, checkpoint.note, checkpoint.rest
     if checkpoint.module is not None:
-        return LoadedModel(checkpoint.module.eval(), ModelSource(name, "module"), checkpoint.note)
+        return LoadedModel(checkpoint.module.eval(), ModelSource(name, "module"), note, rest)
     if checkpoint.header is not None:
         model, source = rebuild(checkpoint, arch=arch)
-        return LoadedModel(model.eval(), source, checkpoint.note)
+        return LoadedModel(model.eval(), source, note, rest)
     tensors = checkpoint.tensors or {}
+    arch = arch or checkpoint.arch
     if arch is None:
         raise BlurifyError(
             f"{checkpoint.path} holds only weights ({len(tensors)} tensors): say what they belong to, with "
             "--arch timm/NAME, --arch torchvision/NAME or --arch python:module:factory"
         )
     model, resolved = sources.build(arch, pretrained=False)
-    weights.fill(model, tensors, where=str(checkpoint.path), arch=arch)
-    return LoadedModel(model.eval(), ModelSource(name, "weights", resolved), checkpoint.note)
+    fill(model, tensors, where=str(checkpoint.path), arch=arch)
+    return LoadedModel(model.eval(), ModelSource(name, "weights", resolved), note, rest)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from blurify.errors import BlurifyError
-from blurify.files.checkpoint import Checkpoint
+from blurify.files.checkpoint import Checkpoint, Reading
 from blurify.files.formats.base import Format
 from blurify.files.formats.refusals import first_bytes
 from blurify.files.formats.safetensors_file import Safetensors
@@ -23,12 +22,12 @@ def for_writing(path: Path) -> Format:
     return next((known for known in FORMATS if path.suffix in known.suffixes), FORMATS[-1])
 
 
-def read_checkpoint(path: str | Path, *, allow: Sequence[str] = (), trust: bool = False) -> Checkpoint:
+def read_checkpoint(path: str | Path, reading: Reading | None = None) -> Checkpoint:
     """What a file holds, read on the CPU without running code that it chooses (unless trusted).
 
     Args:
-        path: the file.
-        allow, trust: see `Format.read`.
+        path: the file, or a directory in which a model is kept.
+        reading: what the user allows.
 
     Raises:
         BlurifyError: no such file, damaged, of another kind, or it needs classes that are not allowed.
@@ -37,6 +36,6 @@ def read_checkpoint(path: str | Path, *, allow: Sequence[str] = (), trust: bool 
     start = first_bytes(path)
     for known in FORMATS:
         if known.sniff(start, path):
-            return known.read(path, allow=allow, trust=trust)
+            return known.read(path, reading or Reading())
     names = " nor ".join(known.name for known in reversed(FORMATS))
     raise BlurifyError(f"{path} is not a checkpoint: neither {names} wrote it")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar
 
-from blurify.files.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from torch import nn
+from blurify.files import atomic
+from blurify.files.checkpoint import Checkpoint, Reading, Saved
 
 
 class Format(ABC):
@@ -26,29 +23,36 @@ class Format(ABC):
 
     @abstractmethod
     def sniff(self, start: bytes, path: Path) -> bool:
-        """Whether a file is of this format, by its first bytes and its name."""
+        """Whether a file is of this format, by its first bytes (none of a directory) and its name."""
 
     @abstractmethod
-    def read(self, path: Path, *, allow: Sequence[str] = (), trust: bool = False) -> Checkpoint:
+    def read(self, path: Path, reading: Reading) -> Checkpoint:
         """What a file holds, on the CPU.
 
         Args:
-            path: a file that `sniff` knows.
-            allow: qualified names of classes that it may consist of besides those of torch, torchvision and timm.
-            trust: run whatever code it contains.
+            path: a file, or a directory, that `sniff` knows.
+            reading: what the user allows.
 
         Raises:
             BlurifyError: it is damaged, holds no model, or needs classes that are not allowed.
         """
 
-    @abstractmethod
-    def write(self, file: BinaryIO, model: nn.Module, header: dict[str, Any]) -> None:
-        """Write a converted model into an open file.
+    def write(self, path: Path, saved: Saved, *, force: bool) -> None:
+        """Write a converted model under a name, complete or not at all.
 
         Args:
-            file: open for writing.
-            model: the model.
-            header: what `checkpoint.header_of` made.
+            path: the target.
+            saved: the model, and what goes with it.
+            force: replace what is there.
+
+        Raises:
+            BlurifyError: this format can't hold the model, or the target can't be written.
+        """
+        atomic.write_file(path, lambda file: self.put(file, saved), force=force)
+
+    @abstractmethod
+    def put(self, file: BinaryIO, saved: Saved) -> None:
+        """Write a converted model into a file that is open for writing.
 
         Raises:
             BlurifyError: this format can't hold the model.

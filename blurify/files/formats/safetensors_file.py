@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, one_line
 from blurify.files import tensors
-from blurify.files.checkpoint import HEADER, Checkpoint
+from blurify.files.checkpoint import HEADER, Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
 
 
@@ -27,7 +26,7 @@ class Safetensors(Format):
             return True
         return len(start) > 9 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
 
-    def read(self, path: Path, *, allow: Sequence[str] = (), trust: bool = False) -> Checkpoint:
+    def read(self, path: Path, reading: Reading) -> Checkpoint:
         """The tensors, mapped from the file when they are asked for. See `Format.read`."""
         stored = tensors.StoredTensors(path)
         header = None
@@ -41,10 +40,10 @@ class Safetensors(Format):
             raise BlurifyError(f"{path} holds no tensors")
         return Checkpoint(path, tensors=stored, header=header)
 
-    def write(self, file: BinaryIO, model: nn.Module, header: dict[str, Any]) -> None:
-        """The state_dict, tensor by tensor. See `Format.write`."""
-        kept, shared = _once(model)
-        metadata = {"format": "pt", HEADER: json.dumps({**header, "shared": shared})}
+    def put(self, file: BinaryIO, saved: Saved) -> None:
+        """The state_dict, tensor by tensor. See `Format.put`."""
+        kept, shared = _once(saved.model)
+        metadata = {"format": "pt", HEADER: json.dumps({**saved.header, "shared": shared})}
         tensors.write_tensors(file, kept, metadata)
 
 

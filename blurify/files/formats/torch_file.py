@@ -7,16 +7,14 @@ the whole module, as it came.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
 
 from blurify.errors import BlurifyError, one_line
 from blurify.files import contents, pickled
-from blurify.files.checkpoint import HEADER, Checkpoint
+from blurify.files.checkpoint import HEADER, Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
 
 _ZIP, _PICKLE = b"PK", b"\x80"
@@ -31,12 +29,13 @@ class TorchFile(Format):
         """By the first bytes: a zip archive, or a pickle."""
         return start.startswith((_ZIP, _PICKLE))
 
-    def read(self, path: Path, *, allow: Sequence[str] = (), trust: bool = False) -> Checkpoint:
+    def read(self, path: Path, reading: Reading) -> Checkpoint:
         """Without running code that the file chooses, unless trusted. See `Format.read`."""
-        return contents.interpret(path, pickled.read(path, allow=allow, trust=trust))
+        return contents.interpret(path, pickled.read(path, allow=reading.allow, trust=reading.trust))
 
-    def write(self, file: BinaryIO, model: nn.Module, header: dict[str, Any]) -> None:
-        """The weights with the header, or the whole module where the header names no source. See `Format.write`."""
+    def put(self, file: BinaryIO, saved: Saved) -> None:
+        """The weights with the header, or the whole module where the header names no source. See `Format.put`."""
+        model, header = saved.model, saved.header
         content: Any = model
         if header["source"] is not None:
             content = {"state_dict": dict(model.state_dict()), HEADER: header}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from blurify.errors import BlurifyError
+from blurify.files.rest import Rest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,8 +51,10 @@ class LoadedModel:
         model: on the CPU, in eval mode.
         source: how to build it again.
         note: what a user may want to know about how it was read ('' mostly), e.g. which of several weights were taken.
+        rest: what else stood in the file; None where nothing did.
     """
 
     model: nn.Module
     source: ModelSource
     note: str = ""
+    rest: Rest | None = None
