@@ -69,6 +69,7 @@ class Checkpoint:
         note: what a user may want to know about how it was read ('' mostly).
         arch: the factory spec of the architecture that the file itself names, as far as it does.
         rest: what else stands in it; None where nothing does.
+        prefix: what stands before the names of the tensors, where the user said it.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class Checkpoint:
     note: str = ""
     arch: str | None = None
     rest: Rest | None = None
+    prefix: str | None = None
 
 
 def header_of(plan: Plan, source: ModelSource | None, adapted: Adapted | None = None) -> dict[str, Any]:

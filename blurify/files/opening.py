@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,5 +71,9 @@ def _from_checkpoint(checkpoint: Checkpoint, arch: str | None) -> LoadedModel:
             "--arch timm/NAME, --arch torchvision/NAME or --arch python:module:factory"
         )
     model, resolved = sources.build(arch, pretrained=False)
-    fill(model, tensors, where=str(checkpoint.path), arch=arch)
+    names = fill(model, tensors, where=str(checkpoint.path), arch=arch, prefix=checkpoint.prefix)
+    if rest is not None:
+        rest = dataclasses.replace(rest, prefix=names.prefix)
+    said = f"it is {arch}, as it says itself" if arch == checkpoint.arch else ""
+    note = "; ".join(part for part in (note, said, names.note) if part)
     return LoadedModel(model.eval(), ModelSource(name, "weights", resolved), note, rest)

@@ -9,29 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, one_line
+from blurify.files.prefixes import OwnNames, own_names
 
-_WRITTEN_BY_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and DDP; torch.compile
 
-
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, arch: str) -> None:
+def fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, arch: str, prefix: str | None = None
+) -> OwnNames:
     """Load tensors into a model, bit by bit and in their own dtypes.
 
     Args:
         model: gets them; shared parameters stay shared.
-        tensors: by name; the prefixes that DataParallel and torch.compile put before every name are taken off. Each is
-            looked up when its turn comes, and not kept.
+        tensors: by name; what a wrapper or a training program put before the names is taken off. Each is looked up
+            when its turn comes, and not kept.
         where, arch: what both are called in messages.
+        prefix: what stands before the names, where the user says it.
+
+    Returns:
+        Which names the tensors have in the file.
 
     Raises:
         BlurifyError: names or shapes don't fit; it says which.
     """
-    tensors = _Renamed(tensors, _own_names(model, tensors))
+    names = own_names(model.state_dict().keys(), tensors, where=where, prefix=prefix)
+    tensors = _Renamed(tensors, names.stored)
     check_fit(model, tensors, where, arch)
     try:
         with torch.no_grad():
             model.load_state_dict(_in_place(model, tensors), strict=True)
     except RuntimeError as error:
         raise BlurifyError(f"the weights in {where} don't fit {arch}: {one_line(error)}") from error
+    return names
 
 
 def _in_place(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -73,27 +80,6 @@ class _Renamed(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _own_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Of every name in the model, or in the file alone, under which name the file has it."""
-    own = set(model.state_dict())
-    names = {name: name for name in tensors}
-    if "n_averaged" not in own:
-        names.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel
-    changed = True
-    while changed and names and not own.intersection(names):
-        changed = False
-        first = next(iter(names)).partition(".")[0] + "."
-        for prefix in (*_WRITTEN_BY_WRAPPERS, first):
-            stripped = {name.removeprefix(prefix): stored for name, stored in names.items()}
-            useful = prefix in _WRITTEN_BY_WRAPPERS or own.intersection(stripped)
-            if useful and all(name.startswith(prefix) and name != prefix for name in names):
-                names, changed = stripped, True
-                break
-    if any("_orig_mod." in name for name in names) and not any("_orig_mod." in name for name in own):
-        names = {name.replace("_orig_mod.", ""): stored for name, stored in names.items()}
-    return names
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str, arch: str) -> None:

@@ -10,6 +10,7 @@ From the bottom up:
 - `building` makes modules (`cls.__new__`, and a `__dict__` of plain data, tensors and modules) and tensors (within
   their storages) of what of the tree is wanted, and refuses the rest by name. No constructor of a module runs, but
   those that `--allow` names.
+- `carrying` writes what stands beside a model again, as it was, from the tree.
 - `content` answers what a file holds; `trusted` does so for a file that the user trusts, by Python's own unpickler.
 
 What remains trusted is in docs/files.md: the code of torch, torchvision, timm and blurify, which runs when the model
@@ -21,10 +22,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from blurify.files.pickled.carrying import WRITER
 from blurify.files.pickled.content import Content, Inert
 from blurify.files.pickled.trusted import Trusted
 
-__all__ = ["Content", "read"]
+__all__ = ["WRITER", "Content", "read"]
 
 
 def read(path: Path, *, allow: Sequence[str] = (), trust: bool = False) -> Content:
