@@ -10,7 +10,7 @@ import torch
 
 from blurify.errors import BlurifyError
 from blurify.files import upgrading
-from blurify.files.checkpoint import HEADER, Checkpoint
+from blurify.files.checkpoint import HEADER, Checkpoint, Reading
 from blurify.files.pickled import Content
 from blurify.files.replanning import edit_again
 from blurify.files.rest import Rest
@@ -23,25 +23,25 @@ _DEPTH = 3
 Place = tuple[str, ...]
 
 
-def interpret(path: Path, content: Content, weights: str | None = None) -> Checkpoint:
+def interpret(path: Path, content: Content, reading: Reading) -> Checkpoint:
     """Find the module or the tensors in what a file holds.
 
     Args:
         path: the file, for messages.
         content: of which only what is found is made.
-        weights: which of several: 'ema', 'model', or the key that they stand under; None, or a prefix of names, which
-            ends with a dot: the averaged ones first.
+        reading: which of several weights the user wants.
 
     Raises:
         BlurifyError: there is neither, there are not the weights that were asked for, or it needs what is not allowed.
     """
     top = _by_name(content, content.root)
+    weights = None if reading.prefix is not None else reading.weights
     if HEADER in top and weights is None:
         ours = _ours(path, content, top)
         if ours is not None:
             return ours
     hits = _hits(content, content.root, _DEPTH)
-    if weights is not None and not weights.endswith("."):
+    if weights is not None:
         hits = _chosen(path, content, hits, weights)
     if not hits:
         raise BlurifyError(content.explain() or _holds_nothing(path, content, top))
@@ -50,8 +50,9 @@ def interpret(path: Path, content: Content, weights: str | None = None) -> Check
     rest = Rest(content.entries(content.root), place) if place and len(top) > 1 else None
     if not content.is_module(found):
         tensors = content.tensors(list(_by_name(content, found).items()))
-        prefix = weights if weights is not None and weights.endswith(".") else None
-        return Checkpoint(path, tensors=tensors, note=note, arch=_named_by(content, top), rest=rest, prefix=prefix)
+        return Checkpoint(
+            path, tensors=tensors, note=note, arch=_named_by(content, top), rest=rest, prefix=reading.prefix
+        )
     if isinstance(found, torch.jit.ScriptModule):
         raise BlurifyError(f"{path} is a TorchScript model, which can't be converted: give the model it was made from")
     outer, inside = found, content.inside(found)

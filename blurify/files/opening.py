@@ -11,7 +11,7 @@ from blurify.files import formats, sources
 from blurify.files.checkpoint import Checkpoint, Reading
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
-from blurify.files.sources import LoadedModel, ModelSource
+from blurify.files.sources import LoadedModel, ModelSource, configs, hub
 from blurify.files.weights import fill
 from blurify.surgery.carrying import plan_of
 
@@ -30,9 +30,9 @@ def open_model(
     """The model that the user means, with its plan where it was converted.
 
     Args:
-        spec: `timm/NAME[.TAG]`, `torchvision/NAME[:WEIGHTS]`, `python:package.module:factory`, or a file (also one
-            that `checkpoints.save` wrote). The first three take options of the factory, as in
-            `timm/resnet18?num_classes=10`.
+        spec: `timm/NAME[.TAG]`, `torchvision/NAME[:WEIGHTS]`, `python:package.module:factory`, `hf-hub:ORG/NAME`, or
+            a file or directory (also one that `checkpoints.save` wrote). The first three take options of the factory,
+            as in `timm/resnet18?num_classes=10`.
         arch: for a file that holds only weights: one of the factory specs.
         pretrained: False gives random weights (nothing is downloaded).
         allow: classes (`mypkg.nets.Net`) that a pickled module may consist of besides those of torch, torchvision and
@@ -50,10 +50,29 @@ def open_model(
             raise BlurifyError(f"--arch goes with a file of weights; {spec} is an architecture itself")
         model, resolved = sources.build(spec, pretrained=pretrained)
         return LoadedModel(model.eval(), ModelSource(spec, "factory", resolved))
-    loaded = _from_checkpoint(formats.read_checkpoint(spec, Reading(tuple(allow), trust, weights, source)), arch)
+    reading = Reading(tuple(allow), trust, weights, source)
+    if hub.is_hosted(spec):
+        folder = hub.fetched(spec, weights=pretrained)
+        if not pretrained:
+            return _random(spec, folder, arch)
+        checkpoint = dataclasses.replace(formats.read_checkpoint(folder, reading), path=Path(spec))
+    else:
+        checkpoint = formats.read_checkpoint(spec, reading)
+    loaded = _from_checkpoint(checkpoint, arch)
     if in_force and (plan := plan_of(loaded.model)) is not None:
         require_in_force(loaded.model, plan, f"convert the original model again instead of opening {spec}")
     return loaded
+
+
+def _random(spec: str, folder: Path, arch: str | None) -> LoadedModel:
+    """The architecture that a config.json names, with random weights."""
+    named = configs.architecture_of(configs.read_config(folder), f"the config.json of {spec}")
+    if arch is not None:
+        named = arch, {}
+    if named is None:
+        raise BlurifyError(f"the config.json of {spec} doesn't name an architecture: give --arch")
+    model, resolved = sources.build(named[0], pretrained=False, config=named[1] or None)
+    return LoadedModel(model.eval(), ModelSource(spec, "factory", resolved, named[1] or None))
 
 
 def _from_checkpoint(checkpoint: Checkpoint, arch: str | None) -> LoadedModel:
@@ -64,16 +83,19 @@ def _from_checkpoint(checkpoint: Checkpoint, arch: str | None) -> LoadedModel:
         model, source = rebuild(checkpoint, arch=arch)
         return LoadedModel(model.eval(), source, note, rest)
     tensors = checkpoint.tensors or {}
-    arch = arch or checkpoint.arch
+    arch, config = (checkpoint.arch, checkpoint.config) if arch is None else (arch, None)
+    if arch is None and (named := configs.beside(checkpoint.path)) is not None:
+        arch, config = named
+        checkpoint = dataclasses.replace(checkpoint, arch=arch)
     if arch is None:
         raise BlurifyError(
             f"{checkpoint.path} holds only weights ({len(tensors)} tensors): say what they belong to, with "
             "--arch timm/NAME, --arch torchvision/NAME or --arch python:module:factory"
         )
-    model, resolved = sources.build(arch, pretrained=False)
+    model, resolved = sources.build(arch, pretrained=False, config=config)
     names = fill(model, tensors, where=str(checkpoint.path), arch=arch, prefix=checkpoint.prefix)
     if rest is not None:
         rest = dataclasses.replace(rest, prefix=names.prefix)
-    said = f"it is {arch}, as it says itself" if arch == checkpoint.arch else ""
+    said = f"it is {arch}, as {'it' if config is None else configs.CONFIG} says" if arch == checkpoint.arch else ""
     note = "; ".join(part for part in (note, said, names.note) if part)
-    return LoadedModel(model.eval(), ModelSource(name, "weights", resolved), note, rest)
+    return LoadedModel(model.eval(), ModelSource(name, "weights", resolved, config), note, rest)

@@ -38,7 +38,7 @@ class Safetensors(Format):
                 raise BlurifyError(f"{path} carries a plan that can't be read ({one_line(error)})") from error
         if not stored:
             raise BlurifyError(f"{path} holds no tensors")
-        return Checkpoint(path, tensors=stored, header=header)
+        return Checkpoint(path, tensors=stored, header=header, prefix=reading.prefix)
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """The state_dict, tensor by tensor. See `Format.put`."""

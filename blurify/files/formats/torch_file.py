@@ -32,7 +32,7 @@ class TorchFile(Format):
 
     def read(self, path: Path, reading: Reading) -> Checkpoint:
         """Without running code that the file chooses, unless trusted. See `Format.read`."""
-        return contents.interpret(path, pickled.read(path, allow=reading.allow, trust=reading.trust), reading.weights)
+        return contents.interpret(path, pickled.read(path, allow=reading.allow, trust=reading.trust), reading)
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """The weights with the header, or the whole module where the header names no source. See `Format.put`."""

@@ -29,15 +29,16 @@ from blurify.files.pickled.trusted import Trusted
 __all__ = ["WRITER", "Content", "read"]
 
 
-def read(path: Path, *, allow: Sequence[str] = (), trust: bool = False) -> Content:
+def read(path: Path, *, allow: Sequence[str] = (), trust: bool = False, content: bytes | None = None) -> Content:
     """What a file of torch.save holds, of which nothing is made before it is asked for.
 
     Args:
         path: a file in torch's zip format or its older one.
         allow: full names of further classes that modules may be made of; their code may run.
         trust: run whatever the file says; the caller has asked the user.
+        content: the bytes to read, where they are only a part of the file.
 
     Raises:
         BlurifyError: the file is damaged, no such file, or names functions that only an attack needs.
     """
-    return Trusted(path) if trust else Inert(path, allow)
+    return Trusted(path) if trust and content is None else Inert(path, allow, content)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -84,12 +85,27 @@ class Carried(Mapping[str, Any]):
         if self._is_tensor(node):
             self._made[id(node)] = made = self._tensor(node)
             return made
+        name = self._name_of(node.function)
+        if name is not None and name.full == "collections.OrderedDict" and not (node.args or node.appended):
+            return self._ordered(node)
         call = Call(self._ready(node.function), tuple(self._ready(one) for one in node.args), new=node.new)
         self._made[id(node)] = call
         call.items = [(self._ready(key), self._ready(value)) for key, value in node.items]
         call.appended = [self._ready(one) for one in node.appended]
         call.state = tuple(self._ready(one) for one in node.state)
         return call
+
+    def _ordered(self, node: Call) -> Any:
+        """A state_dict, mostly, with the versions of its modules as an attribute."""
+        made: OrderedDict[Any, Any] = OrderedDict()
+        if any(type(key) is not str for key, _ in node.items):
+            raise ValueError("an ordered dictionary whose keys are no text")
+        self._made[id(node)] = made
+        made.update((key, self._ready(value)) for key, value in node.items)
+        state = self._ready(node.state[0]) if node.state else None
+        if isinstance(state, dict) and "_metadata" in state:
+            made.__dict__["_metadata"] = state["_metadata"]
+        return made
 
     def _dictionary(self, node: DictNode) -> Any:
         plain = all(type(key) in (str, int) for key, _ in node.items)

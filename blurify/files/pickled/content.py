@@ -98,11 +98,11 @@ WRAPPERS = {
 class Inert(Content):
     """The content as an inert tree."""
 
-    def __init__(self, path: Path, allow: Sequence[str]) -> None:
+    def __init__(self, path: Path, allow: Sequence[str], content: bytes | None = None) -> None:
         self.path = path
         names = Names(allow)
         try:
-            self._archive = open_archive(path)
+            self._archive = open_archive(path, content)
         except (UnreadableError, OSError, MemoryError, RecursionError) as error:
             raise self._error(error) from error
         self.root = self._archive.tree.root
