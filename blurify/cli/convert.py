@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blurify.cli import answers, console, options, plans, teaching
+from blurify.cli import answers, carried, console, options, plans, teaching
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
 
@@ -57,6 +57,9 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
     write_unchanged: Annotated[
         bool, typer.Option("--write-unchanged", help="Write OUT even where there is nothing to convert.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Write only the tensors (a state_dict), for other programs.")
     ] = False,
     allow: options.Allow = None,
     trust: options.Trust = False,
@@ -129,7 +132,7 @@ def convert(
     written = changed or write_unchanged
     if written:
         with console.working(f"writing {output}"):
-            checkpoints.save(converted, output, source=loaded.source, force=force)
+            checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, plain=plain, force=force)
     size = output.stat().st_size if written else 0
     remedy = ""
     if changed and not random and adapted is None and answers.changes_answers(plan):
@@ -145,6 +148,8 @@ def convert(
                 "answers": answers.as_json(agreed, data),
                 "adapt": remedy or None,
                 "adapted": adapted.to_dict() if adapted is not None else None,
+                "note": loaded.note or None,
+                "rest": carried.rest_as_json(loaded.rest, output, plain=plain),
                 "file": {"path": str(output), "bytes": size} if written else None,
             }
         )
@@ -161,6 +166,7 @@ def convert(
         console.say(answers.warning(remedy, done=True), style="bold yellow")
     if written:
         console.say(f"wrote {output} ({plans.file_size(size)})", style="bold")
+        carried.say_rest(loaded.rest, output, plain=plain, adapted=adapted is not None)
         if loaded.source.kind == "module" and output.suffix == ".safetensors":
             console.say(
                 "safetensors hold weights and plan but no code: open the file with --arch, or with "

@@ -43,6 +43,10 @@ class Gzipped(Format):
             raise BlurifyError(str(error).replace(str(inner), str(path))) from error
         return dataclasses.replace(found, path=path)
 
+    def keeps_rest(self, path: Path) -> bool:
+        """Where the format in it has."""
+        return formats.for_writing(path.with_suffix("")).keeps_rest(path)
+
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """Without the time and the name, so that equal models are equal files. See `Format.put`."""
         raise BlurifyError("a compressed file is written by its whole name, as in model.pt.gz")

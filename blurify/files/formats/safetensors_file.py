@@ -43,6 +43,9 @@ class Safetensors(Format):
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """The state_dict, tensor by tensor. See `Format.put`."""
         kept, shared = _once(saved.model)
+        if saved.plain:
+            tensors.write_tensors(file, kept, {"format": "pt"})
+            return
         metadata = {"format": "pt", HEADER: json.dumps({**saved.header, "shared": shared})}
         tensors.write_tensors(file, kept, metadata)
 

@@ -34,6 +34,10 @@ class TorchFile(Format):
         """Without running code that the file chooses, unless trusted. See `Format.read`."""
         return contents.interpret(path, pickled.read(path, allow=reading.allow, trust=reading.trust), reading)
 
+    def keeps_rest(self, path: Path) -> bool:
+        """It has."""
+        return True
+
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """The weights with the header, or the whole module where the header names no source. See `Format.put`."""
         model, header = saved.model, saved.header
