@@ -54,12 +54,14 @@ class Saved:
         header: what `header_of` made.
         rest: what else stood in the file that the model came from; formats that can't hold it leave it out.
         plain: only what other programs read, without the header.
+        measured: what was measured of the model, a line each, for formats that tell people.
     """
 
     model: nn.Module
     header: dict[str, Any]
     rest: Rest | None = None
     plain: bool = False
+    measured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import tempfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from torch import nn
 
 from blurify.errors import BlurifyError
-from blurify.files import formats
+from blurify.files import atomic, formats
 from blurify.files.checkpoint import Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
+from blurify.files.formats.safetensors_file import Safetensors
+from blurify.files.model_card import model_card
 from blurify.files.sources import configs
 
 _WEIGHTS = (
@@ -45,9 +51,46 @@ class HubDirectory(Format):
             found = dataclasses.replace(found, arch=named[0], config=named[1])
         return dataclasses.replace(found, path=path, note=note)
 
+    def write(self, path: Path, saved: Saved, *, force: bool) -> None:
+        """The weights with the plan, config.json as the model's own library writes it, and a card. See `Format.write`.
+
+        timm's `create_model("local-dir:...")` and transformers' `from_pretrained` take the directory, and build the
+        original architecture; `blurify.load` builds the converted model.
+        """
+        atomic.write_directory(path, lambda folder: _fill(folder, saved), force=force)
+
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """See `write`."""
         raise BlurifyError("a directory is no file")
+
+
+def _fill(folder: Path, saved: Saved) -> None:
+    """Write a model's files into an empty directory."""
+    with (folder / "model.safetensors").open("wb") as file:
+        Safetensors().put(file, saved)
+    library, config = _config(saved.model)
+    plan = saved.header["plan"]
+    source = saved.header.get("source") or {}
+    # What reads config.json alone can tell that there is more to this model, and by what.
+    config["blurify"] = {"recipe": plan["recipe"], "arch": source.get("arch"), "load": "blurify.load"}
+    (folder / configs.CONFIG).write_text(json.dumps(config, indent=2, default=str) + "\n")
+    (folder / "README.md").write_text(model_card(saved, library))
+
+
+def _config(model: nn.Module) -> tuple[str | None, dict[str, Any]]:
+    """What the library that a model is of would write into its config.json, and what the hub calls that library."""
+    own: Any = getattr(model, "config", None)
+    if hasattr(own, "to_diff_dict") and hasattr(own, "model_type"):
+        found = {**own.to_diff_dict(), "architectures": [type(model).__name__]}
+        return "transformers", json.loads(json.dumps(found, default=str))
+    described: Any = getattr(model, "pretrained_cfg", None)
+    if isinstance(described, dict) and "architecture" in described and hasattr(model, "num_classes"):
+        from timm.models._hub import save_config_for_hf
+
+        with tempfile.TemporaryDirectory() as folder:
+            save_config_for_hf(model, f"{folder}/{configs.CONFIG}")
+            return "timm", configs.read_config(Path(folder))
+    return None, {}
 
 
 def _weights(path: Path) -> Path | None:
