@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,12 +86,18 @@ def convert(
     atomic.check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
+        from blurify.graph.supplying import supplied
         from blurify.spec.recipes import load_recipe
 
         wanted = load_recipe(recipe)
         if filter_size is not None:
             wanted = wanted.with_filter(filter_size=filter_size)
-        loaded = options.open_model(model, arch=arch, pretrained=not random, allow=allow, trust=trust)
+        # What a conversion leaves as it is need not be read: the weights of safetensors stay in their file.
+        stays = output.suffix == ".safetensors" and data is None and adapt is None
+        opened = functools.partial(
+            options.open_model, model, arch=arch, pretrained=not random, allow=allow, trust=trust
+        )
+        loaded = opened(lazily=stays)
     import blurify
 
     plan, proof, adapted = blurify.plan_of(loaded.model), None, None
@@ -103,10 +110,17 @@ def convert(
         if keep is not None and shown is not None:
             wanted = shown.ranked(wanted).choose(keep)
         with console.working("converting" + (" and verifying" if verify else "")):
-            converted = blurify.convert(
-                loaded.model, wanted, example_inputs=inputs, verify=verify,
-                inplace=not verify and shown is None and adapt is None,
-            )  # fmt: skip
+            how: dict[str, Any] = {
+                "example_inputs": inputs, "verify": verify, "inplace": not verify and shown is None and adapt is None
+            }  # fmt: skip
+            try:
+                with supplied(loaded.tensors):
+                    converted = blurify.convert(loaded.model, wanted, **how)
+            except BlurifyError:
+                if loaded.tensors is None:
+                    raise
+                loaded = opened()  # a forward that needs all weights at once
+                converted = blurify.convert(loaded.model, wanted, **how)
         plan = blurify.plan_of(converted)
         proof = blurify.proof_of(converted)
         if plan is None:  # a model without a single site may come back as it was
@@ -132,7 +146,15 @@ def convert(
     written = changed or write_unchanged
     if written:
         with console.working(f"writing {output}"):
-            checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, plain=plain, force=force)
+            checkpoints.save(
+                converted,
+                output,
+                source=loaded.source,
+                rest=loaded.rest,
+                plain=plain,
+                tensors=loaded.tensors,
+                force=force,
+            )
     size = output.stat().st_size if written else 0
     remedy = ""
     if changed and not random and adapted is None and answers.changes_answers(plan):

@@ -75,11 +75,15 @@ def check_filter_size(size: int | None) -> None:
         raise BlurifyError(f"--filter-size {size} does not exist: choose 1 (the identity) to 7, 4 is the default")
 
 
-def open_model(spec: str, *, arch: str | None, pretrained: bool, allow: list[str] | None, trust: bool) -> LoadedModel:
+def open_model(
+    spec: str, *, arch: str | None, pretrained: bool, allow: list[str] | None, trust: bool, lazily: bool = False
+) -> LoadedModel:
     """Load the MODEL argument."""
     from blurify.files import opening
 
-    return _noted(opening.open_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust))
+    return _noted(
+        opening.open_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust, lazily=lazily)
+    )
 
 
 def _noted(loaded: LoadedModel) -> LoadedModel:

@@ -54,6 +54,7 @@ class Saved:
         header: what `header_of` made.
         rest: what else stood in the file that the model came from; formats that can't hold it leave it out.
         plain: only what other programs read, without the header.
+        tensors: the values of the model's parameters, where it has none of its own.
         measured: what was measured of the model, a line each, for formats that tell people.
     """
 
@@ -61,6 +62,7 @@ class Saved:
     header: dict[str, Any]
     rest: Rest | None = None
     plain: bool = False
+    tensors: Mapping[str, Tensor] | None = None
     measured: tuple[str, ...] = ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from blurify.files.checkpoint import Checkpoint, Reading
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
 from blurify.files.sources import LoadedModel, ModelSource, configs, hub
-from blurify.files.weights import fill
+from blurify.files.weights import fill, fill_lazily
+from blurify.graph.copies import without_weights
 from blurify.surgery.carrying import plan_of
 
 
@@ -26,6 +28,7 @@ def open_model(
     weights: str | None = None,
     source: Path | None = None,
     in_force: bool = True,
+    lazily: bool = False,
 ) -> LoadedModel:
     """The model that the user means, with its plan where it was converted.
 
@@ -41,6 +44,8 @@ def open_model(
         weights: which of several sets of weights in a file: 'ema', 'model', or the key that they stand under.
         source: the user's Python file that defines the classes of a pickled model.
         in_force: refuse a converted model whose plan is no longer in force.
+        lazily: leave the weights of a file of safetensors in it, as far as that can be done: the model has shapes then,
+            and `LoadedModel.tensors` has the values.
 
     Raises:
         BlurifyError: there is no such model or file, its weights can't be had, or the file is not safe or not a model.
@@ -58,7 +63,7 @@ def open_model(
         checkpoint = dataclasses.replace(formats.read_checkpoint(folder, reading), path=Path(spec))
     else:
         checkpoint = formats.read_checkpoint(spec, reading)
-    loaded = _from_checkpoint(checkpoint, arch)
+    loaded = _from_checkpoint(checkpoint, arch, lazily=lazily)
     if in_force and (plan := plan_of(loaded.model)) is not None:
         require_in_force(loaded.model, plan, f"convert the original model again instead of opening {spec}")
     return loaded
@@ -75,7 +80,7 @@ def _random(spec: str, folder: Path, arch: str | None) -> LoadedModel:
     return LoadedModel(model.eval(), ModelSource(spec, "factory", resolved, named[1] or None))
 
 
-def _from_checkpoint(checkpoint: Checkpoint, arch: str | None) -> LoadedModel:
+def _from_checkpoint(checkpoint: Checkpoint, arch: str | None, *, lazily: bool = False) -> LoadedModel:
     name, note, rest = checkpoint.path.name, checkpoint.note, checkpoint.rest
     if checkpoint.module is not None:
         return LoadedModel(checkpoint.module.eval(), ModelSource(name, "module"), note, rest)
@@ -92,10 +97,17 @@ def _from_checkpoint(checkpoint: Checkpoint, arch: str | None) -> LoadedModel:
             f"{checkpoint.path} holds only weights ({len(tensors)} tensors): say what they belong to, with "
             "--arch timm/NAME, --arch torchvision/NAME or --arch python:module:factory"
         )
-    model, resolved = sources.build(arch, pretrained=False, config=config)
-    names = fill(model, tensors, where=str(checkpoint.path), arch=arch, prefix=checkpoint.prefix)
+    # Another program's code may do anything with its parameters while it builds the model.
+    lazily = lazily and hasattr(tensors, "stored") and not arch.startswith("python:")
+    with without_weights() if lazily else contextlib.nullcontext():
+        model, resolved = sources.build(arch, pretrained=False, config=config)
+    names = (fill_lazily if lazily else fill)(
+        model, tensors, where=str(checkpoint.path), arch=arch, prefix=checkpoint.prefix
+    )
     if rest is not None:
         rest = dataclasses.replace(rest, prefix=names.prefix)
     said = f"it is {arch}, as {'it' if config is None else configs.CONFIG} says" if arch == checkpoint.arch else ""
     note = "; ".join(part for part in (note, said, names.note) if part)
-    return LoadedModel(model.eval(), ModelSource(name, "weights", resolved, config), note, rest)
+    return LoadedModel(
+        model.eval(), ModelSource(name, "weights", resolved, config), note, rest, names.tensors if lazily else None
+    )

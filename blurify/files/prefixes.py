@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from blurify.errors import BlurifyError
 
@@ -19,11 +21,13 @@ class OwnNames:
         stored: of every name in the model, or in the file alone, the name in the file.
         prefix: what was taken off.
         left: names in the file that are not of the model, since they lack the prefix.
+        tensors: the tensors of the file by the names of the model, where they stay in it.
     """
 
     stored: dict[str, str]
     prefix: str = ""
     left: tuple[str, ...] = ()
+    tensors: Mapping[str, Tensor] | None = None
 
     @property
     def note(self) -> str:

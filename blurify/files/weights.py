@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +33,7 @@ def fill(
         BlurifyError: names or shapes don't fit; it says which.
     """
     names = own_names(model.state_dict().keys(), tensors, where=where, prefix=prefix)
-    tensors = _Renamed(tensors, names.stored)
+    tensors = Renamed(tensors, names.stored)
     check_fit(model, tensors, where, arch)
     try:
         with torch.no_grad():
@@ -39,6 +41,38 @@ def fill(
     except RuntimeError as error:
         raise BlurifyError(f"the weights in {where} don't fit {arch}: {one_line(error)}") from error
     return names
+
+
+def fill_lazily(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, arch: str, prefix: str | None = None
+) -> OwnNames:
+    """`fill` for a model whose parameters have no data: they get the dtypes, and the buffers their values.
+
+    Args:
+        model, tensors, where, arch, prefix: as for `fill`; the tensors are of a file of safetensors.
+
+    Returns:
+        Which names the tensors have in the file, and the tensors by the names of the model.
+
+    Raises:
+        BlurifyError: names or shapes don't fit; it says which.
+    """
+    names = own_names(model.state_dict().keys(), tensors, where=where, prefix=prefix)
+    renamed = Renamed(tensors, names.stored)
+    check_fit(model, renamed, where, arch)
+    values: dict[str, Any] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if value.is_meta:
+            dtype = renamed.stored(name).dtype
+            if value.dtype != dtype:
+                value.data = torch.empty_like(value, dtype=dtype)
+            values[name] = value
+        else:
+            values[name] = renamed[name]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that to copy what has no data does nothing
+        model.load_state_dict(_in_place(model, values), strict=True)
+    return dataclasses.replace(names, tensors=renamed)
 
 
 def _in_place(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -62,7 +96,7 @@ def _in_place(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]
     return values
 
 
-class _Renamed(Mapping[str, Tensor]):
+class Renamed(Mapping[str, Tensor]):
     """Tensors under other names."""
 
     def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
@@ -74,6 +108,11 @@ class _Renamed(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
         return _shape(self._tensors, self._names[name])
+
+    def stored(self, name: str) -> Any:
+        """Where a tensor lies in its file of safetensors; see `tensors.StoredTensors.stored`."""
+        kept: Any = self._tensors
+        return kept.stored(self._names[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -62,6 +62,18 @@ class _InShards(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._shards[self._files[name]][name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read for it where its file says it."""
+        shard: Any = self._shards[self._files[name]]
+        return shard.shape(name) if hasattr(shard, "shape") else tuple(shard[name].shape)
+
+    def __getattr__(self, name: str) -> Any:
+        """`stored`, where all files are of safetensors."""
+        if name == "stored" and all(hasattr(shard, "stored") for shard in self._shards.values()):
+            shards: Any = self._shards
+            return lambda key: shards[self._files[key]].stored(key)
+        raise AttributeError(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

@@ -10,7 +10,7 @@ from blurify.errors import BlurifyError
 from blurify.files.rest import Rest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,11 @@ class LoadedModel:
         source: how to build it again.
         note: what a user may want to know about how it was read ('' mostly), e.g. which of several weights were taken.
         rest: what else stood in the file; None where nothing did.
+        tensors: the values of the parameters, by name, where the model has none of its own (see `opening.open_model`).
     """
 
     model: nn.Module
     source: ModelSource
     note: str = ""
     rest: Rest | None = None
+    tensors: Mapping[str, Tensor] | None = None
