@@ -73,11 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 something failed, 2 bad usage or input, 130 interrupted, 143 or 129 asked to end by
         SIGTERM or SIGHUP, 141 the reader of a pipe left.
     """
-    with signals.watched() as stop:
-        with console.one_line_errors(stop) as outcome:
-            command = typer.main.get_command(build_app())
-            given = list(sys.argv[1:] if arguments is None else arguments)
-            code = command.main(given, prog_name="blurify", standalone_mode=False, obj=tuple(given))
-            sys.stdout.flush()  # so that a closed pipe shows here and not at exit
-            outcome.code = code if isinstance(code, int) else 0
+    with signals.watched() as stop, console.one_line_errors(stop) as outcome:
+        command = typer.main.get_command(build_app())
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        code = command.main(given, prog_name="blurify", standalone_mode=False, obj=tuple(given))
+        sys.stdout.flush()  # so that a closed pipe shows here and not at exit
+        outcome.code = code if isinstance(code, int) else 0
     return outcome.code

@@ -300,7 +300,7 @@ def _refused(path: Path, error: OSError, write: Callable[[BinaryIO], object] | N
         return f"{path} can't be written: the system allows no file of that size{room} (see ulimit -f)"
     with contextlib.suppress(OSError, AttributeError):
         found = os.statvfs(_behind_links(path).parent)
-        room += (" and " if room else "") + f"{_megabytes(found.f_bavail * found.f_frsize)} free"
+        room += (", " if room else "") + f"{_megabytes(found.f_bavail * found.f_frsize)} free"
     what = "your quota is used up" if error.errno == errno.EDQUOT else "the disk is full"
     return f"{path} can't be written: {what} ({room or reason}): make room, or name a file on another disk"
 

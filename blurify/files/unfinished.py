@@ -83,7 +83,7 @@ def beside(path: Path, make: Callable[[Path], int]) -> Iterator[Unfinished]:
 
 
 def remove_left(folder: Path) -> None:
-    """Remove what killed writers left in a directory: never what a live process is writing, nor what can't be locked."""
+    """Remove what killed writers left in a directory, never what a live process is writing."""
     if fcntl is None:
         return
     try:
