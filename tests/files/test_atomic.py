@@ -128,7 +128,7 @@ def test_the_formats_find_another_tensor_themselves(tmp_path, monkeypatch, model
 
     sync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda opened: (sync(opened), [*map(damage, tmp_path.glob(".*.tmp"))]))
-    with pytest.raises(BlurifyError, match="reads? back|was read back"):
+    with pytest.raises(BlurifyError, match=r"reads? back|was read back"):
         checkpoints.save(model, tmp_path / name, force=True)
     assert [entry.name for entry in tmp_path.iterdir()] == [name] and target.read_bytes() == before
 
