@@ -97,7 +97,7 @@ def _ended_after_grace(stop: Stop, owner: int, numbers: set[int]) -> Iterator[No
 
     def wait() -> None:
         while (got := told.recv(1)) and got[0] not in numbers:
-            pass
+            signal.set_wakeup_fd(-1)
         if got and not done.wait(GRACE) and os.getpid() == owner:
             stop.number = stop.number or got[0]
             _end(stop)
@@ -121,19 +121,30 @@ def _ended_after_grace(stop: Stop, owner: int, numbers: set[int]) -> Iterator[No
 
 _wakeup = -1
 _registered = False
+_masks: list[Any] = []
 
 
 def _forget_in_forks() -> None:
-    """A forked worker must not tell this process's thread of its own signals."""
+    """A forked worker must not tell this process's thread of its own signals, from its first instruction on."""
     global _registered
     if not _registered:
         _registered = True
-        os.register_at_fork(after_in_child=_after_fork)
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+
+
+def _before_fork() -> None:
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in _NAMES]))
 
 
 def _after_fork() -> None:
-    if _wakeup >= 0 and threading.current_thread() is threading.main_thread():
-        signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _in_child() -> None:
+    with contextlib.suppress(ValueError):  # the fork of another thread than the main one
+        if _wakeup >= 0:
+            signal.set_wakeup_fd(-1)
+    _after_fork()
 
 
 def _end(stop: Stop) -> None:
