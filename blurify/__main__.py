@@ -4,12 +4,17 @@ import sys
 
 
 def run() -> int:
-    """Run the command line that the program was started with; an interrupt while it is imported is one, too."""
+    """Run the command line that the program was started with; a signal before it begins or when it is done is one, too.
+
+    Returns:
+        The exit code.
+    """
     try:
         from blurify.cli import main
-    except KeyboardInterrupt:
-        return 130
-    return main()
+
+        return main()
+    except KeyboardInterrupt as error:
+        return getattr(error, "code", 130)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,15 @@ _NAMES = ("SIGTERM", "SIGHUP", "SIGINT")
 
 
 class Stopped(KeyboardInterrupt):
-    """The program was asked to end: what is said of an interrupt from the keyboard holds for it, too."""
+    """The program was asked to end: what is said of an interrupt from the keyboard holds for it, too.
+
+    Attributes:
+        code: the exit code that shells have for it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.code = 128 + number
 
 
 class Stop:
@@ -74,7 +82,7 @@ def watched() -> Iterator[Stop]:
         if stop.number is not None and number != signal.SIGINT:
             return  # it is tidying up already
         stop.number = stop.number or number
-        raise KeyboardInterrupt if number == signal.SIGINT else Stopped
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
     before: dict[int, Any] = {}
     for number in (getattr(signal, name) for name in _NAMES):
