@@ -3,7 +3,7 @@
     python benchmarks/kills.py [--kills 40] [--disks 10] [--seed 0] [--folder DIR] [--out benchmarks/kills.json]
 
 Each run replaces (--force) a file by another of the same size, of a ResNet-18 (47 MB), as .pt and .safetensors in turn.
-Of the kills (SIGTERM, SIGKILL, SIGINT, SIGHUP in turn) one half comes at any time of a run, the other half within 1.5 s
+Of the kills (SIGTERM, SIGKILL, SIGINT, SIGHUP in turn) one half comes at any time of a run, the other half within 0.4 s
 from when the temporary file is seen. Afterwards the target must be, byte for byte, the old file or the one that an
 undisturbed run writes, and nothing may be beside it: after a SIGKILL, once something was written there again. Disks are
 full in two ways: a limit on the size of files (RLIMIT_FSIZE), and, where one may be mounted, a tmpfs that is too small.
@@ -45,12 +45,23 @@ def make_weights(path: Path, arch: str = ARCH) -> None:
     torch.save(build(arch, pretrained=False)[0].state_dict(), path)
 
 
-def start(weights: Path, output: Path, arch: str = ARCH, **how: Any) -> subprocess.Popen[str]:
-    """A conversion in a process of its own."""
+def heed(then: Callable[[], object] | None = None) -> None:
+    """Have a new process heed all signals: a shell has what it runs in the background ignore some."""
+    for name in SIGNALS:
+        if name != "SIGKILL":
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    if then is not None:
+        then()
+
+
+def start(
+    weights: Path, output: Path, arch: str = ARCH, before: Callable[[], object] | None = None
+) -> subprocess.Popen[str]:
+    """A conversion in a process of its own, in which `before` is called first."""
     command = [sys.executable, "-m", "blurify", "convert", weights, "-o", output, "--arch", arch, "--force"]
     return subprocess.Popen(
         [*map(str, command), "--no-verify"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={"OMP_NUM_THREADS": "1", **os.environ}, **how,
+        env={"OMP_NUM_THREADS": "1", **os.environ}, preexec_fn=lambda: heed(before),
     )  # fmt: skip
 
 
@@ -104,7 +115,7 @@ def limited(weights: Path, output: Path, room: int, *, whole: bytes, arch: str =
     """A conversion in a process that may write no file of more bytes."""
     output.write_bytes(OLD)
     with start(
-        weights, output, arch, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        weights, output, arch, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     ) as process:
         _, errors = process.communicate()
     return {**look(output, whole), "disk": "limit", "room": room, "code": process.returncode, "stderr": errors}
@@ -189,7 +200,7 @@ def _all(
     for number in range(kills):
         ending = ("pt", "safetensors")[number // len(SIGNALS) % 2]
         writing = number // (2 * len(SIGNALS)) % 2 == 0
-        after = chance.uniform(0, 1.5) if writing else chance.uniform(0, seconds[ending])
+        after = chance.uniform(0, 0.4) if writing else chance.uniform(0, seconds[ending])
         found = kill(
             weights, folder / f"m.{ending}", SIGNALS[number % len(SIGNALS)], whole=whole[ending], after=after,
             from_writing=writing,

@@ -84,7 +84,13 @@ def print_table(
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """A spinner on stderr while something runs; nothing where stderr is not a terminal."""
+    """A spinner on stderr while something runs; nothing where stderr is not a terminal.
+
+    Raises:
+        KeyboardInterrupt: a signal came before.
+    """
+    if (stop := _stop.get()) is not None:
+        stop.again()
     if not sys.stderr.isatty():
         yield
         return
@@ -122,6 +128,7 @@ class Outcome:
     code: int = 0
 
 
+_stop: contextvars.ContextVar[Stop | None] = contextvars.ContextVar("_stop", default=None)
 _from_a_file = contextvars.ContextVar("_from_a_file", default="")
 
 
@@ -141,6 +148,7 @@ def one_line_errors(stop: Stop | None = None) -> Iterator[Outcome]:
     """
     outcome = Outcome()
     _from_a_file.set("")
+    _stop.set(stop)
     _quieten_libraries()
     try:
         yield outcome
@@ -160,6 +168,7 @@ def one_line_errors(stop: Stop | None = None) -> Iterator[Outcome]:
             traceback.print_exc()
         print_error(message)
     finally:
+        _stop.set(None)
         if stop is not None and stop.code is not None and outcome.code:
             outcome.code = stop.code
             if stop.line:

@@ -51,6 +51,11 @@ class Stop:
         """The exit code that shells have for it."""
         return None if self.number is None else 128 + self.number
 
+    def again(self) -> None:
+        """Raise what the signal raised, where code in between (imports, mostly) has swallowed it."""
+        if self.number is not None:
+            raise KeyboardInterrupt if self.number == signal.SIGINT else Stopped(self.number)
+
     @property
     def line(self) -> str:
         """What to say; '' after an interrupt from the keyboard, which needs no explanation."""

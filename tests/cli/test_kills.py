@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 pytest.importorskip("resource")  # no such limits and signals on Windows
 
 from benchmarks import kills
-from blurify.cli import signals
+from blurify.cli import console, signals
 
 ARCH = "timm/test_resnet"
 
@@ -95,7 +96,9 @@ def stopped(output: Path, answer: str, name: str, grace: float = 1000) -> tuple[
     """The exit code and stderr of a writer that was sent a signal; its target is as it was, and alone."""
     output.write_text("before")
     command = [sys.executable, "-c", WRITING, str(output), answer, str(grace)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=kills.heed
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
         process.send_signal(getattr(signal, name))
         _, errors = process.communicate(timeout=100)
@@ -116,6 +119,18 @@ def test_signals_that_are_ignored_stay_ignored_and_handlers_come_back() -> None:
         assert stop.code == 143
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_after_a_signal_whose_exception_was_swallowed_no_further_step_begins() -> None:
+    begun = []
+    with signals.watched() as stop, console.one_line_errors(stop) as outcome:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            begun.append("swallowed")
+        with console.working("the next step"):
+            begun.append("next step")
+    assert begun == ["swallowed"] and outcome.code == 143
 
 
 FORKING = """
@@ -168,7 +183,7 @@ def test_a_conversion_may_replace_its_own_source(tmp_path: Path, weights: Path, 
     else:
         safetensors.torch.save_file(torch.load(weights), own)
     before = own.read_bytes()
-    with kills.start(own, own, ARCH, preexec_fn=limit(len(whole) // 2)) as process:
+    with kills.start(own, own, ARCH, before=limit(len(whole) // 2)) as process:
         process.communicate()
     assert process.returncode == 2 and own.read_bytes() == before
     for output in (other, own):
@@ -179,5 +194,5 @@ def test_a_conversion_may_replace_its_own_source(tmp_path: Path, weights: Path, 
     assert {entry.name for entry in tmp_path.iterdir()} == {own.name, other.name}
 
 
-def limit(room: int) -> object:
+def limit(room: int) -> Callable[[], None]:
     return lambda: kills.resource.setrlimit(kills.resource.RLIMIT_FSIZE, (room, room))
