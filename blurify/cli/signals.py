@@ -110,7 +110,7 @@ def _ended_after_grace(stop: Stop, owner: int, numbers: set[int]) -> Iterator[No
 
     def wait() -> None:
         while (got := told.recv(1)) and got[0] not in numbers:
-            signal.set_wakeup_fd(-1)
+            pass
         if got and not done.wait(GRACE) and os.getpid() == owner:
             stop.number = stop.number or got[0]
             _end(stop)
