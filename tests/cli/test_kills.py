@@ -101,7 +101,10 @@ def stopped(output: Path, answer: str, name: str, grace: float = 1000) -> tuple[
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
         process.send_signal(getattr(signal, name))
-        _, errors = process.communicate(timeout=100)
+        try:
+            _, errors = process.communicate(timeout=100)
+        finally:
+            process.kill()  # where it took no notice
     assert [entry.name for entry in output.parent.iterdir()] == [output.name] and output.read_text() == "before"
     return process.returncode, errors
 
