@@ -156,33 +156,44 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     chance = random.Random(given.seed)
+    command = f"python benchmarks/kills.py --kills {given.kills} --disks {given.disks} --seed {given.seed}"
+    result: dict[str, Any] = {}
+
+    def keep(kills: list[dict[str, Any]], disks: list[dict[str, Any]], seconds: dict[str, float]) -> None:
+        """After each run, so that a benchmark that is itself killed has what it found."""
+        nonlocal result
+        result = {"command": command, "undisturbed_seconds": seconds, **summarized(kills, disks)}
+        if given.out:
+            atomic.write_bytes(given.out, (json.dumps(result, indent=1) + "\n").encode(), force=True)
+
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
-        kills, disks, undisturbed = _all(Path(place), given.kills, given.disks, chance, _say)
-    result = {
-        "command": f"python benchmarks/kills.py --kills {given.kills} --disks {given.disks} --seed {given.seed}",
+        _all(Path(place), given.kills, given.disks, chance, keep)
+    print(json.dumps(result["summary"]))
+    return 1 if result["summary"]["bad"] else 0
+
+
+def summarized(kills: list[dict[str, Any]], disks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was found, and in short."""
+    both = [*kills, *disks]
+    return {
         "versions": {name: version_of(name) for name in ("torch", "timm", "safetensors")}
         | {"blurify": blurify.__version__, "python": platform.python_version(), "system": platform.platform()},
-        "undisturbed_seconds": undisturbed,
         "summary": {
             "kills": len(kills),
             "kills_while_writing": sum(found["was_writing"] for found in kills),
             "full_disks": len(disks),
-            "old": sum(found["target"] == "old" for found in [*kills, *disks]),
-            "new": sum(found["target"] == "new" for found in [*kills, *disks]),
-            "bad": sum(not is_good(found) for found in [*kills, *disks]),
+            "old": sum(found["target"] == "old" for found in both),
+            "new": sum(found["target"] == "new" for found in both),
+            "bad": sum(not is_good(found) for found in both),
         },
         "kills": kills,
         "disks": disks,
     }
-    print(json.dumps(result["summary"]))
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if result["summary"]["bad"] else 0
 
 
 def _all(
-    place: Path, kills: int, disks: int, chance: random.Random, say: Callable[[dict[str, Any]], None]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
+    place: Path, kills: int, disks: int, chance: random.Random, keep: Callable[[list[Any], list[Any], Any], None]
+) -> None:
     weights, folder = place / "weights.pt", place / "out"
     folder.mkdir()
     make_weights(weights)
@@ -196,7 +207,8 @@ def _all(
         seconds[ending] = round(time.monotonic() - begin, 2)
         whole[ending] = (folder / f"m.{ending}").read_bytes()
         (folder / f"m.{ending}").unlink()
-    killed, filled = [], []
+    killed: list[dict[str, Any]] = []
+    filled: list[dict[str, Any]] = []
     for number in range(kills):
         ending = ("pt", "safetensors")[number // len(SIGNALS) % 2]
         writing = number // (2 * len(SIGNALS)) % 2 == 0
@@ -205,8 +217,9 @@ def _all(
             weights, folder / f"m.{ending}", SIGNALS[number % len(SIGNALS)], whole=whole[ending], after=after,
             from_writing=writing,
         )  # fmt: skip
-        say(found)
+        _say(found)
         killed.append({**found, "format": ending, "good": is_good(found)})
+        keep(killed, filled, seconds)
         (folder / f"m.{ending}").unlink()
     for number in range(disks):
         ending = ("pt", "safetensors")[number // 2 % 2]
@@ -218,9 +231,9 @@ def _all(
             one = limited(weights, folder / f"m.{ending}", room, whole=whole[ending])
             (folder / f"m.{ending}").unlink()
         one["stderr"] = one["stderr"].replace(str(place), "")
-        say(one)
+        _say(one)
         filled.append({**one, "format": ending, "good": is_good(one)})
-    return killed, filled, seconds
+        keep(killed, filled, seconds)
 
 
 def _say(found: dict[str, Any]) -> None:
