@@ -17,6 +17,7 @@ from blurify.cli.inspect import inspect
 from blurify.cli.measure import measure
 from blurify.cli.report import report
 from blurify.cli.revert import revert
+from blurify.cli.stopping import stopped_by_signals
 from blurify.cli.zoo import zoo
 from blurify.versions import version_of
 
@@ -70,9 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; `sys.argv[1:]` where None.
 
     Returns:
-        The exit code: 0 done, 1 something failed, 2 bad usage or input, 130 interrupted, 141 the reader of a pipe left.
+        The exit code: 0 done, 1 something failed, 2 bad usage or input, 130 interrupted, 141 the reader of a pipe left,
+        143 or 129 asked to end (SIGTERM, SIGHUP).
     """
-    with console.one_line_errors() as outcome:
+    with console.one_line_errors() as outcome, stopped_by_signals():
         command = typer.main.get_command(build_app())
         given = list(sys.argv[1:] if arguments is None else arguments)
         code = command.main(given, prog_name="blurify", standalone_mode=False, obj=tuple(given))

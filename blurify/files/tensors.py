@@ -22,6 +22,7 @@ from blurify.errors import BlurifyError, one_line
 
 _CHUNK = 2**24  # bytes that are copied at a time where a tensor is not in the main memory
 _AT_ONCE = 2**30
+_COMPARED = 2**18  # bytes that are compared at a time: they stay in the processor's cache
 _MAPPED = 2**24  # bytes that were read of a file before it is mapped anew
 
 # In the order that safetensors writes them in.
@@ -128,6 +129,47 @@ def _copy(ranges: list[Stored], file: BinaryIO) -> None:
                 raise BlurifyError(f"{ranges[0].path} is cut off: get or save it again")
             file.write(chunk)
             left -= len(chunk)
+
+
+def first_difference(stored: StoredTensors, tensors: Mapping[str, Tensor], source: Any = None) -> str | None:
+    """Compare a file with what `write_tensors` was given for it, bit by bit.
+
+    Args:
+        stored: the file.
+        tensors, source: as of `write_tensors`.
+
+    Returns:
+        The first name of which the file has something else; None where all is as it was meant.
+    """
+    if odd := set(stored) ^ set(tensors):
+        return min(odd)
+    buffer = bytearray(_COMPARED)
+    with stored.path.open("rb", buffering=0) as file:
+        for name, tensor in tensors.items():
+            place = stored.stored(name)
+            if (place.dtype, place.shape) != (tensor.dtype, tuple(tensor.shape)):
+                return name
+            file.seek(place.begin)
+            for chunk in _range(source.stored(name)) if tensor.is_meta else _bytes_of(tensor):
+                for begin in range(0, len(chunk), _COMPARED):
+                    part = chunk[begin : begin + _COMPARED]
+                    file.readinto(memoryview(buffer)[: len(part)])
+                    if buffer[: len(part)] != part:  # bytearrays compare as memory does, memoryviews one by one
+                        return name
+    return None
+
+
+def _range(stored: Stored) -> Iterator[memoryview]:
+    """The bytes of a tensor in a file, a piece at a time; each is gone when the next is asked for."""
+    buffer, left = bytearray(min(_COMPARED, stored.length)), stored.length
+    with stored.path.open("rb", buffering=0) as file:
+        file.seek(stored.begin)
+        while left:
+            count = file.readinto(memoryview(buffer)[: min(left, len(buffer))])
+            if not count:
+                raise BlurifyError(f"{stored.path} is cut off: get or save it again")
+            yield memoryview(buffer)[:count]
+            left -= count
 
 
 def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 from blurify.errors import BlurifyError
 from blurify.files import atomic
+from blurify.files.unfinished import sweep
 from blurify.metrics.sizes import dimensions
 from blurify.versions import versions
 
@@ -104,9 +105,8 @@ class Directory:
             self._journal = open(path, "ab", buffering=0)  # noqa: SIM115 (open for as long as the run takes)
         except OSError as error:
             raise BlurifyError(f"{path} can't be read and written: {error.strerror}") from error
-        for file in self.temporaries():
-            with contextlib.suppress(OSError):
-                file.unlink()
+        for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
+            sweep(folder)
 
     def _read(self, path: Path) -> None:
         content = path.read_bytes()
@@ -121,11 +121,6 @@ class Directory:
                     self.entries[entry.record["model"]] = entry
             except (ValueError, KeyError, TypeError):
                 continue  # not a line of ours: that model is done again
-
-    def temporaries(self) -> Iterator[Path]:
-        """Files that were being written when a run was killed."""
-        for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
-            yield from (file for file in folder.iterdir() if atomic.UNFINISHED.fullmatch(file.name))
 
     def begin(self, name: str) -> None:
         """Note that a model's file is about to be made: whatever has its name from now on is a run's, not a user's."""

@@ -52,7 +52,13 @@ class Format(ABC):
         Raises:
             BlurifyError: this format can't hold the model, or the target can't be written.
         """
-        atomic.write_file(path, lambda file: self.put(file, saved), force=force)
+        atomic.write_file(
+            path,
+            lambda file: self.put(file, saved),
+            force=force,
+            check=lambda written: self.check(written, saved),
+            size=_size(saved),
+        )
 
     @abstractmethod
     def put(self, file: BinaryIO, saved: Saved) -> None:
@@ -61,3 +67,20 @@ class Format(ABC):
         Raises:
             BlurifyError: this format can't hold the model.
         """
+
+    def check(self, path: Path, saved: Saved) -> None:  # noqa: B027 (a format may have nothing to compare)
+        """Read back what was written, before it takes its name.
+
+        Args:
+            path: what `put` or `write` has written, still under another name.
+            saved: what was meant.
+
+        Raises:
+            BlurifyError: it is something else.
+        """
+
+
+def _size(saved: Saved) -> int:
+    """The bytes of a model's tensors, each once."""
+    tensors = (*saved.model.parameters(), *saved.model.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

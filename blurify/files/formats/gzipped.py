@@ -70,6 +70,12 @@ class _Packed(Gzipped):
         with gzip.GzipFile(filename="", mode="wb", fileobj=cast(Any, file), mtime=0) as packed:
             self._inner.put(cast(BinaryIO, packed), saved)
 
+    def check(self, path: Path, saved: Saved) -> None:
+        with tempfile.TemporaryDirectory(prefix="blurify-") as folder:
+            inner = Path(folder) / "unpacked"
+            _unpack(path, inner)
+            self._inner.check(inner, saved)
+
 
 def _unpack(path: Path, into: Path) -> None:
     """Decompress a file that may have been made to fill the disk."""

@@ -57,7 +57,12 @@ class HubDirectory(Format):
         timm's `create_model("local-dir:...")` and transformers' `from_pretrained` take the directory, and build the
         original architecture; `blurify.load` builds the converted model.
         """
-        atomic.write_directory(path, lambda folder: _fill(folder, saved), force=force)
+        atomic.write_directory(
+            path,
+            lambda folder: _fill(folder, saved),
+            force=force,
+            check=lambda folder: Safetensors().check(folder / "model.safetensors", saved),
+        )
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """See `write`."""

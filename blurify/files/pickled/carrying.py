@@ -123,7 +123,10 @@ _InPython: Any = vars(pickle)["_Pickler"]  # which, unlike the one in C, can be 
 
 
 class _Pickler(_InPython):
-    """Python's own, that writes nodes as the operations that they were read from."""
+    """Python's own, that writes nodes as the operations that they were read from, and sets in an order that stays.
+
+    The order of a set of text is another one in every process, and equal models are to be equal files.
+    """
 
     dispatch: ClassVar[dict[type, Any]] = dict(_InPython.dispatch)
 
@@ -157,6 +160,9 @@ class _Pickler(_InPython):
         self.write(pickle.REDUCE)
         self.memoize(node)
 
+    def _save_real_set(self, values: set[Any] | frozenset[Any]) -> None:
+        self.save_reduce(type(values), (sorted(values, key=repr),), obj=values)
+
     def _append(self, values: list[Any]) -> None:
         for begin in range(0, len(values), _BATCH):
             self.write(pickle.MARK)
@@ -176,7 +182,8 @@ class _Pickler(_InPython):
     dispatch[Call] = _save_call
     dispatch[DictNode] = _save_dictionary
     dispatch[SetNode] = _save_set
+    dispatch[set] = dispatch[frozenset] = _save_real_set
 
 
 WRITER: Any = types.SimpleNamespace(__name__=__name__, Pickler=_Pickler)
-"""For `torch.save(..., pickle_module=WRITER)`, of content with what `Carried` gave in it."""
+"""For `torch.save(..., pickle_module=WRITER)`, of modules, and of content with what `Carried` gave in it."""
