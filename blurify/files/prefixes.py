@@ -80,6 +80,8 @@ def _prefix(own: set[str], names: dict[str, str], where: str) -> str:
             if letter == "." and name[place + 1 :] in own:
                 counts[name[: place + 1]] = counts.get(name[: place + 1], 0) + 1
     most = max(counts.values())
+    if 2 * most <= len(own):
+        return ""  # it is no file of this model: what is said of it should have its own names
     best = sorted(prefix for prefix, count in counts.items() if count == most)
     if len(best) > 1 and best[0]:
         listed = ", ".join(repr(prefix) for prefix in best)

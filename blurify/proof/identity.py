@@ -485,7 +485,11 @@ def _lively_tensor(everywhere: bool, name: str, tensor: Tensor) -> Tensor:
     """What `_lively` makes of a parameter, for one that is supplied when it is used."""
     if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
-    if not everywhere and tensor.abs().max() > 1e-2:
+    if not everywhere and tensor.dim() and tensor.is_floating_point():
+        low, high = tensor.aminmax()  # without a copy: a tensor may be a large part of what memory there is
+        if max(-low, high) > 1e-2 or not (low.isfinite() and high.isfinite()):
+            return tensor
+    elif not everywhere and tensor.abs().max() > 1e-2:
         return tensor
     if not tensor.isfinite().all():
         return tensor

@@ -14,6 +14,7 @@ from blurify.errors import BlurifyError
 from blurify.files import atomic, formats
 from blurify.files.checkpoint import Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
+from blurify.files.formats.refusals import CHECKPOINTS
 from blurify.files.formats.safetensors_file import Safetensors
 from blurify.files.model_card import model_card
 from blurify.files.sources import configs
@@ -102,5 +103,5 @@ def _weights(path: Path) -> Path | None:
     known = [path / name for name in _WEIGHTS if (path / name).is_file()]
     if known:
         return known[0]
-    only = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin") and file.is_file()]
+    only = [file for file in sorted(path.iterdir()) if file.suffix in CHECKPOINTS and file.is_file()]
     return only[0] if len(only) == 1 else None
