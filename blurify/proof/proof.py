@@ -34,6 +34,7 @@ class Proof:
         sites_shown: those of them at which a blur that is off by one sample was seen to make a difference.
         unshown: the names of those at which it made none (features that are constant there).
         train: what was checked in train mode: 'values', 'shapes', or why it could not be.
+        made_up: the model is on the meta device: the weights that it was run with were made up, and none compared.
     """
 
     identity_error: float
@@ -47,6 +48,7 @@ class Proof:
     sites_shown: int = 0
     unshown: tuple[str, ...] = ()
     train: str = ""
+    made_up: bool = False
 
     def lines(self) -> list[str]:
         """The proof in words, one line a check."""
@@ -61,11 +63,19 @@ class Proof:
             )
         if self.sites_converted and self.train:
             identity += f"; train mode: {self.train}"
+        weights = f"weights: all {self.tensors_equal} tensors of the state_dict keep their names and bits"
+        if self.made_up:
+            if self.sites_converted:
+                identity = identity.replace("identity:", "identity, with weights that were made up:", 1)
+            weights = (
+                "weights: not proven: the model is on the meta device and has none (convert it with its weights to have "
+                "them compared)"
+            )
         return [
             identity,
             f"audit: tracing the result finds {self.sites_left} of the {self.sites_converted} converted sites "
             "still aliasing",
-            f"weights: all {self.tensors_equal} tensors of the state_dict keep their names and bits",
+            weights,
         ]
 
     def to_dict(self) -> dict[str, Any]:
