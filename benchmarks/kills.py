@@ -1,12 +1,12 @@
-"""Kill `blurify convert` at random times, and let it run out of room: what is in the folder afterwards?
+"""Kill `blurify convert` at random moments, and fill its disk: what is at the target afterwards, and what beside it.
 
-    python benchmarks/kills.py [--kills 40] [--full 10] [--arch timm/resnet50] [--out benchmarks/kills.json]
+    python benchmarks/kills.py [--kills 40] [--disks 10] [--seed 0] [--folder DIR] [--out benchmarks/kills.json]
 
-Each run is the command line in a process of its own, which is to replace a file. Half of the kills come at any time,
-half while the file is being written; half of them are SIGTERM, half SIGKILL. Afterwards there must be the old file or
-the new one, bit by bit, and nothing else; after SIGKILL, nothing else after the next run. A full disk is a small tmpfs
-where this process may mount one, and every other time, or where it may not, a limit on the size of files
-(RLIMIT_FSIZE).
+Each run replaces (--force) a file by another of the same size, of a ResNet-18 (47 MB), as .pt and .safetensors in turn.
+Of the kills (SIGTERM, SIGKILL, SIGINT, SIGHUP in turn) one half comes at any time of a run, the other half within 1.5 s
+from when the temporary file is seen. Afterwards the target must be, byte for byte, the old file or the one that an
+undisturbed run writes, and nothing may be beside it: after a SIGKILL, once something was written there again. Disks are
+full in two ways: a limit on the size of files (RLIMIT_FSIZE), and, where one may be mounted, a tmpfs that is too small.
 """
 
 from __future__ import annotations
@@ -22,213 +22,198 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 import blurify
-from blurify.files import sources
-from blurify.files.unfinished import UNFINISHED
+from blurify.files import atomic, unfinished
+from blurify.files.sources import build
 from blurify.versions import version_of
 
-OLD = b"the old file " * 1000
-SUFFIXES = (".safetensors", ".pt")
+ARCH, OLD = "timm/resnet18", b"old file\n" * 1000
+SIGNALS = ("SIGTERM", "SIGKILL", "SIGINT", "SIGHUP")
+CODES = {"SIGTERM": 143, "SIGKILL": -9, "SIGINT": 130, "SIGHUP": 129}
 
 
-@dataclass(frozen=True)
-class Case:
-    """What one run left.
-
-    Attributes:
-        what: the signal, or the way in which there was no room.
-        when: 'anywhere' | 'writing' | ''.
-        target: the name of the file to be written.
-        code: how the process ended.
-        content: 'old' | 'new' | 'other'.
-        stray: how many other files were in the folder.
-        stray_later: the same after the next run.
-        said: the last line on stderr.
-    """
-
-    what: str
-    when: str
-    target: str
-    code: int
-    content: str
-    stray: int
-    stray_later: int = 0
-    said: str = ""
-
-    @property
-    def good(self) -> bool:
-        """Whether it is as it should be."""
-        if self.what == "SIGKILL":
-            return self.content in ("old", "new") and not self.stray_later
-        if self.what == "SIGTERM":
-            # -15: before a line of ours ran
-            return self.content in ("old", "new") and not self.stray and self.code in (0, 143, -15)
-        return self.content == "old" and not self.stray and self.code == 2 and "can't be written" in self.said
+def make_weights(path: Path, arch: str = ARCH) -> None:
+    """A file of random weights, the same every time."""
+    torch.manual_seed(0)
+    torch.save(build(arch, pretrained=False)[0].state_dict(), path)
 
 
-class Runs:
-    """Conversions of one file of weights, and what they are to give.
+def start(weights: Path, output: Path, arch: str = ARCH, **how: Any) -> subprocess.Popen[str]:
+    """A conversion in a process of its own."""
+    command = [sys.executable, "-m", "blurify", "convert", weights, "-o", output, "--arch", arch, "--force"]
+    return subprocess.Popen(
+        [*map(str, command), "--no-verify"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={"OMP_NUM_THREADS": "1", **os.environ}, **how,
+    )  # fmt: skip
+
+
+def temporaries(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir() if unfinished.NAME.fullmatch(entry.name)]
+
+
+def kill(
+    weights: Path, output: Path, name: str, *, whole: bytes, after: float, from_writing: bool, arch: str = ARCH
+) -> dict[str, Any]:
+    """Send a signal to a conversion that replaces `OLD`, and look at what it leaves.
 
     Args:
-        folder: gets everything.
-        arch: a factory spec.
-        seed: of when to kill.
+        whole: what an undisturbed conversion writes.
+        after: seconds until then.
+        from_writing: they count from when the temporary file is there, not from the start.
     """
-
-    def __init__(self, folder: Path, arch: str, seed: int = 0) -> None:
-        self.folder, self.arch, self.random = folder, arch, random.Random(seed)
-        self.place = folder / "place"
-        self.place.mkdir()
-        self.source = folder / "in.safetensors"
-        torch.manual_seed(0)
-        model, _ = sources.build(arch, pretrained=False)
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, self.source)
-        self.new: dict[str, bytes] = {}
-        self.seconds: dict[str, tuple[float, float]] = {}  # until it is being written, and from there on
-        for suffix in SUFFIXES:
-            target = self._old(self.place, suffix)
-            begin = time.perf_counter()
-            running = self._start(target)
-            self._wait_for_writing(running, self.place)
-            writing = time.perf_counter()
-            while any(UNFINISHED.fullmatch(name) for name in os.listdir(self.place)):
-                time.sleep(0.0005)
-            self.seconds[suffix] = writing - begin, time.perf_counter() - writing
-            if running.wait():
-                raise SystemExit(running.stderr.read().decode() if running.stderr else "")
-            self.new[suffix] = target.read_bytes()
-            target.unlink()
-
-    def _old(self, place: Path, suffix: str) -> Path:
-        target = place / f"model{suffix}"
-        target.write_bytes(OLD)
-        return target
-
-    def _start(self, target: Path, before: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
-        arguments = [str(self.source), "--arch", self.arch, "--input-shape", "1,3,64,64", "--no-verify", "--force"]
-        return subprocess.Popen(
-            [sys.executable, "-m", "blurify", "convert", *arguments, "-o", str(target)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            preexec_fn=before,
-            env={**os.environ, "PYTHONPATH": str(Path(blurify.__file__).parents[1])},
-        )
-
-    @staticmethod
-    def _wait_for_writing(running: subprocess.Popen[bytes], place: Path) -> None:
-        while running.poll() is None and not any(UNFINISHED.fullmatch(name) for name in os.listdir(place)):
-            time.sleep(0.0005)
-
-    def _content(self, target: Path) -> str:
-        found = target.read_bytes() if target.exists() else b""
-        return "old" if found == OLD else "new" if found == self.new[target.suffix] else "other"
-
-    def killed(self, number: signal.Signals, when: str, suffix: str, *, next_run: bool = True) -> Case:
-        """One run that is killed, and after SIGKILL the next one."""
-        target = self._old(self.place, suffix)
-        until, writing = self.seconds[suffix]
-        running = self._start(target)
-        if when == "writing":
-            self._wait_for_writing(running, self.place)
-            time.sleep(self.random.uniform(0, writing))
-        else:
-            time.sleep(self.random.uniform(0, until + writing))
-        running.send_signal(number)
-        code = running.wait()
-        content = self._content(target)
-        stray = len(os.listdir(self.place)) - 1
-        later = 0
-        if number == signal.SIGKILL and next_run:
-            again = self._start(target)
-            if again.wait() or self._content(target) != "new":
-                content = "other"
-            later = len(os.listdir(self.place)) - 1
-        target.unlink(missing_ok=True)
-        return Case(number.name, when, target.name, code, content, stray, later, _last_line(running))
-
-    def limited(self, suffix: str) -> Case:
-        """One run in which files may not become as large as the new one."""
-        most = self.random.randrange(len(OLD), len(self.new[suffix]) - 1)
-        target = self._old(self.place, suffix)
-        running = self._start(target, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
-        return self._full("a limit", target, running)
-
-    def on_small_disk(self, suffix: str) -> Case:
-        """One run on a tmpfs that is smaller than the new file; a limit where none can be mounted."""
-        place = self.folder / "small"
-        place.mkdir(exist_ok=True)
-        size = self.random.randrange(4 * len(OLD), len(self.new[suffix]) - 1)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size // 1024}k", "blurify-kills", str(place)]
-        try:
-            done = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-        except OSError:
-            done = False
-        if not done:
-            return self.limited(suffix)
-        try:
-            target = self._old(place, suffix)
-            return self._full("a small disk", target, self._start(target))
-        finally:
-            subprocess.run(["umount", str(place)], check=True)
-
-    def _full(self, what: str, target: Path, running: subprocess.Popen[bytes]) -> Case:
-        code = running.wait()
-        stray = len(os.listdir(target.parent)) - 1
-        case = Case(what, "", target.name, code, self._content(target), stray, 0, _last_line(running))
-        target.unlink(missing_ok=True)
-        return case
+    output.write_bytes(OLD)
+    with start(weights, output, arch) as process:
+        while from_writing and process.poll() is None and not temporaries(output.parent):
+            time.sleep(0.001)
+        time.sleep(after)
+        begin = time.monotonic()
+        writing = bool(temporaries(output.parent))
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate()
+    found = look(output, whole)
+    found |= {"signal": name, "after": round(after, 3), "from_writing": from_writing, "was_writing": writing}
+    found |= {"seconds_to_end": round(time.monotonic() - begin, 2), "code": process.returncode, "stderr": errors}
+    if name == "SIGKILL":
+        atomic.write_bytes(output.parent / "next", b"", force=True)
+        (output.parent / "next").unlink()
+        found["beside_after_next"] = look(output, whole)["beside"]
+    return found
 
 
-def _last_line(running: subprocess.Popen[bytes]) -> str:
-    said = running.stderr.read().decode(errors="replace").splitlines() if running.stderr is not None else []
-    return said[-1] if said else ""
+def look(output: Path, whole: bytes) -> dict[str, Any]:
+    """Which file is at the target, and what is beside it."""
+    content = output.read_bytes() if output.exists() else None
+    target = "old" if content == OLD else "new" if content == whole else "neither"
+    return {"target": target, "beside": sorted(entry.name for entry in output.parent.iterdir() if entry != output)}
+
+
+def is_good(found: dict[str, Any]) -> bool:
+    """Whether a run left what it may."""
+    beside = found.get("beside_after_next", found["beside"])
+    return found["target"] in ("old", "new") and not beside and "Traceback" not in found["stderr"]
+
+
+def limited(weights: Path, output: Path, room: int, *, whole: bytes, arch: str = ARCH) -> dict[str, Any]:
+    """A conversion in a process that may write no file of more bytes."""
+    output.write_bytes(OLD)
+    with start(
+        weights, output, arch, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    ) as process:
+        _, errors = process.communicate()
+    return {**look(output, whole), "disk": "limit", "room": room, "code": process.returncode, "stderr": errors}
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[bool]:
+    """Mount a small disk on a folder; whether that could be done."""
+    folder.mkdir(exist_ok=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    try:
+        yield made.returncode == 0
+    finally:
+        if made.returncode == 0:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def full(weights: Path, folder: Path, name: str, room: int, *, whole: bytes, arch: str = ARCH) -> dict[str, Any] | None:
+    """A conversion on a disk that is too small; None where none can be mounted."""
+    with small_disk(folder, room) as mounted:
+        if not mounted:
+            return None
+        output = folder / name
+        output.write_bytes(OLD)
+        with start(weights, output, arch) as process:
+            _, errors = process.communicate()
+        return {**look(output, whole), "disk": "tmpfs", "room": room, "code": process.returncode, "stderr": errors}
 
 
 def main() -> int:
-    """Run, print, and keep the result; 1 where a run left something else."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--full", type=int, default=10)
-    parser.add_argument("--arch", default="timm/resnet50")
-    parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args()
-    cases: list[Case] = []
-    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        runs = Runs(Path(folder), options.arch)
-        for index in range(options.kills):
-            number = (signal.SIGTERM, signal.SIGKILL)[index % 2]
-            when, suffix = ("writing", "anywhere")[index // 2 % 2], SUFFIXES[index // 4 % 2]
-            cases.append(runs.killed(number, when, suffix))
-            print(cases[-1], flush=True)
-        for index in range(options.full):
-            suffix = SUFFIXES[index // 2 % 2]
-            cases.append(runs.on_small_disk(suffix) if index % 2 == 0 else runs.limited(suffix))
-            print(cases[-1], flush=True)
-    bad = [case for case in cases if not case.good]
-    result: dict[str, Any] = {
-        "command": f"python benchmarks/kills.py --kills {options.kills} --full {options.full} --arch {options.arch}",
+    parser.add_argument("--disks", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    chance = random.Random(given.seed)
+    with tempfile.TemporaryDirectory(dir=given.folder) as place:
+        kills, disks, undisturbed = _all(Path(place), given.kills, given.disks, chance, _say)
+    result = {
+        "command": f"python benchmarks/kills.py --kills {given.kills} --disks {given.disks} --seed {given.seed}",
         "versions": {name: version_of(name) for name in ("torch", "timm", "safetensors")}
-        | {"python": platform.python_version(), "blurify": blurify.__version__, "system": platform.platform()},
-        "bytes": {suffix: len(new) for suffix, new in runs.new.items()},
-        "seconds": runs.seconds,
-        "ended": Counter(f"{case.what}, {case.content} file, code {case.code}" for case in cases),
-        "left_by_sigkill": sum(case.stray for case in cases if case.what == "SIGKILL"),
-        "bad": [asdict(case) for case in bad],
-        "cases": [asdict(case) for case in cases],
+        | {"blurify": blurify.__version__, "python": platform.python_version(), "system": platform.platform()},
+        "undisturbed_seconds": undisturbed,
+        "summary": {
+            "kills": len(kills),
+            "kills_while_writing": sum(found["was_writing"] for found in kills),
+            "full_disks": len(disks),
+            "old": sum(found["target"] == "old" for found in [*kills, *disks]),
+            "new": sum(found["target"] == "new" for found in [*kills, *disks]),
+            "bad": sum(not is_good(found) for found in [*kills, *disks]),
+        },
+        "kills": kills,
+        "disks": disks,
     }
-    print(f"{len(cases)} runs, {len(bad)} of them not as they should be")
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if bad else 0
+    print(json.dumps(result["summary"]))
+    if given.out:
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 1 if result["summary"]["bad"] else 0
+
+
+def _all(
+    place: Path, kills: int, disks: int, chance: random.Random, say: Callable[[dict[str, Any]], None]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
+    weights, folder = place / "weights.pt", place / "out"
+    folder.mkdir()
+    make_weights(weights)
+    whole, seconds = {}, {}
+    for ending in ("pt", "safetensors"):
+        begin = time.monotonic()
+        with start(weights, folder / f"m.{ending}") as process:
+            _, errors = process.communicate()
+        if process.returncode:
+            raise RuntimeError(errors)
+        seconds[ending] = round(time.monotonic() - begin, 2)
+        whole[ending] = (folder / f"m.{ending}").read_bytes()
+        (folder / f"m.{ending}").unlink()
+    killed, filled = [], []
+    for number in range(kills):
+        ending = ("pt", "safetensors")[number // len(SIGNALS) % 2]
+        writing = number // (2 * len(SIGNALS)) % 2 == 0
+        after = chance.uniform(0, 1.5) if writing else chance.uniform(0, seconds[ending])
+        found = kill(
+            weights, folder / f"m.{ending}", SIGNALS[number % len(SIGNALS)], whole=whole[ending], after=after,
+            from_writing=writing,
+        )  # fmt: skip
+        say(found)
+        killed.append({**found, "format": ending, "good": is_good(found)})
+        (folder / f"m.{ending}").unlink()
+    for number in range(disks):
+        ending = ("pt", "safetensors")[number // 2 % 2]
+        room = chance.randrange(len(OLD) + 2**16, len(whole[ending]))
+        one = None
+        if number % 2:
+            one = full(weights, place / "disk", f"m.{ending}", room, whole=whole[ending])
+        if one is None:
+            one = limited(weights, folder / f"m.{ending}", room, whole=whole[ending])
+            (folder / f"m.{ending}").unlink()
+        one["stderr"] = one["stderr"].replace(str(place), "")
+        say(one)
+        filled.append({**one, "format": ending, "good": is_good(one)})
+    return killed, filled, seconds
+
+
+def _say(found: dict[str, Any]) -> None:
+    print(json.dumps({key: value for key, value in found.items() if value != []}), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from blurify.cli import console
+from blurify.cli import console, signals
 from blurify.cli.adapt import adapt
 from blurify.cli.check import check
 from blurify.cli.convert import convert
@@ -17,7 +17,6 @@ from blurify.cli.inspect import inspect
 from blurify.cli.measure import measure
 from blurify.cli.report import report
 from blurify.cli.revert import revert
-from blurify.cli.stopping import stopped_by_signals
 from blurify.cli.zoo import zoo
 from blurify.versions import version_of
 
@@ -71,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; `sys.argv[1:]` where None.
 
     Returns:
-        The exit code: 0 done, 1 something failed, 2 bad usage or input, 130 interrupted, 141 the reader of a pipe left,
-        143 or 129 asked to end (SIGTERM, SIGHUP).
+        The exit code: 0 done, 1 something failed, 2 bad usage or input, 130 interrupted, 143 or 129 asked to end by
+        SIGTERM or SIGHUP, 141 the reader of a pipe left.
     """
-    with console.one_line_errors() as outcome, stopped_by_signals():
+    with signals.watched() as stop, console.one_line_errors(stop) as outcome:
         command = typer.main.get_command(build_app())
         given = list(sys.argv[1:] if arguments is None else arguments)
         code = command.main(given, prog_name="blurify", standalone_mode=False, obj=tuple(given))

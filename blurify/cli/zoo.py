@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,7 +79,7 @@ def zoo(
     part = parse_shard(shard)
     with console.working("listing the architectures"):
         names = library.select(patterns, pretrained=pretrained and not inspect_only, shard=part)
-    with _watching(quiet=json) as watch:
+    with _terminable(), _watching(quiet=json) as watch:
         summary = library.run(names, output, settings, watch=watch)
     if json:
         console.print_json(summary.to_dict())
@@ -108,6 +110,24 @@ def result_line(record: Record) -> str:
     else:
         what += f", identity error {record['identity_error']:.1e} ({record['identity_dtype']})"
     return f"{record['model']}: {record['status']}: {what}, {record['seconds']['total']:.1f} s"
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Schedulers stop a job with SIGTERM: end as cleanly as on Ctrl-C.
+
+    Nothing is done about Ctrl-C itself. Where whoever started this had SIGINT ignored, as a shell has it for what a
+    script runs in the background, Python leaves it so: what somebody types at a terminal is not meant for such a job.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

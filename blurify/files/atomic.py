@@ -1,7 +1,8 @@
 """Write a file so that it appears under its name complete or not at all.
 
-It is written beside the target under another name, brought to the disk, read back, and only then renamed. Whatever ends
-that (a full disk, a signal, a kill) leaves what was there before.
+What is written stands beside its target until it is on the disk and was read back (see `unfinished` for what becomes of
+it when its writer is killed), and then takes the name in one step. A symbolic link stays, and what it leads to is
+replaced; a file that is replaced hands on its mode and, where the system allows it, its owner.
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ import contextlib
 import errno
 import io
 import os
-import shutil
+import signal
 import stat
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from blurify.errors import BlurifyError, one_line
-from blurify.files.unfinished import Unfinished, unfinished_directory, unfinished_file
+from blurify.files import unfinished
+
+_CHUNK = 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_target(path: str | Path, *, force: bool = False) -> None:
     """Ask whether `path` can become a file: worth asking before the work is done.
 
     Args:
-        path: where a file is to be; of a symbolic link, what it leads to.
+        path: where a file is to be.
         force: an ordinary file that is there may be replaced.
 
     Raises:
@@ -53,32 +58,31 @@ def write_file(
     *,
     force: bool,
     check: Callable[[Path], object] | None = None,
-    size: int | None = None,
 ) -> None:
-    """Write beside the target, then take its name.
-
-    A file that is replaced gives its mode and its owner to the new one; a symbolic link stays, and what it leads to is
-    replaced.
+    """Write beside the target, read it back, then take its name.
 
     Args:
         path: the target.
-        write: writes the content to the open file that it is given.
+        write: writes the content to the open file that it is given. It may be called again to count what it writes.
         force: replace a file that is there.
-        check: reads back what was written, under the name that it is given, and raises where it is not what was meant.
-        size: about how many bytes are written, to tell where there is no room for them.
+        check: is given the file before it takes its name, and raises where it is not what was meant.
 
     Raises:
-        BlurifyError: the target exists (and not `force`), or can't be written. Whatever is raised, a KeyboardInterrupt
-            too, what was at the target is still there, and nothing is left beside it.
+        BlurifyError: the target exists (and not `force`), can't be written, or what was read back differs. Whatever is
+            raised, a KeyboardInterrupt too, what was at the target is still there, and nothing is left beside it.
     """
     try:
         _write_beside(path, write, force=force, check=check)
     except OSError as error:
-        raise BlurifyError(f"{path} can't be written: {_reason(error, path, size)}") from error
+        raise BlurifyError(_refused(path, error, write)) from error
 
 
 def write_directory(
-    path: Path, fill: Callable[[Path], object], *, force: bool, check: Callable[[Path], object] | None = None
+    path: Path,
+    fill: Callable[[Path], object],
+    *,
+    force: bool,
+    check: Callable[[Path], object] | None = None,
 ) -> None:
     """Fill a directory beside the target, then give it the name.
 
@@ -86,48 +90,35 @@ def write_directory(
         path: the target.
         fill: writes the files into the empty directory that it is given.
         force: files of the same names in a directory that is there are replaced; others in it stay.
-        check: as of `write_file`, of the directory.
+        check: is given the directory before it takes its name, and raises where it is not what was meant.
 
     Raises:
         BlurifyError: something is there (and not `force`), it is no directory, or it can't be written. What was at the
-            target is still there then, and nothing is left beside it.
+            target is still there then, and nothing is left beside it. (Only a SIGKILL between the renames of two files
+            can leave new files beside old ones, and only where files were replaced.)
     """
     check_directory(path, force=force)
-    target = _behind_links(path)
+    place = _behind_links(path)
     try:
-        with unfinished_directory(target) as temporary:
-            fill(temporary)
-            for file in (*temporary.iterdir(), temporary):
+        with unfinished.beside(place, _make_directory) as made:
+            new, old = made.path / "new", made.path / "old"
+            new.mkdir()
+            old.mkdir()
+            fill(new)
+            for file in sorted(new.rglob("*")):
                 _sync(file)
+            _sync(new)
             if check is not None:
-                check(temporary)
-            if target.is_dir() and any(target.iterdir()):
-                _replace_files(temporary, target)
-            else:
-                os.replace(temporary, target)
-        _sync(target)
-        _sync(target.parent)
+                check(new)
+            with _uninterrupted():
+                if place.is_dir() and any(place.iterdir()):
+                    _move_into(new, place, old)
+                else:
+                    os.replace(new, place)
+            _sync(place)
+            _sync(place.parent)
     except OSError as error:
-        raise BlurifyError(f"{path} can't be written: {_reason(error, path)}") from error
-
-
-def _replace_files(new: Path, target: Path) -> None:
-    """Move all files of one directory into another; those that had their names come back where that fails."""
-    with unfinished_directory(target) as aside:
-        moved: list[str] = []
-        try:
-            for file in sorted(new.iterdir()):
-                moved.append(file.name)
-                if (target / file.name).exists():
-                    os.replace(target / file.name, aside / file.name)
-                os.replace(file, target / file.name)
-        except BaseException:
-            for name in moved:
-                if (aside / name).exists():
-                    os.replace(aside / name, target / name)
-                elif not (new / name).exists():
-                    os.unlink(target / name)
-            raise
+        raise BlurifyError(_refused(path, error)) from error
 
 
 def check_directory(path: Path, *, force: bool = False) -> None:
@@ -141,12 +132,12 @@ def check_directory(path: Path, *, force: bool = False) -> None:
         raise BlurifyError(f"{path} is a file: give another name for the directory")
     if path.is_dir() and not force and any(path.iterdir()):
         raise BlurifyError(f"{path} has files in it: add --force to replace those of the model, or choose another name")
-    path = _behind_links(path)
-    place = path if path.is_dir() else path.parent
-    if not place.is_dir():
-        raise BlurifyError(f"{path} can't be written: {place} doesn't exist")
-    if not os.access(place, os.W_OK | os.X_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise BlurifyError(f"{path} can't be written: the directory {place} is not writable")
+    place = _behind_links(path)
+    folder = place if place.is_dir() else place.parent
+    if not folder.is_dir():
+        raise BlurifyError(f"{path} can't be written: {folder} doesn't exist")
+    if not os.access(folder, os.W_OK | os.X_OK) or not os.access(place.parent, os.W_OK | os.X_OK):
+        raise BlurifyError(f"{path} can't be written: the directory {folder} is not writable")
 
 
 def write_bytes(path: Path, content: bytes, *, force: bool) -> None:
@@ -155,7 +146,7 @@ def write_bytes(path: Path, content: bytes, *, force: bool) -> None:
     Raises:
         BlurifyError: as `write_file`.
     """
-    write_file(path, lambda file: file.write(content), force=force, check=_is(path, content), size=len(content))
+    write_file(path, lambda file: file.write(content), force=force)
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
@@ -167,144 +158,165 @@ def replace_bytes(path: Path, content: bytes) -> None:
     _write_beside(path, lambda file: file.write(content), force=True)
 
 
-def _is(path: Path, content: bytes) -> Callable[[Path], None]:
-    """A check that a file holds some bytes."""
-
-    def check(written: Path) -> None:
-        if written.read_bytes() != content:
-            raise BlurifyError(not_as_meant(path, "its bytes"))
-
-    return check
-
-
-def not_as_meant(path: Path, what: str) -> str:
-    """The message of a check that finds something else than what was written."""
-    return (
-        f"{path} was not written: read back, {what} differed from what was meant, so the disk or the memory may be "
-        "faulty; try another disk"
-    )
-
-
 def _write_beside(
-    path: Path,
-    write: Callable[[BinaryIO], object],
-    *,
-    force: bool,
-    check: Callable[[Path], object] | None = None,
+    path: Path, write: Callable[[BinaryIO], object], *, force: bool, check: Callable[[Path], object] | None = None
 ) -> None:
-    target = _behind_links(path)
-    before = _status(target)
-    if before is not None and not force:
-        raise BlurifyError(_exists(path))
-    # What shall replace a file is nobody else's before it has that file's mode.
-    with unfinished_file(target, 0o666 if before is None else 0o600) as temporary:
-        assert temporary.descriptor is not None
-        watched = _Watched(temporary.descriptor, "wb", closefd=False)
+    place = _behind_links(path)
+    watched: _Watched | None = None
+    with unfinished.beside(place, _make_file) as made:
+        if force:
+            _take_over_mode(place, made.opened)
         try:
+            watched = _Watched(os.dup(made.opened), "wb")
             with io.BufferedWriter(watched) as file:
                 write(file)
+                file.flush()
+                os.fsync(made.opened)
+            _compare(made, watched)
+            if check is not None:
+                check(made.path)
         except BaseException:
-            if watched.failure is not None:
+            if watched is not None and watched.failure is not None:
                 raise watched.failure from None  # and not what the code between made of it
             raise
-        _bring_to_disk(temporary, check)
-        if before is not None:
-            _make_like(temporary.descriptor, before)
-        _take_name(temporary, target, path, force=force)
-    _sync(target.parent)
+        if os.name == "nt":
+            made.close()  # Windows renames no open files
+        if force:
+            os.replace(made.path, place)
+        else:
+            _take_free_name(made.path, place, path)
+    _sync(place.parent)
 
 
-def _bring_to_disk(written: Unfinished, check: Callable[[Path], object] | None) -> None:
-    """Wait until a file is on the disk, and check it in the meantime."""
-    assert written.descriptor is not None
-    if check is None:
-        os.fsync(written.descriptor)
-        return
-    with ThreadPoolExecutor(1) as beside:
-        synced = beside.submit(os.fsync, written.descriptor)
-        check(written.path)
-        synced.result()
+def _make_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
 
 
-def _make_like(descriptor: int, before: os.stat_result) -> None:
-    """Give a file the owner and the mode of the one that it replaces, as far as the system lets us."""
-    if not hasattr(os, "fchown"):  # Windows
-        return
-    now = os.fstat(descriptor)
-    for owner, group in ((before.st_uid, before.st_gid), (-1, before.st_gid)):
-        if (owner, group) in ((now.st_uid, now.st_gid), (-1, now.st_gid)):
-            break
-        with contextlib.suppress(OSError):
-            os.fchown(descriptor, owner, group)
-            break
-    with contextlib.suppress(OSError):
-        os.fchmod(descriptor, stat.S_IMODE(before.st_mode) & 0o777)
-
-
-def _take_name(written: Unfinished, target: Path, named: Path, *, force: bool) -> None:
-    if os.name == "nt":  # there, what is open can't be renamed
-        written.close()
-    if not force:
-        try:
-            os.link(written.path, target)  # which, unlike a rename, replaces nothing
-            return
-        except FileExistsError:
-            raise BlurifyError(_exists(named)) from None
-        except OSError as error:  # a file system without links
-            if target.exists():
-                raise BlurifyError(_exists(named)) from error
-    os.replace(written.path, target)
+def _make_directory(path: Path) -> int:
+    path.mkdir()
+    try:
+        return os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no directories
+        return -1
 
 
 def _behind_links(path: Path) -> Path:
-    """What a path leads to, which need not exist.
-
-    Raises:
-        BlurifyError: it leads nowhere.
-    """
+    """Where a name leads to, so that a link stays one."""
     if not path.is_symlink():
         return path
-    target = Path(os.path.realpath(path))
-    if target.is_symlink():
-        raise BlurifyError(f"{path} is a symbolic link that leads to itself: remove it, or choose another name")
-    return target
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise BlurifyError(f"{path} is a link that leads back to itself: choose another name")
+    return place
 
 
-def _status(path: Path) -> os.stat_result | None:
+def _take_over_mode(place: Path, opened: int) -> None:
+    """Give a new file the owner and the mode of the one that it replaces, before anything is in it."""
+    with contextlib.suppress(OSError, AttributeError):
+        found = os.stat(place)
+        own = os.fstat(opened)
+        if (found.st_uid, found.st_gid) != (own.st_uid, own.st_gid):
+            try:
+                os.fchown(opened, found.st_uid, found.st_gid)
+            except OSError:  # not root: the group alone, where one is in it
+                with contextlib.suppress(OSError):
+                    os.fchown(opened, -1, found.st_gid)
+        os.fchmod(opened, stat.S_IMODE(found.st_mode))
+
+
+def _take_free_name(temporary: Path, place: Path, path: Path) -> None:
+    """Give a file its name where nothing has that name, though somebody may just be taking it."""
     try:
-        return path.stat()
-    except OSError:
+        os.link(temporary, place)  # which, unlike a rename, replaces nothing
+    except FileExistsError as error:
+        raise BlurifyError(_exists(path)) from error
+    except (OSError, AttributeError):  # a file system without hard links
+        if place.exists():
+            raise BlurifyError(_exists(path)) from None
+        os.replace(temporary, place)
+
+
+def _move_into(new: Path, place: Path, old: Path) -> None:
+    """Move files into a directory; where one can't be moved, those that were there come back."""
+    moved: list[Path] = []
+    try:
+        for file in sorted(new.iterdir()):
+            target = place / file.name
+            if target.exists() or target.is_symlink():
+                os.replace(target, old / file.name)
+            moved.append(target)
+            os.replace(file, target)
+    except BaseException:
+        for target in moved:
+            if (old / target.name).exists():
+                os.replace(old / target.name, target)
+            else:
+                target.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let signals that can wait do so."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _compare(made: unfinished.Unfinished, watched: _Watched) -> None:
+    """Read a file back, from the disk where the system lets one ask for that, and compare it with what was written."""
+    if watched.sum is None or os.fstat(made.opened).st_size != watched.length:
+        return  # some of it was written elsewhere or came from the kernel: the format's own check has to do
+    with contextlib.suppress(OSError, AttributeError):
+        os.posix_fadvise(made.opened, 0, 0, os.POSIX_FADV_DONTNEED)
+    found = 0
+    with made.path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            found = zlib.crc32(chunk, found)
+    if found != watched.sum:
+        raise BlurifyError(damaged(made.path))
+
+
+def damaged(path: Path) -> str:
+    """What to say of a file that was read back as another than was written."""
+    folder = path.parent
+    return f"what was written to {folder} reads back otherwise: the disk or the memory is faulty, nothing was kept"
+
+
+def _refused(path: Path, error: OSError, write: Callable[[BinaryIO], object] | None = None) -> str:
+    """Why a file can't be written, and what to do."""
+    reason = error.strerror or one_line(error)
+    if error.errno not in (*_FULL, errno.EFBIG):
+        return f"{path} can't be written: {reason}"
+    needed = _size_of(write) if write is not None else None
+    room = f"{_megabytes(needed)} are needed" if needed is not None else ""
+    if error.errno == errno.EFBIG:
+        room = f", {room}" if room else ""
+        return f"{path} can't be written: the system allows no file of that size{room} (see ulimit -f)"
+    with contextlib.suppress(OSError, AttributeError):
+        found = os.statvfs(_behind_links(path).parent)
+        room += (", " if room else "") + f"{_megabytes(found.f_bavail * found.f_frsize)} free"
+    what = "your quota is used up" if error.errno == errno.EDQUOT else "the disk is full"
+    return f"{path} can't be written: {what} ({room or reason}): make room, or name a file on another disk"
+
+
+def _size_of(write: Callable[[BinaryIO], object]) -> int | None:
+    """How much would be written; None where that can't be found out."""
+    counter = _Counter()
+    try:
+        write(cast(BinaryIO, counter))
+    except Exception:
         return None
+    return counter.length
 
 
-_NO_ROOM = {
-    errno.ENOSPC: "there is no room on the disk",
-    getattr(errno, "EDQUOT", -1): "your quota is used up",
-    errno.EFBIG: "so large a file is not allowed there",
-}
-
-
-def _reason(error: OSError, path: Path, size: int | None = None) -> str:
-    """Why writing failed, and what to do."""
-    what = _NO_ROOM.get(error.errno or 0)
-    if what is None:
-        return error.strerror or one_line(error)
-    needed = f"it takes {_amount(size)}" if size else ""
-    free = ""
-    with contextlib.suppress(OSError):
-        free = f"{_amount(shutil.disk_usage(_behind_links(path).parent).free)} are free"
-    numbers = ", ".join(filter(None, (needed, free if error.errno != errno.EFBIG else "")))
-    remedy = "raise the limit (ulimit -f)" if error.errno == errno.EFBIG else "make room"
-    return f"{what}{f' ({numbers})' if numbers else ''}: {remedy}, or choose another place"
-
-
-def _amount(size: int) -> str:
-    value, unit = float(size), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:,.1f} MB"
 
 
 def _sync(path: Path) -> None:
@@ -318,22 +330,54 @@ def _sync(path: Path) -> None:
 
 
 class _Watched(io.FileIO):
-    """A file that remembers why writing to it failed.
+    """A file that remembers why writing to it failed, and the sum of what was written.
 
     Between it and us there may be code that hides the reason: torch's zip writer answers a full disk, or a
     KeyboardInterrupt during a write, with a RuntimeError of its own.
     """
 
     failure: BaseException | None = None
+    sum: int | None = 0
+    length = 0
 
     def write(self, data: Any, /) -> int:
+        if self.failure is not None:  # the rest would only be written after a gap
+            raise self.failure
         try:
-            if self.failure is not None:  # the rest would only be written after a gap
-                raise self.failure
-            return super().write(data)
+            done = self._put(data)
+            if self.sum is not None:
+                self.sum = zlib.crc32(memoryview(data).cast("B")[:done], self.sum)
+            self.length += done
+            return done
         except BaseException as error:
             self.failure = error
             raise
+
+    def _put(self, data: Any) -> int:
+        return super().write(data)
+
+    def seek(self, position: int, whence: int = os.SEEK_SET, /) -> int:
+        found = super().seek(position, whence)
+        if found != self.length:  # what is written then lies elsewhere
+            self.sum = None
+        return found
+
+
+class _Counter(io.RawIOBase):
+    """A file that keeps nothing but its size."""
+
+    length = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        size = memoryview(data).nbytes
+        self.length += size
+        return size
+
+    def tell(self) -> int:
+        return self.length
 
 
 def _exists(path: Path) -> str:

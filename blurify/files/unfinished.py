@@ -1,138 +1,141 @@
-"""Files and directories that are being written, under names that say so and with locks that say by whom.
+"""What is being written stands under a temporary name beside its target; what a killed writer left there is removed.
 
-Whoever writes holds a lock on what is unfinished, and the system lets go of it when that process ends, however it ends.
-So what can be locked was left by a kill, and the next writer to the same directory removes it.
+A writer holds a lock on what it writes (`flock`, which ends with its process however that ends). So whatever has such
+a name and can be locked has no writer any more. Where the system or the file system has no such locks, nothing of
+others is removed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 fcntl: ModuleType | None
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked there, and nothing that a kill left is removed
+except ImportError:  # Windows
     fcntl = None
 
-UNFINISHED = re.compile(r"\..*\.[0-9a-f]{8}\.blurify")
-"""How a file or a directory is named that is being written; one without its writer was left by a kill."""
+NAME = re.compile(r"\..*\.[0-9a-f]{8}\.blurify\.tmp", re.DOTALL)
+"""How a file or directory is named that is being written."""
 
-_LONGEST = 150  # bytes of the target's name: most file systems take 255 for a name
-_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_LONGEST = 100  # of the target's name, of which 255 bytes may be all that a file system takes
+_ATTEMPTS = 20
+
+_mine: set[Path] = set()
 
 
-@dataclass
 class Unfinished:
     """What is being written.
 
     Attributes:
-        path: its name for now.
-        descriptor: it, open and locked; None once it is closed.
+        path: its temporary name.
+        opened: its descriptor, which holds the lock.
     """
 
-    path: Path
-    descriptor: int | None
+    def __init__(self, path: Path, opened: int) -> None:
+        self.path, self.opened = path, opened
 
     def close(self) -> None:
-        """Close it, and let go of the lock."""
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
+        """Let go of it."""
+        opened, self.opened = self.opened, -1
+        if opened >= 0:
+            with contextlib.suppress(OSError):
+                os.close(opened)
 
 
-@contextmanager
-def unfinished_file(target: Path, mode: int = 0o666) -> Iterator[Unfinished]:
-    """A new file beside the target; removed at the end, unless it was given another name.
+@contextlib.contextmanager
+def beside(path: Path, make: Callable[[Path], int]) -> Iterator[Unfinished]:
+    """A new file or directory beside a target, locked; removed at the end, unless it has another name by then.
 
     Args:
-        target: the name that it shall have in the end.
-        mode: what the file is allowed to whom, less the umask.
+        path: the target.
+        make: makes it under a name at which nothing is, and opens it (-1: it can't be opened).
+
+    Yields:
+        it; it is closed at the end.
+
+    Raises:
+        OSError: it can't be made.
     """
-    sweep(target.parent)
-    while True:
-        found = Unfinished(_name_for(target), None)
+    remove_left(path.parent)
+    start = path.name.encode(errors="surrogateescape")[:_LONGEST].decode(errors="ignore")
+    for _ in range(_ATTEMPTS):
+        found = Unfinished(path.parent / f".{start}.{secrets.token_hex(4)}.blurify.tmp", -1)
+        _mine.add(found.path)
         try:
-            found.descriptor = os.open(
-                found.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode
-            )
-            if not _lock(found):
-                continue
-            yield found
-            return
+            found.opened = make(found.path)
+            if _lock(found):
+                yield found
+                return
         finally:
-            with contextlib.suppress(OSError):
-                found.path.unlink()
+            _remove(found.path)
             found.close()
+            _mine.discard(found.path)
+    raise OSError(f"what is made beside {path.name} is removed by another process at once")
 
 
-@contextmanager
-def unfinished_directory(target: Path) -> Iterator[Path]:
-    """A new directory beside the target; removed at the end, unless it was given another name."""
-    sweep(target.parent)
-    while True:
-        found = Unfinished(_name_for(target), None)
-        try:
-            found.path.mkdir()
-            if fcntl is not None:  # a directory can't be opened without it
-                found.descriptor = os.open(found.path, os.O_RDONLY)
-                if not _lock(found):
-                    continue
-            yield found.path
-            return
-        finally:
-            shutil.rmtree(found.path, ignore_errors=True)
-            found.close()
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a directory; what a living one writes is locked, and stays."""
+def remove_left(folder: Path) -> None:
+    """Remove what killed writers left in a directory, never what a live process is writing."""
     if fcntl is None:
         return
-    with contextlib.suppress(OSError):
-        left = [Path(entry.path) for entry in os.scandir(folder) if UNFINISHED.fullmatch(entry.name)]
-        for path in left:
-            with contextlib.suppress(OSError):
+    try:
+        with os.scandir(folder) as entries:
+            found = [folder / entry.name for entry in entries if NAME.fullmatch(entry.name)]
+    except OSError:
+        return
+    for path in found:
+        with contextlib.suppress(OSError):
+            _remove_if_left(path)
+
+
+def remove_mine() -> None:
+    """Remove what this process is writing, before it ends at once."""
+    for path in tuple(_mine):
+        _remove(path)
+
+
+def _remove_if_left(path: Path) -> None:
+    assert fcntl is not None
+    # A pipe or a link that somebody gave such a name is neither waited for nor followed.
+    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        kind = os.fstat(opened).st_mode
+        if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(opened, path):  # and didn't get its final name meanwhile
                 _remove(path)
-
-
-def _remove(path: Path) -> None:
-    found = Unfinished(path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
-    try:
-        if not _lock(found, sure=True):
-            return
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
     finally:
-        found.close()
+        os.close(opened)
 
 
-def _lock(found: Unfinished, *, sure: bool = False) -> bool:
-    """Whether the lock was taken, on what still has its name; `sure`: where nothing can be locked it was not."""
-    if fcntl is None or found.descriptor is None:
-        return not sure
+def _lock(made: Unfinished) -> bool:
+    """Lock what was made just now; whether it is still there: between the two somebody may have taken it for left."""
+    if fcntl is None or made.opened < 0:
+        return True
+    with contextlib.suppress(OSError):  # a file system without locks: nobody can take it for left then
+        fcntl.flock(made.opened, fcntl.LOCK_EX)
+    return _is_at(made.opened, made.path)
+
+
+def _is_at(opened: int, path: Path) -> bool:
     try:
-        fcntl.flock(found.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return not sure and error.errno not in _TAKEN  # some file systems have no locks
-    try:
-        return os.path.samestat(os.fstat(found.descriptor), os.lstat(found.path))
-    except FileNotFoundError:  # between the two calls another process took it for left
+        return os.path.samestat(os.fstat(opened), os.lstat(path))
+    except OSError:
         return False
 
 
-def _name_for(target: Path) -> Path:
-    name = target.name.encode(errors="ignore")[:_LONGEST].decode(errors="ignore")
-    return target.parent / f".{name}.{secrets.token_hex(4)}.blurify"
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except (IsADirectoryError, PermissionError):  # what a directory answers depends on the system
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError:
+        pass

@@ -34,28 +34,17 @@ def check_weights(before: Fingerprint, after: Fingerprint) -> int:
     return sum(dtype != "" for dtype, _, _ in before.values())
 
 
-def bits(value: Tensor) -> Tensor:
-    """What a tensor with data holds, as bytes on the CPU."""
-    plain = value.detach()
-    if plain.layout != torch.strided:
-        plain = plain.to_dense()
-    if plain.is_quantized:
-        plain = plain.int_repr()
-    plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
-    return plain.resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have one type, one shape and the same bits; of such without data the first two count."""
-    if one.dtype != other.dtype or one.shape != other.shape or one.is_meta != other.is_meta:
-        return False
-    return one.is_meta or torch.equal(bits(one), bits(other))
-
-
 def _of(value: Any) -> tuple[str, tuple[int, ...], str]:
     if not isinstance(value, Tensor):
         return "", (), repr(type(value))
     shape = tuple(value.shape)
     if value.is_meta:
         return str(value.dtype), shape, "meta"
-    return str(value.dtype), shape, hashlib.sha256(bits(value).numpy().data).hexdigest()
+    plain = value.detach()
+    if plain.layout != torch.strided:
+        plain = plain.to_dense()
+    if plain.is_quantized:
+        plain = plain.int_repr()
+    plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
+    raw = plain.resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return str(value.dtype), shape, hashlib.sha256(raw.numpy().data).hexdigest()

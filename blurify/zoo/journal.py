@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from blurify.errors import BlurifyError
-from blurify.files import atomic
-from blurify.files.unfinished import sweep
+from blurify.files import atomic, unfinished
 from blurify.metrics.sizes import dimensions
 from blurify.versions import versions
 
@@ -105,8 +104,12 @@ class Directory:
             self._journal = open(path, "ab", buffering=0)  # noqa: SIM115 (open for as long as the run takes)
         except OSError as error:
             raise BlurifyError(f"{path} can't be read and written: {error.strerror}") from error
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what killed workers, of this run or one before, left half written."""
         for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
-            sweep(folder)
+            unfinished.remove_left(folder)
 
     def _read(self, path: Path) -> None:
         content = path.read_bytes()
@@ -156,6 +159,8 @@ class Directory:
 
     def close(self) -> None:
         """Let go of the directory."""
+        with contextlib.suppress(OSError):
+            self._tidy()
         if self._journal is not None:
             self._journal.close()
         os.close(self.lock)

@@ -380,7 +380,7 @@ def test_a_torn_line_is_mended(tmp_path: Path) -> None:
     odd = b'garbage\n{"record": {"model": "x"}, "looked": "x", "made": "y"}\n'
     journal.write_bytes(whole + odd + b'{"record": {"model": "timm/resn')
     (tmp_path / "timm").mkdir()
-    (tmp_path / "timm" / ".x.safetensors.0123abcd.blurify").write_bytes(b"half")
+    (tmp_path / "timm" / ".x.safetensors.0123abcd.blurify.tmp").write_bytes(b"half")
     summary = zoo.run([f"{HERE}:siteless"], tmp_path, RANDOM)
     assert [record["status"] for record in summary.models] == ["inspected"]
     assert journal.read_bytes() == whole + odd
@@ -453,7 +453,7 @@ def files(directory: Path) -> dict[str, Any]:
     """The contents of all files with models; fails for one that is not whole."""
     found = {}
     for path in sorted(directory.glob("*/*")):
-        if path.name.endswith(".blurify"):
+        if path.name.endswith(".tmp"):
             continue
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -534,7 +534,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
             shutil.rmtree(directory)
     assert start(directory, specs).wait() == 0
     assert result(directory) == expected
-    assert not list(directory.rglob(".*.blurify"))
+    assert not list(directory.rglob("*.tmp"))
     journal = [json.loads(line)["record"] for line in (directory / "journal.jsonl").read_text().splitlines()]
     good = [record["model"] for record in journal if record["status"] == "converted"]
     assert set(good) == set(specs)

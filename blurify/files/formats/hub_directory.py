@@ -59,11 +59,12 @@ class HubDirectory(Format):
         original architecture; `blurify.load` builds the converted model.
         """
         atomic.write_directory(
-            path,
-            lambda folder: _fill(folder, saved),
-            force=force,
-            check=lambda folder: Safetensors().check(folder / "model.safetensors", saved),
+            path, lambda folder: _fill(folder, saved), force=force, check=lambda written: self.check(written, saved)
         )
+
+    def check(self, path: Path, saved: Saved) -> None:
+        """The weights in it. See `Format.check`."""
+        Safetensors().check(path / _WEIGHTS[0], saved)
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """See `write`."""
@@ -72,7 +73,7 @@ class HubDirectory(Format):
 
 def _fill(folder: Path, saved: Saved) -> None:
     """Write a model's files into an empty directory."""
-    with (folder / "model.safetensors").open("wb") as file:
+    with (folder / _WEIGHTS[0]).open("wb") as file:
         Safetensors().put(file, saved)
     library, config = _config(saved.model)
     plan = saved.header["plan"]

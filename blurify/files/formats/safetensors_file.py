@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, one_line
-from blurify.files import atomic, tensors
+from blurify.files import tensors
 from blurify.files.checkpoint import HEADER, Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
 
@@ -42,25 +42,21 @@ class Safetensors(Format):
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """The state_dict, tensor by tensor. See `Format.put`."""
-        kept, metadata = _meant(saved)
+        kept, metadata = _content(saved)
         tensors.write_tensors(file, kept, metadata, saved.tensors)
 
     def check(self, path: Path, saved: Saved) -> None:
         """The header, and every tensor bit by bit. See `Format.check`."""
-        kept, metadata = _meant(saved)
-        stored = tensors.StoredTensors(path)
-        wrong = "its header" if stored.metadata != metadata else tensors.first_difference(stored, kept, saved.tensors)
-        if wrong is not None:
-            raise BlurifyError(atomic.not_as_meant(path, wrong))
+        kept, metadata = _content(saved)
+        tensors.compare(path, kept, metadata, saved.tensors)
 
 
-def _meant(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, and its metadata."""
+def _content(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What is written: the tensors by name, and the header's text."""
     kept, shared = _once(saved.model, lazily=saved.tensors is not None)
-    metadata = {"format": "pt"}
-    if not saved.plain:
-        metadata[HEADER] = json.dumps({**saved.header, "shared": shared})
-    return kept, metadata
+    if saved.plain:
+        return kept, {"format": "pt"}
+    return kept, {"format": "pt", HEADER: json.dumps({**saved.header, "shared": shared})}
 
 
 def _once(model: nn.Module, *, lazily: bool) -> tuple[dict[str, Tensor], dict[str, str]]:

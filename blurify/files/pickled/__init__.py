@@ -11,7 +11,7 @@ From the bottom up:
   their storages) of what of the tree is wanted, and refuses the rest by name. No constructor of a module runs, but
   those that `--allow` names.
 - `carrying` writes what stands beside a model again, as it was, from the tree.
-- `stored` reads the tensors alone, to compare a file that was just written with what was meant.
+- `saving` writes files anew, and compares them with what was meant.
 - `content` answers what a file holds; `trusted` does so for a file that the user trusts, by Python's own unpickler.
 
 What remains trusted is in docs/files.md: the code of torch, torchvision, timm and blurify, which runs when the model
@@ -23,12 +23,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from blurify.files.pickled.carrying import WRITER
 from blurify.files.pickled.content import Content, Inert
-from blurify.files.pickled.stored import stored_tensors
+from blurify.files.pickled.saving import compare, save
 from blurify.files.pickled.trusted import Trusted
 
-__all__ = ["WRITER", "Content", "read", "stored_tensors"]
+__all__ = ["Content", "compare", "read", "save"]
 
 
 def read(path: Path, *, allow: Sequence[str] = (), trust: bool = False, content: bytes | None = None) -> Content:

@@ -34,7 +34,7 @@ from blurify.files.pickled.tree import (
     read_tree,
 )
 
-_CHUNK = 2**20
+_CHUNK = 2**24
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MAX_RECORDS = 1_000_000
@@ -134,7 +134,7 @@ class Archive(ABC):
             UnreadableError: the file has no such storage, of that size, with that checksum.
         """
 
-    def forget(self, keep: int = 2) -> None:  # noqa: B027 (what has read everything already has nothing to do)
+    def forget(self) -> None:  # noqa: B027 (what has read everything already has nothing to do)
         """Keep no storages but the last ones: several tensors of a state_dict may lie in one."""
 
     @abstractmethod
@@ -313,9 +313,9 @@ class _Zip(Archive):
             raise UnreadableError(f"data/{_short(ref.key)} has {made.nbytes()} bytes, not {ref.count * ref.width}")
         return made
 
-    def forget(self, keep: int = 2) -> None:
+    def forget(self) -> None:
         """See `Archive.forget`."""
-        for key in list(self._made)[: max(len(self._made) - keep, 0)]:
+        for key in list(self._made)[:-2]:
             del self._made[key]
 
     def close(self) -> None:

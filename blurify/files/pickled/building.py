@@ -683,12 +683,12 @@ class Builder:
         self._count(self._weights[key])
         return made
 
-    def forget(self, keep: int = 2) -> None:
-        """Keep nothing of what was made but the last storages: the tensors of a file need not all be in memory."""
+    def forget(self) -> None:
+        """Keep nothing of what was made: the tensors of a file need not all be in memory."""
         self._made.clear()
         self._weights.clear()
         self._allow_bytes()
-        self._archive.forget(keep)
+        self._archive.forget()
 
     def _allow_bytes(self) -> None:
         """How many bytes tensors may have beyond what is stored of each, and all together."""
