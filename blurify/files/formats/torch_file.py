@@ -14,6 +14,7 @@ from blurify.errors import BlurifyError, one_line
 from blurify.files import contents, pickled
 from blurify.files.checkpoint import HEADER, Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
+from blurify.proof.proof import without_time
 
 _ZIP, _PICKLE = b"PK", b"\x80"
 
@@ -39,7 +40,8 @@ class TorchFile(Format):
         """The weights with the header, or the whole module where the header names no source. See `Format.put`."""
         kind = type(saved.model).__name__
         try:
-            pickled.save(_content(saved), file)
+            with without_time(saved.model):
+                pickled.save(_content(saved), file)
         except MemoryError as error:
             raise BlurifyError(
                 f"there is not enough memory to write the {kind}: close other programs, or save it as .safetensors"
