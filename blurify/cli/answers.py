@@ -16,6 +16,7 @@ import typer
 from blurify.cli import console
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
+from blurify.files.atomic import Folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,7 +56,8 @@ def adapt_command(model: str, output: str, *, arch: str | None = None, allow: Se
 
 def adapted_name(output: Path) -> str:
     """What the adapted model's file might be called: 'aa.pt' -> 'aa_adapted.pt'."""
-    return str(output.with_name(f"{output.stem}_adapted{output.suffix}"))
+    name = str(output.with_name(f"{output.stem}_adapted{output.suffix}"))
+    return f"{name}/" if isinstance(output, Folder) else name
 
 
 def warning(command: str, *, done: bool) -> str:

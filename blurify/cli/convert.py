@@ -12,6 +12,7 @@ import typer
 from blurify.cli import answers, carried, console, options, plans, teaching
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
+from blurify.files.atomic import Folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +28,7 @@ MINUTES = 10.0
 
 def convert(
     model: options.Model,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="OUT", help="File to write: .safetensors, or .pt (torch's format)."),
-    ],
+    output: options.Output,
     recipe: options.Recipe = None,
     filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
@@ -81,9 +79,9 @@ def convert(
     if minutes is not None and not minutes > 0:
         raise BlurifyError(f"--minutes {minutes:g} is no time: give more")
     with console.working("loading torch"):
-        from blurify.files import atomic, checkpoints
+        from blurify.files import checkpoints, formats
 
-    atomic.check_target(output, force=force)  # before the work, so that none is wasted
+    formats.for_writing(output).check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
         from blurify.graph.supplying import supplied
@@ -93,7 +91,8 @@ def convert(
         if filter_size is not None:
             wanted = wanted.with_filter(filter_size=filter_size)
         # What a conversion leaves as it is need not be read: the weights of safetensors stay in their file.
-        stays = output.suffix == ".safetensors" and data is None and adapt is None
+        stays = isinstance(output, Folder) or output.suffix == ".safetensors"
+        stays = stays and data is None and adapt is None
         opened = functools.partial(
             options.open_model, model, arch=arch, pretrained=not random, allow=allow, trust=trust
         )
@@ -152,10 +151,11 @@ def convert(
                 source=loaded.source,
                 rest=loaded.rest,
                 plain=plain,
+                measured=() if agreed is None or data is None else (answers.line(agreed, data.name, done=True),),
                 tensors=loaded.tensors,
                 force=force,
             )
-    size = output.stat().st_size if written else 0
+    size = plans.size_of(output) if written else 0
     remedy = ""
     if changed and not random and adapted is None and answers.changes_answers(plan):
         remedy = answers.adapt_command(str(output), answers.adapted_name(output), allow=allow, trust=trust)

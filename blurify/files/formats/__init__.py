@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from blurify.errors import BlurifyError
+from blurify.files import atomic
 from blurify.files.checkpoint import Checkpoint, Reading
 from blurify.files.formats.base import Format
 from blurify.files.formats.distributed_directory import DistributedDirectory
@@ -17,12 +18,15 @@ from blurify.files.formats.torch_file import TorchFile
 
 __all__ = ["FORMATS", "Format", "for_writing", "read_checkpoint"]
 
-FORMATS: tuple[Format, ...] = (Sharded(), Gzipped(), DistributedDirectory(), HubDirectory(), Safetensors(), TorchFile())
+_HUB = HubDirectory()
+FORMATS: tuple[Format, ...] = (Sharded(), Gzipped(), DistributedDirectory(), _HUB, Safetensors(), TorchFile())
 """In the order in which they are asked about a file; the last one is written where the ending means no other."""
 
 
 def for_writing(path: Path) -> Format:
     """The format that a path's ending means."""
+    if isinstance(path, atomic.Folder):
+        return _HUB
     return next((known for known in FORMATS if path.suffix in known.suffixes), FORMATS[-1])
 
 

@@ -37,6 +37,14 @@ class Format(ABC):
             BlurifyError: it is damaged, holds no model, or needs classes that are not allowed.
         """
 
+    def check_target(self, path: Path, *, force: bool = False) -> None:
+        """Ask whether a model can be written under a name: worth asking before the work is done.
+
+        Raises:
+            BlurifyError: something is there (and not `force`), or it can't be written.
+        """
+        atomic.check_target(path, force=force)
+
     def keeps_rest(self, path: Path) -> bool:
         """Whether a file of this name has room for what stood around the weights in a training checkpoint."""
         return False

@@ -52,6 +52,12 @@ class HubDirectory(Format):
             found = dataclasses.replace(found, arch=named[0], config=named[1])
         return dataclasses.replace(found, path=path, note=note)
 
+    def check_target(self, path: Path, *, force: bool = False) -> None:
+        """A directory of other things is not written into, whatever is forced. See `Format.check_target`."""
+        atomic.check_directory(path, force=force)
+        if path.is_dir() and any(path.iterdir()) and not (path / _WEIGHTS[0]).is_file():
+            raise BlurifyError(f"{path} is a directory of other files than a model's: choose another name")
+
     def write(self, path: Path, saved: Saved, *, force: bool) -> None:
         """The weights with the plan, config.json as the model's own library writes it, and a card. See `Format.write`.
 
