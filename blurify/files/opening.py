@@ -7,10 +7,12 @@ from pathlib import Path
 
 from blurify.errors import BlurifyError
 from blurify.files import formats, sources
+from blurify.files.belonging import find
 from blurify.files.checkpoint import Checkpoint, Reading
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
 from blurify.files.sources import LoadedModel, ModelSource
+from blurify.files.sources.auto import AUTO
 from blurify.files.weights import fill
 from blurify.surgery.carrying import plan_of
 
@@ -32,7 +34,9 @@ def open_model(
         spec: `timm/NAME[.TAG]`, `torchvision/NAME[:WEIGHTS]`, `python:package.module:factory`, or a file (also one
             that `checkpoints.save` wrote). The first three take options of the factory, as in
             `timm/resnet18?num_classes=10`.
-        arch: for a file that holds only weights: one of the factory specs.
+        arch: for a file that holds only weights: one of the factory specs, or 'auto' to look for the architecture of
+            timm or torchvision that has these tensors. The number of classes and of input channels is read off the
+            file where nothing is said about it.
         pretrained: False gives random weights (nothing is downloaded).
         allow: classes (`mypkg.nets.Net`) that a pickled module may consist of besides those of torch, torchvision and
             timm.
@@ -59,16 +63,12 @@ def _from_checkpoint(checkpoint: Checkpoint, arch: str | None) -> LoadedModel:
     name, note, rest = checkpoint.path.name, checkpoint.note, checkpoint.rest
     if checkpoint.module is not None:
         return LoadedModel(checkpoint.module.eval(), ModelSource(name, "module"), note, rest)
+    if arch == AUTO and (checkpoint.arch is not None or checkpoint.header is not None):
+        arch = None  # the file says it
     if checkpoint.header is not None:
         model, source = rebuild(checkpoint, arch=arch)
         return LoadedModel(model.eval(), source, note, rest)
-    tensors = checkpoint.tensors or {}
-    arch = arch or checkpoint.arch
-    if arch is None:
-        raise BlurifyError(
-            f"{checkpoint.path} holds only weights ({len(tensors)} tensors): say what they belong to, with "
-            "--arch timm/NAME, --arch torchvision/NAME or --arch python:module:factory"
-        )
-    model, resolved = sources.build(arch, pretrained=False)
-    fill(model, tensors, where=str(checkpoint.path), arch=arch)
-    return LoadedModel(model.eval(), ModelSource(name, "weights", resolved), note, rest)
+    found = find(checkpoint, arch or checkpoint.arch)
+    fill(found.model, found.tensors, where=str(checkpoint.path), arch=arch or found.arch)
+    notes = "; ".join(filter(None, (note, *found.notes)))
+    return LoadedModel(found.model.eval(), ModelSource(name, "weights", found.arch), notes, rest, found.recipe)
