@@ -13,6 +13,7 @@ from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
 from blurify.files.sources import LoadedModel, ModelSource
 from blurify.files.sources.auto import AUTO
+from blurify.files.sources.own_file import import_source
 from blurify.files.weights import fill
 from blurify.surgery.carrying import plan_of
 
@@ -42,12 +43,14 @@ def open_model(
             timm.
         trust: run whatever a pickled file contains.
         weights: which of several sets of weights in a file: 'ema', 'model', or the key that they stand under.
-        source: the user's Python file that defines the classes of a pickled model.
+        source: the user's Python file that defines the classes of a pickled model, or what `python:` names; it is run.
         in_force: refuse a converted model whose plan is no longer in force.
 
     Raises:
         BlurifyError: there is no such model or file, its weights can't be had, or the file is not safe or not a model.
     """
+    if source is not None:
+        import_source(source)
     if sources.is_factory(spec):
         if arch is not None:
             raise BlurifyError(f"--arch goes with a file of weights; {spec} is an architecture itself")

@@ -16,6 +16,7 @@ from blurify.errors import BlurifyError, one_line
 from blurify.files import contents, pickled
 from blurify.files.checkpoint import HEADER, Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
+from blurify.files.sources.own_file import import_source
 
 _ZIP, _PICKLE = b"PK", b"\x80"
 
@@ -31,7 +32,8 @@ class TorchFile(Format):
 
     def read(self, path: Path, reading: Reading) -> Checkpoint:
         """Without running code that the file chooses, unless trusted. See `Format.read`."""
-        return contents.interpret(path, pickled.read(path, allow=reading.allow, trust=reading.trust))
+        source = import_source(reading.source) if reading.source is not None else None
+        return contents.interpret(path, pickled.read(path, allow=reading.allow, trust=reading.trust, source=source))
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """The weights with the header, or the whole module where the header names no source. See `Format.put`."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from blurify.files.pickled.content import Content, Inert
 from blurify.files.pickled.trusted import Trusted
@@ -27,15 +28,16 @@ from blurify.files.pickled.trusted import Trusted
 __all__ = ["Content", "read"]
 
 
-def read(path: Path, *, allow: Sequence[str] = (), trust: bool = False) -> Content:
+def read(path: Path, *, allow: Sequence[str] = (), trust: bool = False, source: ModuleType | None = None) -> Content:
     """What a file of torch.save holds, of which nothing is made before it is asked for.
 
     Args:
         path: a file in torch's zip format or its older one.
         allow: full names of further classes that modules may be made of; their code may run.
         trust: run whatever the file says; the caller has asked the user.
+        source: the user's own module, whose classes and functions are allowed.
 
     Raises:
         BlurifyError: the file is damaged, no such file, or names functions that only an attack needs.
     """
-    return Trusted(path) if trust else Inert(path, allow)
+    return Trusted(path, source) if trust else Inert(path, allow, source)
