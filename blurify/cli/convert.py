@@ -60,6 +60,8 @@ def convert(
     ] = False,
     allow: options.Allow = None,
     trust: options.Trust = False,
+    weights: options.Weights = None,
+    source: options.Source = None,
     json: options.Json = False,
 ) -> None:
     """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing.
@@ -84,10 +86,10 @@ def convert(
         inputs = options.example_inputs(input_shape)
         from blurify.spec.recipes import load_recipe
 
-        wanted = load_recipe(recipe)
-        if filter_size is not None:
-            wanted = wanted.with_filter(filter_size=filter_size)
-        loaded = options.open_model(model, arch=arch, pretrained=not random, allow=allow, trust=trust)
+        load_recipe(recipe)  # before the work, so that none is wasted
+        how = options.How(arch, allow, trust, weights, source)
+        loaded = how.open(model, pretrained=not random)
+        asked = wanted = options.recipe_for(loaded, recipe, filter_size)
     import blurify
 
     plan, proof, adapted = blurify.plan_of(loaded.model), None, None
@@ -132,8 +134,9 @@ def convert(
             checkpoints.save(converted, output, source=loaded.source, force=force)
     size = output.stat().st_size if written else 0
     remedy = ""
-    if changed and not random and adapted is None and answers.changes_answers(plan):
-        remedy = answers.adapt_command(str(output), answers.adapted_name(output), allow=allow, trust=trust)
+    trained_so = loaded.recipe is not None and wanted == loaded.recipe
+    if changed and not (random or trained_so) and adapted is None and answers.changes_answers(plan):
+        remedy = answers.adapt_command(str(output), answers.adapted_name(output), how.words_for_classes())
 
     if json:
         console.print_json(
@@ -144,6 +147,7 @@ def convert(
                 "proof": _proof_data(proof),
                 "answers": answers.as_json(agreed, data),
                 "adapt": remedy or None,
+                "note": loaded.note or None,
                 "adapted": adapted.to_dict() if adapted is not None else None,
                 "file": {"path": str(output), "bytes": size} if written else None,
             }
@@ -157,6 +161,10 @@ def convert(
         console.say("not adapted: the one-tap filter changes no answers", style="yellow")
     if agreed is not None and data is not None:
         console.say(answers.line(agreed, data, done=True), style="bold")
+    if changed and trained_so and adapted is None:
+        console.say(f"its weights were trained with these filters ({asked.name}): it is ready for use", style="bold")
+    if changed and (other := options.other_recipe(loaded, asked)):
+        console.say(other, style="yellow")
     if remedy:
         console.say(answers.warning(remedy, done=True), style="bold yellow")
     if written:

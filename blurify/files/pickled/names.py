@@ -249,8 +249,8 @@ def _import_allowed(name: str) -> Any:
         found: Any = import_from_here(module)
     except Exception as error:  # the user's own package may fail in any way
         raise BlurifyError(
-            f"--allow {name}: {module} can't be imported ({one_line(error)}): run from the directory that holds it, "
-            "install it, or give its file as --source FILE.py"
+            f"--allow {name}: {module} can't be imported ({one_line(error)}): its package must be importable, so "
+            "run from the directory that holds it, install it, or give its file as --source FILE.py"
         ) from error
     found = getattr(found, attribute, None)
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,10 @@ from blurify.files.sources.shapes import Shapes
 AUTO = "auto"
 _MOST_PREFIXES = 4
 _LISTED = 8
+
+# timm's variants with fixed filters: these hold no weights, so the tensors are those of the plain architecture. That
+# one is taken, and the note names the others: else there would be no resnet18 and no resnet50 for anybody.
+_ANTI_ALIASED = re.compile(r"(resnet|resnext)(aa|blur)\d|_(aa|blur)_")
 
 # The weights of torchvision set an option of these that leaves no trace in the tensors.
 _VARIANTS = dict.fromkeys(("torchvision/googlenet", "torchvision/inception_v3"), "transform_input=true")
@@ -60,6 +65,12 @@ def find_architecture(shapes: Shapes, where: str) -> Match:
 
 def _chosen(found: dict[str, tuple[str, str]], tensors: int, where: str) -> Match:
     groups = index().by_function(found)
+    plain = [group for group in groups if not _ANTI_ALIASED.search(group[0])]
+    blurred = [name for group in groups if group not in plain for name in group]
+    if len(plain) == 1:
+        groups = plain
+    else:
+        blurred = []
     choices = [found[group[0]][0] for group in groups]
     for spec, option in _VARIANTS.items():
         choices += [
@@ -76,7 +87,14 @@ def _chosen(found: dict[str, tuple[str, str]], tensors: int, where: str) -> Matc
     note = f"took {group[0]} for it: all {tensors} names and shapes match"
     if read_off:
         note += f" ({read_off})"
-    return Match(spec, note + _others(group[1:]))
+    note += _others(group[1:])
+    if blurred:
+        note += f"; if it is an anti-aliased one, give --arch: {' '.join(blurred)} {_have(blurred)} the same tensors"
+    return Match(spec, note)
+
+
+def _have(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
 
 
 def _others(names: Sequence[str]) -> str:
