@@ -19,6 +19,7 @@ import platform
 import shutil
 import sys
 import warnings
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -216,12 +217,14 @@ def equal(one: list[list[torch.Tensor] | None], other: list[list[torch.Tensor] |
 
 
 def led_back(spec: str) -> dict[str, Any]:
-    """Where the shapes of an architecture lead, as they are and with other options."""
+    """Where the shapes of an architecture lead, as they are; of one in eight also with other options."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    queries = {"plain": "", "classes": f"?num_classes={OTHER_CLASSES}", "no head": "?num_classes=0"}
-    if spec.startswith("timm/"):
-        queries["channels"] = f"?num_classes={OTHER_CLASSES}&in_chans={CHANNELS}"
+    queries = {"plain": ""}
+    if zlib.crc32(spec.encode()) % 8 == 0:
+        queries |= {"classes": f"?num_classes={OTHER_CLASSES}", "no head": "?num_classes=0"}
+        if spec.startswith("timm/"):
+            queries["channels"] = f"?num_classes={OTHER_CLASSES}&in_chans={CHANNELS}"
     found = {"model": spec}
     for what, query in queries.items():
         shapes = tried(spec + query)

@@ -228,16 +228,12 @@ def _look_up(full: str) -> Any:
 
 
 def own_members(module: types.ModuleType) -> dict[str, Any]:
-    """The classes (also those within classes) and functions that a module defines, by qualified name."""
-    found: dict[str, Any] = {}
-    todo = list(vars(module).values())
-    while todo:
-        one = todo.pop()
-        own = isinstance(one, type | types.FunctionType) and one.__module__ == module.__name__
-        if own and one.__qualname__ not in found:
-            found[one.__qualname__] = one
-            todo += vars(one).values() if isinstance(one, type) else ()
-    return found
+    """The classes and functions that a module defines, by name."""
+    return {
+        name: one
+        for name, one in vars(module).items()
+        if isinstance(one, type | types.FunctionType) and one.__module__ == module.__name__
+    }
 
 
 def _import_allowed(name: str) -> Any:
