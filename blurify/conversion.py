@@ -13,7 +13,7 @@ from torch import nn
 
 from blurify.errors import BlurifyError, VerificationError
 from blurify.graph.copies import copy_model, sharing_copy
-from blurify.graph.inputs import given_inputs, traced
+from blurify.graph.inputs import as_traced, given_inputs, traced
 from blurify.graph.recorder import Trace, trace
 from blurify.graph.structure import Inputs
 from blurify.planning.planner import Decided, decide
@@ -80,7 +80,8 @@ def convert(
         recipe: the name of a recipe, a path to one, a Recipe or a mapping; None is 'zhang2019'.
         filter_size: number of binomial taps, 1..7, in place of the recipe's filter.
         example_inputs: what to call the model with (see `inspect`).
-        inplace: change the model itself; otherwise a deep copy is changed, and the model is left as it was.
+        inplace: change the model itself; otherwise a deep copy is changed, and the model is left as it was. An
+            optimizer that was made before holds the parameters of the model itself: it needs `inplace=True`.
         verify: prove the result on this very model (docs/how-it-works.md); `proof_of` returns the proof.
 
     Returns:
@@ -109,7 +110,7 @@ def convert(
         with undo.taken_back_unless_done(model):
             return convert(model, wanted, example_inputs=example_inputs, inplace=True, verify=verify)
     seen = traced(model, example_inputs)
-    inputs: Inputs = seen.inputs if example_inputs is None else given_inputs(example_inputs)
+    inputs: Inputs = seen.inputs if example_inputs is None else as_traced(given_inputs(example_inputs), seen.inputs)
     decided = rehearsed(model, wanted, inputs, seen=seen)
     if not verify:
         result = model if inplace else copy_model(model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blurify.cli import console, options, plans, teaching
+from blurify.cli import carried, console, options, plans, teaching
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
 
@@ -119,13 +119,14 @@ def adapt(
     if not main_process():
         return
     with console.working(f"writing {output}"):
-        checkpoints.save(converted, output, source=loaded.source, force=force)
+        checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, force=force)
     size_written = output.stat().st_size
     if json:
         console.print_json({"adapted": adapted.to_dict(), "file": {"path": str(output), "bytes": size_written}})
         return
     teaching.say_notes(adapted)
     console.say(f"wrote {output} ({plans.file_size(size_written)})", style="bold")
+    carried.say_rest(loaded.rest, output, plain=False, adapted=True)
     console.say(teaching.next_command(model, output))
 
 

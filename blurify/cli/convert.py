@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blurify.cli import answers, console, options, plans, teaching
+from blurify.cli import answers, carried, console, options, plans, teaching
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
 
@@ -58,6 +58,9 @@ def convert(
     write_unchanged: Annotated[
         bool, typer.Option("--write-unchanged", help="Write OUT even where there is nothing to convert.")
     ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Write only the tensors (a state_dict), for other programs.")
+    ] = False,
     allow: options.Allow = None,
     trust: options.Trust = False,
     weights: options.Weights = None,
@@ -84,11 +87,14 @@ def convert(
     atomic.check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
+        from blurify.graph.supplying import supplied
         from blurify.spec.recipes import load_recipe
 
         load_recipe(recipe)  # before the work, so that none is wasted
         how = options.How(arch, allow, trust, weights, source)
-        loaded = how.open(model, pretrained=not random)
+        # What a conversion leaves as it is need not be read: the weights of safetensors stay in their file.
+        stays = output.suffix == ".safetensors" and data is None and adapt is None
+        loaded = how.open(model, pretrained=not random, lazily=stays)
         asked = wanted = options.recipe_for(loaded, recipe, filter_size)
     import blurify
 
@@ -102,10 +108,17 @@ def convert(
         if keep is not None and shown is not None:
             wanted = shown.ranked(wanted).choose(keep)
         with console.working("converting" + (" and verifying" if verify else "")):
-            converted = blurify.convert(
-                loaded.model, wanted, example_inputs=inputs, verify=verify,
-                inplace=not verify and shown is None and adapt is None,
-            )  # fmt: skip
+            settings: dict[str, Any] = {
+                "example_inputs": inputs, "verify": verify, "inplace": not verify and shown is None and adapt is None
+            }  # fmt: skip
+            try:
+                with supplied(loaded.tensors):
+                    converted = blurify.convert(loaded.model, wanted, **settings)
+            except BlurifyError:
+                if loaded.tensors is None:
+                    raise
+                loaded = how.open(model, pretrained=not random)  # a forward that needs all weights at once
+                converted = blurify.convert(loaded.model, wanted, **settings)
         plan = blurify.plan_of(converted)
         proof = blurify.proof_of(converted)
         if plan is None:  # a model without a single site may come back as it was
@@ -131,7 +144,15 @@ def convert(
     written = changed or write_unchanged
     if written:
         with console.working(f"writing {output}"):
-            checkpoints.save(converted, output, source=loaded.source, force=force)
+            checkpoints.save(
+                converted,
+                output,
+                source=loaded.source,
+                rest=loaded.rest,
+                plain=plain,
+                tensors=loaded.tensors,
+                force=force,
+            )
     size = output.stat().st_size if written else 0
     remedy = ""
     trained_so = loaded.recipe is not None and wanted == loaded.recipe
@@ -147,8 +168,9 @@ def convert(
                 "proof": _proof_data(proof),
                 "answers": answers.as_json(agreed, data),
                 "adapt": remedy or None,
-                "note": loaded.note or None,
                 "adapted": adapted.to_dict() if adapted is not None else None,
+                "note": loaded.note or None,
+                "rest": carried.rest_as_json(loaded.rest, output, plain=plain),
                 "file": {"path": str(output), "bytes": size} if written else None,
             }
         )
@@ -169,6 +191,7 @@ def convert(
         console.say(answers.warning(remedy, done=True), style="bold yellow")
     if written:
         console.say(f"wrote {output} ({plans.file_size(size)})", style="bold")
+        carried.say_rest(loaded.rest, output, plain=plain, adapted=adapted is not None)
         if loaded.source.kind == "module" and output.suffix == ".safetensors":
             console.say(
                 "safetensors hold weights and plan but no code: open the file with --arch, or with "

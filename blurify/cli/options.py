@@ -113,13 +113,13 @@ class How:
         words += ["--source", str(self.source)] if self.source is not None else []
         return [*words, *(["--trust"] if self.trust else [])]
 
-    def open(self, spec: str, *, pretrained: bool, in_force: bool = True) -> LoadedModel:
+    def open(self, spec: str, *, pretrained: bool, in_force: bool = True, lazily: bool = False) -> LoadedModel:
         """What `opening.open_model` makes of it."""
         from blurify.files import opening
 
         loaded = opening.open_model(
             spec, arch=self.arch, pretrained=pretrained, allow=tuple(self.allow or ()), trust=self.trust,
-            weights=self.weights, source=self.source, in_force=in_force,
+            weights=self.weights, source=self.source, in_force=in_force, lazily=lazily,
         )  # fmt: skip
         if loaded.source.kind == "module":
             # For the message of what the state of a pickled model may break.

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,6 +61,55 @@ def write_file(path: Path, write: Callable[[BinaryIO], object], *, force: bool) 
         raise BlurifyError(f"{path} can't be written: {error.strerror or one_line(error)}") from error
 
 
+def write_directory(path: Path, fill: Callable[[Path], object], *, force: bool) -> None:
+    """Fill a directory beside the target, then give it the name.
+
+    Args:
+        path: the target.
+        fill: writes the files into the empty directory that it is given.
+        force: files of the same names in a directory that is there are replaced; others in it stay.
+
+    Raises:
+        BlurifyError: something is there (and not `force`), it is no directory, or it can't be written. What was at the
+            target is still there then, and nothing is left beside it.
+    """
+    check_directory(path, force=force)
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.mkdir()
+        fill(temporary)
+        for file in temporary.iterdir():
+            _sync(file)
+        if path.is_dir():
+            for file in sorted(temporary.iterdir()):
+                os.replace(file, path / file.name)
+        else:
+            os.replace(temporary, path)
+        _sync(path)
+    except OSError as error:
+        raise BlurifyError(f"{path} can't be written: {error.strerror or one_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_directory(path: Path, *, force: bool = False) -> None:
+    """Ask whether `path` can become a directory of a model: worth asking before the work is done.
+
+    Raises:
+        BlurifyError: it is a file, it has files in it (and not `force`), or its own directory is missing or not
+            writable.
+    """
+    if path.exists() and not path.is_dir():
+        raise BlurifyError(f"{path} is a file: give another name for the directory")
+    if path.is_dir() and not force and any(path.iterdir()):
+        raise BlurifyError(f"{path} has files in it: add --force to replace those of the model, or choose another name")
+    place = path if path.is_dir() else path.parent
+    if not place.is_dir():
+        raise BlurifyError(f"{path} can't be written: {place} doesn't exist")
+    if not os.access(place, os.W_OK | os.X_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BlurifyError(f"{path} can't be written: the directory {place} is not writable")
+
+
 def write_bytes(path: Path, content: bytes, *, force: bool) -> None:
     """`write_file` for content that is at hand.
 
@@ -97,12 +147,17 @@ def _write_beside(path: Path, write: Callable[[BinaryIO], object], *, force: boo
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    with contextlib.suppress(OSError):  # not every file system lets a directory be synced
-        directory = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Have a file or a directory on the disk, where the file system lets one ask for it."""
+    with contextlib.suppress(OSError):
+        opened = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(directory)
+            os.fsync(opened)
         finally:
-            os.close(directory)
+            os.close(opened)
 
 
 class _Watched(io.FileIO):

@@ -29,8 +29,8 @@ class Reading:
     Attributes:
         allow: qualified names of classes that a file may consist of besides those of torch, torchvision and timm.
         trust: run whatever code it contains.
-        weights: which of several sets of weights in it: 'ema', 'model', or the key that they stand under; None: the
-            averaged ones where there are some.
+        weights: which of several sets of weights in it: 'ema', 'model', the key that they stand under, or, with a dot
+            at its end, what the names of its tensors begin with; None: the averaged ones where there are some.
         source: the user's own Python file that defines the classes of a pickled model; None: no such file.
     """
 
@@ -38,6 +38,11 @@ class Reading:
     trust: bool = False
     weights: str | None = None
     source: Path | None = None
+
+    @property
+    def prefix(self) -> str | None:
+        """What stands before the names of the tensors, where the user chose the weights by it."""
+        return self.weights if self.weights is not None and self.weights.endswith(".") else None
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,16 @@ class Saved:
         header: what `header_of` made.
         rest: what else stood in the file that the model came from; formats that can't hold it leave it out.
         plain: only what other programs read, without the header.
+        tensors: the values of the model's parameters, where it has none of its own.
+        measured: what was measured of the model, a line each, for formats that tell people.
     """
 
     model: nn.Module
     header: dict[str, Any]
     rest: Rest | None = None
     plain: bool = False
+    tensors: Mapping[str, Tensor] | None = None
+    measured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,9 @@ class Checkpoint:
         header: what `header_of` made, as far as the file is one of ours.
         note: what a user may want to know about how it was read ('' mostly).
         arch: the factory spec of the architecture that the file itself names, as far as it does.
+        config: what goes with that name, for `sources.build`.
         rest: what else stands in it; None where nothing does.
+        prefix: what stands before the names of the tensors, where the user said it.
     """
 
     path: Path
@@ -77,7 +88,9 @@ class Checkpoint:
     header: dict[str, Any] | None = None
     note: str = ""
     arch: str | None = None
+    config: Mapping[str, Any] | None = None
     rest: Rest | None = None
+    prefix: str | None = None
 
 
 def header_of(plan: Plan, source: ModelSource | None, adapted: Adapted | None = None) -> dict[str, Any]:

@@ -5,10 +5,10 @@ The ending chooses the format (see `formats`). A file appears under its name com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from blurify.errors import BlurifyError
 from blurify.files import atomic, formats
@@ -26,6 +26,7 @@ def save(
     source: ModelSource | None = None,
     rest: Rest | None = None,
     plain: bool = False,
+    tensors: Mapping[str, Tensor] | None = None,
     force: bool = False,
 ) -> Path:
     """Write a converted model.
@@ -37,6 +38,7 @@ def save(
             memory.
         rest: what else stood in the file that the model came from, as `opening.open_model` tells; `.pt` keeps it.
         plain: only the tensors by name, as other programs read them: without the plan, so that `load` can't read it.
+        tensors: the values of a model that has none of its own (see `opening.open_model`).
         force: replace a file that is there.
 
     Returns:
@@ -54,7 +56,7 @@ def save(
     require_in_force(model, plan, "convert the original model again, and save that")
     written = formats.for_writing(path)
     header = header_of(plan, source if source is not None and source.arch is not None else None, adapted_of(model))
-    written.write(path, Saved(model, header, rest, plain), force=force)
+    written.write(path, Saved(model, header, rest, plain, tensors), force=force)
     return path
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -58,7 +60,7 @@ def rebuild(
                 f"{path} was made from {source.arch[:200]}, with an option {odd} that a file may not set: add "
                 "--arch with that to build it so"
             )
-        model = _built_if_it_fits(source.arch, checkpoint)
+        model = _built_if_it_fits(source.arch, checkpoint, source.config)
     else:
         raise BlurifyError(
             f"{path} holds tensors and a plan, but not how to build the model: give load(path, model=the original "
@@ -77,14 +79,14 @@ def rebuild(
     return model, source
 
 
-def _built_if_it_fits(arch: str, checkpoint: Checkpoint) -> nn.Module:
+def _built_if_it_fits(arch: str, checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> nn.Module:
     """The architecture that a file names, once its tensors are known to be of it: a small file may name a huge one."""
     weightless = arch.startswith("torchvision/")
     empty: nn.Module | None = None
     # Some constructors need values: those are built with them, or refused.
     with contextlib.suppress(Exception), without_data():
-        empty, _ = sources.build(arch, pretrained=False, weightless=weightless)
+        empty, _ = sources.build(arch, pretrained=False, weightless=weightless, config=config)
     if empty is not None:
         weights.check_fit(empty, checkpoint.tensors or {}, str(checkpoint.path), arch)
-    model, _ = sources.build(arch, pretrained=False, weightless=weightless)
+    model, _ = sources.build(arch, pretrained=False, weightless=weightless, config=config)
     return model

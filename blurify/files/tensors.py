@@ -6,11 +6,14 @@ multiple of eight) and then the tensors without gaps, those of the widest types 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,6 +21,7 @@ from torch import Tensor
 from blurify.errors import BlurifyError, one_line
 
 _CHUNK = 2**24  # bytes that are copied at a time where a tensor is not in the main memory
+_AT_ONCE = 2**30
 _MAPPED = 2**24  # bytes that were read of a file before it is mapped anew
 
 # In the order that safetensors writes them in.
@@ -46,27 +50,32 @@ _NAMES = {
     )
     if hasattr(torch, dtype)  # float8_e8m0fnu came with torch 2.7
 }
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
 
 
 def holds(value: object) -> bool:
     """Whether safetensors has a place for a value: a dense tensor with data, of a type that the format knows."""
+    return can_hold(value) and not value.is_meta
+
+
+def can_hold(value: object) -> TypeGuard[Tensor]:
+    """Whether it would have a place for a value, had it data."""
     return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not value.is_quantized
-        and not value.is_meta
-        and value.dtype in _NAMES
+        isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and value.dtype in _NAMES
     )
 
 
-def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(
+    file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: Any = None
+) -> None:
     """Write what `safetensors.torch.save` would return, without having it in memory: at most one tensor is copied.
 
     Args:
         file: open for writing.
-        tensors: by name, each of which `holds`; on any device, of any strides.
+        tensors: by name, each of which `holds`; on any device, of any strides. Those without data are of `source`.
         metadata: text by name, for the header.
+        source: says with `stored(name)` where in other files of safetensors the bytes of a tensor are.
     """
     names = sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -79,9 +88,46 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mappi
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
+    waiting: list[Stored] = []  # ranges of a file that lie one behind the other are copied as one
     for name in names:
+        if tensors[name].is_meta:
+            one = source.stored(name)
+            if waiting and (waiting[-1].path, waiting[-1].begin + waiting[-1].length) != (one.path, one.begin):
+                _copy(waiting, file)
+                waiting = []
+            waiting.append(one)
+            continue
+        _copy(waiting, file)
+        waiting = []
         for chunk in _bytes_of(tensors[name]):
             file.write(chunk)
+    _copy(waiting, file)
+
+
+def _copy(ranges: list[Stored], file: BinaryIO) -> None:
+    """Copy bytes from a file, by the kernel where it can: nothing of them comes into this process."""
+    if not ranges:
+        return
+    begin, left = ranges[0].begin, sum(one.length for one in ranges)
+    with ranges[0].path.open("rb", buffering=0) as source:
+        file.flush()
+        try:
+            while left:
+                done = os.copy_file_range(source.fileno(), file.fileno(), min(left, _AT_ONCE), begin)
+                if not done:
+                    raise BlurifyError(f"{ranges[0].path} is cut off: get or save it again")
+                begin, left = begin + done, left - done
+            return
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                raise
+        source.seek(begin)  # another file system, a compressed file, another kernel
+        while left:
+            chunk = source.read(min(left, _CHUNK))
+            if not chunk:
+                raise BlurifyError(f"{ranges[0].path} is cut off: get or save it again")
+            file.write(chunk)
+            left -= len(chunk)
 
 
 def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
@@ -93,6 +139,23 @@ def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
         if sys.byteorder == "big":
             part = part.view(-1, width).flip(1)
         yield part.numpy().data
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies in a file of safetensors.
+
+    Attributes:
+        path: the file.
+        begin, length: its bytes there.
+        dtype, shape: what they are.
+    """
+
+    path: Path
+    begin: int
+    length: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -116,6 +179,10 @@ class StoredTensors(Mapping[str, Tensor]):
         self._map()
         self.metadata: dict[str, str] = self._file.metadata() or {}
         self._stored = {name: name for name in self._file.keys()}  # noqa: SIM118 (not a mapping)
+        with path.open("rb") as file:  # the library has found it right
+            length = int.from_bytes(file.read(8), "little")
+            self._header: dict[str, Any] = json.loads(file.read(length))
+        self._begin = 8 + length
 
     def share(self, names: Mapping[str, str]) -> None:
         """Let further names stand for tensors of the file.
@@ -124,6 +191,23 @@ class StoredTensors(Mapping[str, Tensor]):
             KeyError: there is no such tensor.
         """
         self._stored |= {name: self._stored[kept] for name, kept in names.items()}
+
+    def stored(self, name: str) -> Stored:
+        """Where a tensor lies in the file, without reading it.
+
+        Raises:
+            BlurifyError: its type is one that this version of torch doesn't have.
+        """
+        entry = self._header[self._stored[name]]
+        dtype = _DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise BlurifyError(f"{name} in {self.path} can't be read (its type is {entry['dtype']})")
+        begin, end = entry["data_offsets"]
+        return Stored(self.path, self._begin + begin, end - begin, dtype, tuple(entry["shape"]))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return tuple(self._header[self._stored[name]]["shape"])
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._stored[name]

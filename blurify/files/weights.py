@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,29 +11,68 @@ import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, one_line
+from blurify.files.prefixes import OwnNames, own_names
 
-_WRITTEN_BY_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and DDP; torch.compile
 
-
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, arch: str) -> None:
+def fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, arch: str, prefix: str | None = None
+) -> OwnNames:
     """Load tensors into a model, bit by bit and in their own dtypes.
 
     Args:
         model: gets them; shared parameters stay shared.
-        tensors: by name; the prefixes that DataParallel and torch.compile put before every name are taken off. Each is
-            looked up when its turn comes, and not kept.
+        tensors: by name; what a wrapper or a training program put before the names is taken off. Each is looked up
+            when its turn comes, and not kept.
         where, arch: what both are called in messages.
+        prefix: what stands before the names, where the user says it.
+
+    Returns:
+        Which names the tensors have in the file.
 
     Raises:
         BlurifyError: names or shapes don't fit; it says which.
     """
-    tensors = under_own_names(model, tensors)
+    names = own_names(model.state_dict().keys(), tensors, where=where, prefix=prefix)
+    tensors = Renamed(tensors, names.stored)
     check_fit(model, tensors, where, arch)
     try:
         with torch.no_grad():
             model.load_state_dict(_in_place(model, tensors), strict=True)
     except RuntimeError as error:
         raise BlurifyError(f"the weights in {where} don't fit {arch}: {one_line(error)}") from error
+    return names
+
+
+def fill_lazily(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, arch: str, prefix: str | None = None
+) -> OwnNames:
+    """`fill` for a model whose parameters have no data: they get the dtypes, and the buffers their values.
+
+    Args:
+        model, tensors, where, arch, prefix: as for `fill`; the tensors are of a file of safetensors.
+
+    Returns:
+        Which names the tensors have in the file, and the tensors by the names of the model.
+
+    Raises:
+        BlurifyError: names or shapes don't fit; it says which.
+    """
+    names = own_names(model.state_dict().keys(), tensors, where=where, prefix=prefix)
+    renamed = Renamed(tensors, names.stored)
+    check_fit(model, renamed, where, arch)
+    values: dict[str, Any] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if value.is_meta:
+            dtype = renamed.stored(name).dtype
+            if value.dtype != dtype:
+                value.data = torch.empty_like(value, dtype=dtype)
+            values[name] = value
+        else:
+            values[name] = renamed[name]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that to copy what has no data does nothing
+        model.load_state_dict(_in_place(model, values), strict=True)
+    return dataclasses.replace(names, tensors=renamed)
 
 
 def _in_place(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -73,37 +114,16 @@ class Renamed(Mapping[str, Tensor]):
         """The shape of a tensor."""
         return shape_in(self._tensors, self._names[name])
 
+    def stored(self, name: str) -> Any:
+        """Where a tensor lies in its file of safetensors; see `tensors.StoredTensors.stored`."""
+        kept: Any = self._tensors
+        return kept.stored(self._names[name])
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def under_own_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Tensors under the names that a model has for them, without what wrappers put before every name."""
-    return Renamed(tensors, _own_names(model, tensors))
-
-
-def _own_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Of every name in the model, or in the file alone, under which name the file has it."""
-    own = set(model.state_dict())
-    names = {name: name for name in tensors}
-    if "n_averaged" not in own:
-        names.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel
-    changed = True
-    while changed and names and not own.intersection(names):
-        changed = False
-        first = next(iter(names)).partition(".")[0] + "."
-        for prefix in (*_WRITTEN_BY_WRAPPERS, first):
-            stripped = {name.removeprefix(prefix): stored for name, stored in names.items()}
-            useful = prefix in _WRITTEN_BY_WRAPPERS or own.intersection(stripped)
-            if useful and all(name.startswith(prefix) and name != prefix for name in names):
-                names, changed = stripped, True
-                break
-    if any("_orig_mod." in name for name in names) and not any("_orig_mod." in name for name in own):
-        names = {name.replace("_orig_mod.", ""): stored for name, stored in names.items()}
-    return names
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str, arch: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from blurify.errors import BlurifyError
 
@@ -43,6 +44,28 @@ def without_data() -> Iterator[None]:
     """Build models on the meta device: shapes, but no data, and no time spent on filling them."""
     with torch.device("meta"), _Unfilled():
         yield
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Build models whose parameters have no data, but whose buffers do: those that no checkpoint has, too."""
+    register = nn.Module.register_parameter
+    known = WeakIdKeyDictionary()  # a parameter that is registered twice stays one
+
+    def without(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if type(parameter) is nn.Parameter and not parameter.is_meta:
+            if parameter not in known:
+                known[parameter] = nn.Parameter(to_meta(parameter.detach()), parameter.requires_grad)
+                known[parameter].__dict__.update(parameter.__dict__)
+            parameter = known[parameter]
+        register(self, name, parameter)
+
+    nn.Module.register_parameter = without  # type: ignore[method-assign, assignment]
+    try:
+        with _Unfilled():
+            yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,9 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
         except BlurifyError:
             raise
         except Exception as error:
+            if (other := _as_complex(model, inputs)) is not None:
+                with contextlib.suppress(Exception):
+                    return trace(model, other, count=True)
             hint = ""
             if isinstance(error, TypeError) and isinstance(example_inputs, Mapping):
                 hint = " (a dict gives keywords; for a forward that takes a dict, give a tuple with that dict)"
@@ -111,8 +115,32 @@ def _refuse_wrapper(model: nn.Module) -> None:
         )
 
 
+def _as_complex(model: nn.Module, inputs: Inputs) -> Inputs | None:
+    """Real inputs as complex ones, for a model with complex weights: of an input often only the shape is said."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_complex()), None)
+    args, kwargs = inputs
+    if dtype is None or not all(isinstance(one, Tensor) and one.is_floating_point() for one in args):
+        return None
+    return tuple(one.to(dtype) for one in args), kwargs
+
+
+def as_traced(inputs: Inputs, seen: Inputs) -> Inputs:
+    """The user's inputs in the kind of numbers with which the model could be traced."""
+    pairs = zip(inputs[0], seen[0], strict=False)
+    if any(isinstance(one, Tensor) and one.is_complex() and not mine.is_complex() for mine, one in pairs):
+        return tuple(mine.to(one.dtype) for mine, one in zip(inputs[0], seen[0], strict=True)), inputs[1]
+    return inputs
+
+
 def _guesses(model: nn.Module) -> Iterator[Inputs]:
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    dtypes = dict.fromkeys(p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex())
+    first = next(iter(dtypes), torch.float32)
+    yield from _guesses_of(model, first)
+    if first.is_complex:  # whose forward may make it of a real signal
+        yield from _guesses_of(model, next((one for one in dtypes if not one.is_complex), torch.float32))
+
+
+def _guesses_of(model: nn.Module, dtype: torch.dtype) -> Iterator[Inputs]:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, Mapping) or hasattr(config, "get"):
         size = config.get("input_size")  # type: ignore[union-attr]

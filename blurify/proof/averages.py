@@ -33,11 +33,19 @@ def check_averages(original: nn.Module, converted: nn.Module, plan: Plan) -> fro
             before, after = (model.get_submodule(edit.module) for model in (original, converted))
             if getattr(before, "divisor_override", None):  # another scale
                 continue
-            pools = [copy.deepcopy(module).to("cpu", torch.float64) for module in (before, after)]
+            pools = [_in_double(module) for module in (before, after)]
             for dim in range(len(site.stride)):
                 _compare(site.name, pools, _ramp(site.kernel_size, site.stride, dim), dim)
             shown.add(site.name)
     return frozenset(shown)
+
+
+def _in_double(module: nn.Module) -> nn.Module:
+    """A copy on the CPU; of a model without data the pools and their filters need none."""
+    copied = copy.deepcopy(module)
+    if any(buffer.is_meta for buffer in copied.buffers()):
+        copied = copied.to_empty(device="cpu")
+    return copied.to("cpu", torch.float64)
 
 
 def _ramp(kernel: tuple[int, ...], stride: tuple[int, ...], dim: int) -> Tensor:

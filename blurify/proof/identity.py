@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, VerificationError, one_line
+from blurify.graph import supplying
 from blurify.graph.copies import copy_model, sharing_copy
 from blurify.graph.observing import Observer, observing
 from blurify.graph.recorder import Key, Trace, structure_of
@@ -79,6 +80,11 @@ def identity_of(original: nn.Module, decided: Decided, inputs: Inputs) -> Identi
     """
     if not decided.plan.edits:
         return Identity()
+    with supplying.changed(functools.partial(_lively_tensor, False)):
+        return _identity_of(original, decided, inputs)
+
+
+def _identity_of(original: nn.Module, decided: Decided, inputs: Inputs) -> Identity:
     probe = _lively(original)
     noise = _with_noise(inputs, _like(probe))
     found = _side_by_side(probe, decided, noise)
@@ -119,7 +125,8 @@ def _with_other_weights(original: nn.Module, decided: Decided, inputs: Inputs, f
         probe = probe.double()
     noise = _with_noise(inputs, _like(probe))
     try:
-        other = _side_by_side(probe, decided, noise)
+        with supplying.changed(functools.partial(_lively_tensor, True)):
+            other = _side_by_side(probe, decided, noise)
     except (BlurifyError, RuntimeError, TypeError):  # a forward that makes tensors of its own, or NaN
         return found
     if not other.within_tolerance:
@@ -332,7 +339,7 @@ def _outputs(model: nn.Module, inputs: Inputs, training: bool, observer: Observe
         torch.default_generator.manual_seed(0)
         if devices:  # seeding queues for a CUDA that is not initialised, where nothing puts it back
             torch.cuda.manual_seed_all(0)
-        with observing(observer):
+        with observing(observer), supplying.with_weights(model):
             return tensors_in(model(*args, **kwargs))
 
 
@@ -441,23 +448,18 @@ def _lively(model: nn.Module, *, everywhere: bool = False) -> nn.Module:
     """A copy of the model around its weights; those that are (almost) zero get noise (`everywhere`: all of them).
 
     A branch that a fresh model multiplies by zero (last norms, layer scales) would else not be checked at all. Biases
-    get little, so that they do not drown the features. A model on the meta device gets weights made up on the CPU.
+    get little, so that they do not drown the features. A model on the meta device gets weights made up on the CPU,
+    unless it is run with weights from elsewhere: then those get the noise when they are used.
     """
     generator = torch.Generator(device="cpu").manual_seed(0)
     memo: dict[int, Any] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in () if supplying.is_supplied(model) else model.named_parameters():
         if not parameter.numel() or not (parameter.is_floating_point() or parameter.is_complex()):
             continue
         if everywhere or parameter.is_meta or not parameter.detach().abs().max() > 1e-2:
             if not parameter.is_meta and not parameter.detach().isfinite().all():
                 continue
-            noise = torch.rand(parameter.shape, generator=generator, device="cpu")
-            if parameter.ndim > 1 and parameter[0].numel() > 1:
-                noise = (4 if everywhere else 1) * (noise - 0.5) / parameter[0].numel() ** 0.5
-            elif name.endswith("bias"):
-                noise = 0.1 * (noise - 0.5)
-            else:
-                noise = 0.5 + noise
+            noise = _noise(name, parameter, generator, everywhere)
             noise = noise.to("cpu" if parameter.is_meta else parameter.device, parameter.dtype)
             memo[id(parameter)] = nn.Parameter(noise, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
@@ -471,6 +473,30 @@ def _lively(model: nn.Module, *, everywhere: bool = False) -> nn.Module:
     return sharing_copy(model, memo)
 
 
+def _noise(name: str, parameter: Tensor, generator: torch.Generator, everywhere: bool) -> Tensor:
+    """Numbers of a size that weights of that name and shape may have."""
+    noise = torch.rand(parameter.shape, generator=generator, device="cpu")
+    if parameter.ndim > 1 and parameter[0].numel() > 1:
+        return (4 if everywhere else 1) * (noise - 0.5) / parameter[0].numel() ** 0.5
+    return 0.1 * (noise - 0.5) if name.endswith("bias") else 0.5 + noise
+
+
+def _lively_tensor(everywhere: bool, name: str, tensor: Tensor) -> Tensor:
+    """What `_lively` makes of a parameter, for one that is supplied when it is used."""
+    if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    if not everywhere and tensor.dim() and tensor.is_floating_point():
+        low, high = tensor.aminmax()  # without a copy: a tensor may be a large part of what memory there is
+        if max(-low, high) > 1e-2 or not (low.isfinite() and high.isfinite()):
+            return tensor
+    elif not everywhere and tensor.abs().max() > 1e-2:
+        return tensor
+    if not tensor.isfinite().all():
+        return tensor
+    generator = torch.Generator(device="cpu").manual_seed(supplying.seed_of(name))
+    return _noise(name, tensor, generator, everywhere).to(tensor.dtype)
+
+
 def _device(tensor: Tensor) -> torch.device:
     return torch.device("cpu") if tensor.is_meta else tensor.device
 
@@ -478,7 +504,8 @@ def _device(tensor: Tensor) -> torch.device:
 def _like(model: nn.Module) -> Tensor:
     """A floating-point tensor of the model, for its device and dtype."""
     tensors: Sequence[Tensor] = [*model.parameters(), *model.buffers()]
-    return next((t for t in tensors if t.is_floating_point()), torch.zeros((), device="cpu"))
+    found = next((t for t in tensors if t.is_floating_point()), torch.zeros((), device="cpu"))
+    return torch.zeros((), dtype=found.dtype, device="cpu") if found.is_meta else found
 
 
 def _with_noise(inputs: Inputs, like: Tensor) -> Inputs:

@@ -7,13 +7,17 @@ from pathlib import Path
 from blurify.errors import BlurifyError
 from blurify.files.checkpoint import Checkpoint, Reading
 from blurify.files.formats.base import Format
-from blurify.files.formats.refusals import first_bytes
+from blurify.files.formats.distributed_directory import DistributedDirectory
+from blurify.files.formats.gzipped import Gzipped
+from blurify.files.formats.hub_directory import HubDirectory
+from blurify.files.formats.refusals import first_bytes, no_model_in
 from blurify.files.formats.safetensors_file import Safetensors
+from blurify.files.formats.sharded import Sharded
 from blurify.files.formats.torch_file import TorchFile
 
 __all__ = ["FORMATS", "Format", "for_writing", "read_checkpoint"]
 
-FORMATS: tuple[Format, ...] = (Safetensors(), TorchFile())
+FORMATS: tuple[Format, ...] = (Sharded(), Gzipped(), DistributedDirectory(), HubDirectory(), Safetensors(), TorchFile())
 """In the order in which they are asked about a file; the last one is written where the ending means no other."""
 
 
@@ -33,9 +37,11 @@ def read_checkpoint(path: str | Path, reading: Reading | None = None) -> Checkpo
         BlurifyError: no such file, damaged, of another kind, or it needs classes that are not allowed.
     """
     path = Path(path).expanduser()
-    start = first_bytes(path)
+    start = b"" if path.is_dir() else first_bytes(path)
     for known in FORMATS:
         if known.sniff(start, path):
             return known.read(path, reading or Reading())
+    if path.is_dir():
+        raise BlurifyError(no_model_in(path))
     names = " nor ".join(known.name for known in reversed(FORMATS))
     raise BlurifyError(f"{path} is not a checkpoint: neither {names} wrote it")

@@ -37,6 +37,10 @@ class Format(ABC):
             BlurifyError: it is damaged, holds no model, or needs classes that are not allowed.
         """
 
+    def keeps_rest(self, path: Path) -> bool:
+        """Whether a file of this name has room for what stood around the weights in a training checkpoint."""
+        return False
+
     def write(self, path: Path, saved: Saved, *, force: bool) -> None:
         """Write a converted model under a name, complete or not at all.
 

@@ -7,6 +7,20 @@ from pathlib import Path
 from blurify.errors import BlurifyError
 from blurify.spec.words import did_you_mean, nearest
 
+_CHECKPOINTS = frozenset(".pt .pth .bin .ckpt .safetensors .tar .pkl .pt2 .gz".split())
+
+
+def no_model_in(path: Path) -> str:
+    """What to say of a directory that is none of a model."""
+    names = sorted(entry.name for entry in path.iterdir())
+    if "saved_model.pb" in names:
+        return f"{path} is a TensorFlow model, which can't be converted: blurify converts PyTorch models"
+    files = [name for name in names if Path(name).suffix in _CHECKPOINTS]
+    if files:
+        more = ", ..." if len(files) > 4 else ""
+        return f"{path} is a directory with several checkpoints: name one of them ({', '.join(files[:4])}{more})"
+    return f"{path} is a directory without a model: give a checkpoint file, or a directory with model.safetensors in it"
+
 
 def first_bytes(path: Path) -> bytes:
     """The first bytes of a file that may be a checkpoint.
@@ -14,8 +28,6 @@ def first_bytes(path: Path) -> bytes:
     Raises:
         BlurifyError: there is no such file, it can't be read, or it is something else: the message says what.
     """
-    if path.is_dir():
-        raise BlurifyError(f"{path} is a directory: name a checkpoint file in it")
     if not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         close = nearest(path.name, siblings, count=1, cutoff=0.6)

@@ -38,25 +38,29 @@ class Safetensors(Format):
                 raise BlurifyError(f"{path} carries a plan that can't be read ({one_line(error)})") from error
         if not stored:
             raise BlurifyError(f"{path} holds no tensors")
-        return Checkpoint(path, tensors=stored, header=header)
+        return Checkpoint(path, tensors=stored, header=header, prefix=reading.prefix)
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """The state_dict, tensor by tensor. See `Format.put`."""
-        kept, shared = _once(saved.model)
+        kept, shared = _once(saved.model, lazily=saved.tensors is not None)
+        if saved.plain:
+            tensors.write_tensors(file, kept, {"format": "pt"}, saved.tensors)
+            return
         metadata = {"format": "pt", HEADER: json.dumps({**saved.header, "shared": shared})}
-        tensors.write_tensors(file, kept, metadata)
+        tensors.write_tensors(file, kept, metadata, saved.tensors)
 
 
-def _once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _once(model: nn.Module, *, lazily: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A model's tensors by name, each once, and of every further name which name it is kept under."""
     kept: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
-    for name, value in model.state_dict().items():
-        if not tensors.holds(value):
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not tensors.holds(value) and not (lazily and tensors.can_hold(value)):
             what = f" ({value.dtype})" if isinstance(value, Tensor) else ""
             raise BlurifyError(f"{name} is not a plain tensor{what}, which safetensors can't hold: save as .pt")
-        same = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride(), value.device)
+        place = id(value) if value.is_meta else value.data_ptr()
+        same = (place, value.dtype, tuple(value.shape), value.stride(), value.device)
         if value.numel() and same in first:
             shared[name] = first[same]
             continue

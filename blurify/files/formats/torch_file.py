@@ -7,6 +7,7 @@ the whole module, as it came.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,16 +34,30 @@ class TorchFile(Format):
     def read(self, path: Path, reading: Reading) -> Checkpoint:
         """Without running code that the file chooses, unless trusted. See `Format.read`."""
         source = import_source(reading.source) if reading.source is not None else None
-        return contents.interpret(path, pickled.read(path, allow=reading.allow, trust=reading.trust, source=source))
+        content = pickled.read(path, allow=reading.allow, trust=reading.trust, source=source)
+        return contents.interpret(path, content, reading)
+
+    def keeps_rest(self, path: Path) -> bool:
+        """It has."""
+        return True
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """The weights with the header, or the whole module where the header names no source. See `Format.put`."""
         model, header = saved.model, saved.header
-        content: Any = model
-        if header["source"] is not None:
-            content = {"state_dict": dict(model.state_dict()), HEADER: header}
+        named = header["source"] is not None
+        weights: Any = dict(model.state_dict()) if named or saved.plain else model
+        content: Any = weights
+        if saved.plain:
+            pass
+        elif saved.rest is not None:
+            content = saved.rest.around(weights)
+            if named:
+                where = {"place": list(saved.rest.place), "prefix": saved.rest.prefix}
+                content[HEADER] = {**header, "weights": where}
+        elif named:
+            content = {"state_dict": weights, HEADER: header}
         try:
-            torch.save(content, file)
+            torch.save(content, file, pickle_module=pickle if saved.rest is None else pickled.WRITER)
         except MemoryError as error:
             raise BlurifyError(
                 f"there is not enough memory to write the {type(model).__name__}: close other programs, or save it as "

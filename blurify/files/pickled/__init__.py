@@ -10,6 +10,7 @@ From the bottom up:
 - `building` makes modules (`cls.__new__`, and a `__dict__` of plain data, tensors and modules) and tensors (within
   their storages) of what of the tree is wanted, and refuses the rest by name. No constructor of a module runs, but
   those that `--allow` names.
+- `carrying` writes what stands beside a model again, as it was, from the tree.
 - `content` answers what a file holds; `trusted` does so for a file that the user trusts, by Python's own unpickler.
 
 What remains trusted is in docs/files.md: the code of torch, torchvision, timm and blurify, which runs when the model
@@ -22,22 +23,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from blurify.files.pickled.carrying import WRITER
 from blurify.files.pickled.content import Content, Inert
 from blurify.files.pickled.trusted import Trusted
 
-__all__ = ["Content", "read"]
+__all__ = ["WRITER", "Content", "read"]
 
 
-def read(path: Path, *, allow: Sequence[str] = (), trust: bool = False, source: ModuleType | None = None) -> Content:
+def read(
+    path: Path,
+    *,
+    allow: Sequence[str] = (),
+    trust: bool = False,
+    content: bytes | None = None,
+    source: ModuleType | None = None,
+) -> Content:
     """What a file of torch.save holds, of which nothing is made before it is asked for.
 
     Args:
         path: a file in torch's zip format or its older one.
         allow: full names of further classes that modules may be made of; their code may run.
         trust: run whatever the file says; the caller has asked the user.
+        content: the bytes to read, where they are only a part of the file.
         source: the user's own module, whose classes and functions are allowed.
 
     Raises:
         BlurifyError: the file is damaged, no such file, or names functions that only an attack needs.
     """
-    return Trusted(path, source) if trust else Inert(path, allow, source)
+    return Trusted(path, source) if trust and content is None else Inert(path, allow, content, source)

@@ -142,15 +142,19 @@ class Archive(ABC):
         """Close the file."""
 
 
-def open_archive(path: Path) -> Archive:
+def open_archive(path: Path, content: bytes | None = None) -> Archive:
     """Open a file that torch.save wrote and read its pickle.
+
+    Args:
+        path: the file.
+        content: the bytes of what torch.save wrote, where they are only a part of that file.
 
     Raises:
         UnreadableError: it is damaged, or no such file.
         BlurifyError: it is another kind of file, which the message names.
         OSError: it can't be read.
     """
-    file = path.open("rb")
+    file: BinaryIO = path.open("rb") if content is None else io.BytesIO(content)
     try:
         zipped = file.read(2) == b"PK"
         file.seek(0)
@@ -165,7 +169,7 @@ class _Zip(Archive):
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._file = file
-        self.size = os.fstat(file.fileno()).st_size
+        self.size = file.seek(0, os.SEEK_END)
         try:
             self._zip = zipfile.ZipFile(file)
         except Exception as error:  # zipfile meets hostile bytes with many kinds

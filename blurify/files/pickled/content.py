@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from blurify.errors import BlurifyError, one_line
 from blurify.files.pickled.archive import open_archive
 from blurify.files.pickled.building import Builder, LazyTensors, RefusedError
+from blurify.files.pickled.carrying import Carried
 from blurify.files.pickled.names import Names, attack
 from blurify.files.pickled.refusals import explain_missing
 from blurify.files.pickled.tree import Stored, UnreadableError, entry, walk
@@ -70,6 +71,14 @@ class Content(ABC):
         """JSON's own data. Raises BlurifyError where it is something else."""
 
     @abstractmethod
+    def entries(self, value: Any) -> Mapping[str, Any]:
+        """What a dictionary has under its keys that are text, ready to be written again by `carrying.WRITER`.
+
+        Raises:
+            BlurifyError: an entry can't be (when it is asked for).
+        """
+
+    @abstractmethod
     def explain(self) -> str | None:
         """Where the file has neither a module nor weights: why that may be, in a line."""
 
@@ -90,11 +99,13 @@ WRAPPERS = {
 class Inert(Content):
     """The content as an inert tree."""
 
-    def __init__(self, path: Path, allow: Sequence[str], source: ModuleType | None = None) -> None:
+    def __init__(
+        self, path: Path, allow: Sequence[str], content: bytes | None = None, source: ModuleType | None = None
+    ) -> None:
         self.path = path
         names = Names(allow, source)
         try:
-            self._archive = open_archive(path)
+            self._archive = open_archive(path, content)
         except (UnreadableError, OSError, MemoryError, RecursionError) as error:
             raise self._error(error) from error
         self.root = self._archive.tree.root
@@ -176,6 +187,12 @@ class Inert(Content):
             return self._builder.plain(value)
         except (RefusedError, UnreadableError, RecursionError) as error:
             raise BlurifyError(f"{self.path} carries a plan that can't be read ({one_line(error)})") from error
+
+    def entries(self, value: Any) -> Mapping[str, Any]:
+        """As nodes, of which only tensors are made. See `Content.entries`."""
+        items = {key: node for key, node in self._builder.items(value) or () if type(key) is str}
+        builder = self._builder
+        return Carried(items, builder.is_tensor, builder.value, builder.name_of, self._error)
 
     def explain(self) -> str | None:
         """See `Content.explain`."""

@@ -76,6 +76,10 @@ class Trusted(Content):
         """See `Content.plain`."""
         return value
 
+    def entries(self, value: Any) -> Mapping[str, Any]:
+        """See `Content.entries`."""
+        return {key: one for key, one in value.items() if isinstance(key, str)}
+
     def explain(self) -> str | None:
         """See `Content.explain`."""
         return None

@@ -7,12 +7,14 @@ checkpoint can hold only tensors. Heavy packages are imported where they are use
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from blurify.errors import BlurifyError
 from blurify.files.sources.from_python import build_python
 from blurify.files.sources.from_timm import build_timm
 from blurify.files.sources.from_torchvision import build_torchvision
+from blurify.files.sources.from_transformers import build_transformers
 from blurify.files.sources.options import odd_option, parse_options
 from blurify.files.sources.source import LoadedModel, ModelSource
 
@@ -27,13 +29,16 @@ def is_factory(spec: str) -> bool:
     return spec.startswith(("timm/", "torchvision/", "python:"))
 
 
-def build(spec: str, *, pretrained: bool, weightless: bool = False) -> tuple[nn.Module, str]:
+def build(
+    spec: str, *, pretrained: bool, weightless: bool = False, config: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, str]:
     """Run a factory.
 
     Args:
         spec: a factory spec.
         pretrained: with the weights that it names, or its default ones.
         weightless: the architecture exactly as it is with those weights, but without downloading them.
+        config: what a config.json said beside the name of an architecture (see `configs`).
 
     Returns:
         The model, and the spec with the choices that it left open filled in.
@@ -41,6 +46,10 @@ def build(spec: str, *, pretrained: bool, weightless: bool = False) -> tuple[nn.
     Raises:
         BlurifyError: there is no such architecture, it can't be built, or its weights can't be had.
     """
+    if spec.startswith("transformers/") and config is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return build_transformers(spec, config), spec
     if not is_factory(spec):
         raise BlurifyError(f"{spec!r} is no architecture: write timm/NAME, torchvision/NAME or python:module:factory")
     plain, _, query = spec.partition("?")
@@ -54,7 +63,7 @@ def build(spec: str, *, pretrained: bool, weightless: bool = False) -> tuple[nn.
         # About initialisation, deprecated names: nothing that a user of blurify can act on.
         warnings.simplefilter("ignore")
         if library == "timm":
-            model, resolved = build_timm(plain, name, options, pretrained=pretrained)
+            model, resolved = build_timm(plain, name, options, pretrained=pretrained, config=config)
         else:
             model, resolved = build_torchvision(plain, name, options, pretrained=pretrained, weightless=weightless)
     return model, f"{library}/{resolved}" + (f"?{query}" if query else "")

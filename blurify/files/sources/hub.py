@@ -1,11 +1,59 @@
-"""Weights from the network: fail fast without one, and say in one line why they can't be had."""
+"""Weights from the network: models of the Hugging Face hub; fail fast without a network, and say why in one line."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from blurify.errors import BlurifyError, one_line
+
+_HOSTED = ("hf-hub:", "hf_hub:")
+_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+)
+
+
+def is_hosted(spec: str) -> bool:
+    """Whether a spec names a model of the hub: `hf-hub:ORG/NAME`, with `@REVISION` or without."""
+    return spec.startswith(_HOSTED)
+
+
+def fetched(spec: str, *, weights: bool) -> Path:
+    """The directory with a model of the hub, from the local cache or downloaded into it.
+
+    Args:
+        spec: `hf-hub:ORG/NAME[@REVISION]`.
+        weights: False fetches only what says which architecture it is.
+
+    Raises:
+        BlurifyError: there is no such model, or it can't be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = spec.partition(":")[2].partition("@")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII):
+        raise BlurifyError(f"{spec} names no model of the hub: write hf-hub:ORG/NAME")
+    # torch's own files only where there are no safetensors.
+    patterns = list(_FILES if weights else _FILES[:1])
+    try:
+        with fail_fast(True):
+            if weights:
+                kept = snapshot_download(name, revision=revision or None, allow_patterns=patterns[:3])
+                if any(Path(kept).glob("*.safetensors")):
+                    return Path(kept)
+            return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:  # the client of the hub has many classes of errors
+        chain = list(_chain(error))
+        raise BlurifyError(
+            f"{spec} can't be had from the hub ({_cause(chain)}): check the name and the network, or give the "
+            "directory with its files"
+        ) from error
 
 
 @contextmanager
