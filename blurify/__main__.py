@@ -1,8 +1,21 @@
-"""`python -m blurify`."""
+"""`python -m blurify`, and the installed command."""
 
 import sys
 
-from blurify.cli import main
+
+def run() -> int:
+    """Run the command line that the program was started with; a signal before it begins or when it is done is one, too.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        from blurify.cli import main
+
+        return main()
+    except KeyboardInterrupt as error:
+        return getattr(error, "code", 130)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from blurify.cli import console
+from blurify.cli import console, signals
 from blurify.cli.adapt import adapt
 from blurify.cli.check import check
 from blurify.cli.convert import convert
@@ -70,9 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; `sys.argv[1:]` where None.
 
     Returns:
-        The exit code: 0 done, 1 something failed, 2 bad usage or input, 130 interrupted, 141 the reader of a pipe left.
+        The exit code: 0 done, 1 something failed, 2 bad usage or input, 130 interrupted, 143 or 129 asked to end by
+        SIGTERM or SIGHUP, 141 the reader of a pipe left.
     """
-    with console.one_line_errors() as outcome:
+    with signals.watched() as stop, console.one_line_errors(stop) as outcome:
         command = typer.main.get_command(build_app())
         given = list(sys.argv[1:] if arguments is None else arguments)
         code = command.main(given, prog_name="blurify", standalone_mode=False, obj=tuple(given))

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from blurify.cli.signals import Stop
 from blurify.errors import BlurifyError, VerificationError
 
 TRACEBACK = "BLURIFY_TRACEBACK"
@@ -130,8 +131,10 @@ def came_from_a_file(path: str) -> None:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[Outcome]:
+def one_line_errors(stop: Stop | None = None) -> Iterator[Outcome]:
     """Turn every exception of the body into an exit code, and one line on stderr that says what to do.
+
+    After a signal, that is what is said, whatever the code underneath made of the exception that it raised.
 
     BLURIFY_TRACEBACK=1 shows the traceback as well. Warnings and log lines of the libraries underneath are kept quiet
     for the same reason: what reaches stderr is ours.
@@ -151,9 +154,17 @@ def one_line_errors() -> Iterator[Outcome]:
         _let_go_of_stdout()
     except Exception as error:
         outcome.code, message = _explain(error)
+        if stop is not None and stop.code is not None:
+            return
         if os.environ.get(TRACEBACK, "") not in ("", "0"):
             traceback.print_exc()
         print_error(message)
+    finally:
+        if stop is not None and stop.code is not None and outcome.code:
+            outcome.code = stop.code
+            if stop.line:
+                with contextlib.suppress(OSError):  # a terminal that was closed
+                    print_error(stop.line)
 
 
 def print_error(message: str) -> None:

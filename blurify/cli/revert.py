@@ -36,7 +36,7 @@ def revert(
     if output.suffix == ".safetensors":
         raise BlurifyError(f"{output} would be no file of safetensors: name it .pt, it is written in torch's format")
     with console.working("loading torch"):
-        from blurify.files import atomic
+        from blurify.files import atomic, pickled
 
     atomic.check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
@@ -49,10 +49,8 @@ def revert(
         content = _content(original, loaded.source)
 
     def write(file: BinaryIO) -> None:
-        import torch
-
         try:
-            torch.save(content, file)
+            pickled.save(content, file)
         except OSError:
             raise
         except Exception as error:  # pickling runs the model's own code
@@ -63,7 +61,7 @@ def revert(
 
     output = output.expanduser()
     with console.working(f"writing {output}"):
-        atomic.write_file(output, write, force=force)
+        atomic.write_file(output, write, force=force, check=lambda written: pickled.compare(written, content))
     what, size = "module" if content is original else "state_dict", output.stat().st_size
     if json:
         console.print_json(

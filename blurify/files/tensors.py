@@ -7,6 +7,7 @@ multiple of eight) and then the tensors without gaps, those of the widest types 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -77,17 +78,8 @@ def write_tensors(
         metadata: text by name, for the header.
         source: says with `stored(name)` where in other files of safetensors the bytes of a tensor are.
     """
-    names = sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name in names:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little"))
-    file.write(text)
+    names, start = _begin(tensors, metadata)
+    file.write(start)
     waiting: list[Stored] = []  # ranges of a file that lie one behind the other are copied as one
     for name in names:
         if tensors[name].is_meta:
@@ -104,6 +96,49 @@ def write_tensors(
     _copy(waiting, file)
 
 
+def compare(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: Any = None) -> None:
+    """Ask whether a file is what `write_tensors` was to write, reading a part at a time.
+
+    Raises:
+        BlurifyError: it can't be opened, or some bit of it is another.
+    """
+    StoredTensors(path)  # the library's own reader accepts it
+    names, start = _begin(tensors, metadata)
+    with path.open("rb") as file:
+        if file.read(len(start)) != start:
+            raise BlurifyError("the header of what was written reads back as another: the disk or memory is faulty")
+        for name in names:
+            meant = _range_of(source.stored(name)) if tensors[name].is_meta else _bytes_of(tensors[name])
+            for chunk in meant:
+                if file.read(len(chunk)) != bytes(chunk):
+                    raise BlurifyError(f"{name} reads back as another than was written: the disk or memory is faulty")
+        if file.read(1):
+            raise BlurifyError("what was written reads back longer than it is: the disk or memory is faulty")
+
+
+def _begin(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[list[str], bytes]:
+    """The names in the order in which the tensors lie in a file, and what stands before them."""
+    names = sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return names, len(text).to_bytes(8, "little") + text
+
+
+def _range_of(one: Stored) -> Iterator[bytes]:
+    with one.path.open("rb", buffering=0) as file:
+        file.seek(one.begin)
+        left = one.length
+        while left and (chunk := file.read(min(left, _CHUNK))):
+            left -= len(chunk)
+            yield chunk
+
+
 def _copy(ranges: list[Stored], file: BinaryIO) -> None:
     """Copy bytes from a file, by the kernel where it can: nothing of them comes into this process."""
     if not ranges:
@@ -112,6 +147,8 @@ def _copy(ranges: list[Stored], file: BinaryIO) -> None:
     with ranges[0].path.open("rb", buffering=0) as source:
         file.flush()
         try:
+            if not isinstance(file, io.BufferedWriter):
+                raise OSError  # a compressed file names the descriptor of the file that it is packed into
             while left:
                 done = os.copy_file_range(source.fileno(), file.fileno(), min(left, _AT_ONCE), begin)
                 if not done:

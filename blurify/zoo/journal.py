@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from blurify.errors import BlurifyError
-from blurify.files import atomic
+from blurify.files import atomic, unfinished
 from blurify.metrics.sizes import dimensions
 from blurify.versions import versions
 
@@ -104,9 +104,12 @@ class Directory:
             self._journal = open(path, "ab", buffering=0)  # noqa: SIM115 (open for as long as the run takes)
         except OSError as error:
             raise BlurifyError(f"{path} can't be read and written: {error.strerror}") from error
-        for file in self.temporaries():
-            with contextlib.suppress(OSError):
-                file.unlink()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what killed workers, of this run or one before, left half written."""
+        for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
+            unfinished.remove_left(folder)
 
     def _read(self, path: Path) -> None:
         content = path.read_bytes()
@@ -121,11 +124,6 @@ class Directory:
                     self.entries[entry.record["model"]] = entry
             except (ValueError, KeyError, TypeError):
                 continue  # not a line of ours: that model is done again
-
-    def temporaries(self) -> Iterator[Path]:
-        """Files that were being written when a run was killed."""
-        for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
-            yield from (file for file in folder.iterdir() if atomic.UNFINISHED.fullmatch(file.name))
 
     def begin(self, name: str) -> None:
         """Note that a model's file is about to be made: whatever has its name from now on is a run's, not a user's."""
@@ -161,6 +159,8 @@ class Directory:
 
     def close(self) -> None:
         """Let go of the directory."""
+        with contextlib.suppress(OSError):
+            self._tidy()
         if self._journal is not None:
             self._journal.close()
         os.close(self.lock)

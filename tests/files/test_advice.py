@@ -134,7 +134,7 @@ def test_allow_is_advised_for_classes_alone(tmp_path: Path) -> None:
     for allow in ([], [f"{__name__}.Wrapped"]):
         said = refused(tmp_path / "f.pt", model, allow=allow)
         assert f"{__name__}.activation, which is no class" in said and "add --source test_advice.py" in said
-    with pytest.raises(BlurifyError, match="--source FILE.py"):
+    with pytest.raises(BlurifyError, match=r"--source FILE\.py"):
         opening.open_model(str(tmp_path / "f.pt"), allow=[f"{__name__}.activation"])
     accepted(tmp_path / "f.pt", model, source=Path(__file__))
 

@@ -380,7 +380,7 @@ def test_a_torn_line_is_mended(tmp_path: Path) -> None:
     odd = b'garbage\n{"record": {"model": "x"}, "looked": "x", "made": "y"}\n'
     journal.write_bytes(whole + odd + b'{"record": {"model": "timm/resn')
     (tmp_path / "timm").mkdir()
-    (tmp_path / "timm" / ".x.safetensors.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / "timm" / ".x.safetensors.0123abcd.blurify.tmp").write_bytes(b"half")
     summary = zoo.run([f"{HERE}:siteless"], tmp_path, RANDOM)
     assert [record["status"] for record in summary.models] == ["inspected"]
     assert journal.read_bytes() == whole + odd

@@ -50,9 +50,18 @@ class Format(ABC):
             force: replace what is there.
 
         Raises:
-            BlurifyError: this format can't hold the model, or the target can't be written.
+            BlurifyError: this format can't hold the model, or the target can't be written, or reads back otherwise.
         """
-        atomic.write_file(path, lambda file: self.put(file, saved), force=force)
+        atomic.write_file(
+            path, lambda file: self.put(file, saved), force=force, check=lambda written: self.check(written, saved)
+        )
+
+    def check(self, path: Path, saved: Saved) -> None:  # noqa: B027 (a format may have nothing to compare)
+        """Ask whether a file that was written, and has not got its name yet, holds what was meant.
+
+        Raises:
+            BlurifyError: it does not.
+        """
 
     @abstractmethod
     def put(self, file: BinaryIO, saved: Saved) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import gzip
+import io
 import shutil
 import tempfile
 import zlib
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from blurify.errors import BlurifyError, one_line
-from blurify.files import formats
+from blurify.files import atomic, formats
 from blurify.files.checkpoint import Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
 
@@ -69,6 +70,33 @@ class _Packed(Gzipped):
     def put(self, file: BinaryIO, saved: Saved) -> None:
         with gzip.GzipFile(filename="", mode="wb", fileobj=cast(Any, file), mtime=0) as packed:
             self._inner.put(cast(BinaryIO, packed), saved)
+
+    def check(self, path: Path, saved: Saved) -> None:
+        """What the format in it would write again, beside what comes out; nothing is unpacked into a file for it."""
+        try:
+            with gzip.open(path, "rb") as packed:
+                comparing = _Comparing(packed)
+                self._inner.put(cast(BinaryIO, comparing), saved)
+                if not comparing.same or packed.read(1):
+                    raise BlurifyError(atomic.damaged(path))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise BlurifyError(atomic.damaged(path)) from error
+
+
+class _Comparing(io.RawIOBase):
+    """A file that compares what is written with what another has."""
+
+    def __init__(self, other: Any) -> None:
+        self._other = other
+        self.same = True
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        meant = bytes(data)
+        self.same = self.same and self._other.read(len(meant)) == meant
+        return len(meant)
 
 
 def _unpack(path: Path, into: Path) -> None:

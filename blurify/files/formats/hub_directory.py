@@ -14,6 +14,7 @@ from blurify.errors import BlurifyError
 from blurify.files import atomic, formats
 from blurify.files.checkpoint import Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
+from blurify.files.formats.refusals import CHECKPOINTS
 from blurify.files.formats.safetensors_file import Safetensors
 from blurify.files.model_card import model_card
 from blurify.files.sources import configs
@@ -57,7 +58,13 @@ class HubDirectory(Format):
         timm's `create_model("local-dir:...")` and transformers' `from_pretrained` take the directory, and build the
         original architecture; `blurify.load` builds the converted model.
         """
-        atomic.write_directory(path, lambda folder: _fill(folder, saved), force=force)
+        atomic.write_directory(
+            path, lambda folder: _fill(folder, saved), force=force, check=lambda written: self.check(written, saved)
+        )
+
+    def check(self, path: Path, saved: Saved) -> None:
+        """The weights in it. See `Format.check`."""
+        Safetensors().check(path / _WEIGHTS[0], saved)
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """See `write`."""
@@ -66,7 +73,7 @@ class HubDirectory(Format):
 
 def _fill(folder: Path, saved: Saved) -> None:
     """Write a model's files into an empty directory."""
-    with (folder / "model.safetensors").open("wb") as file:
+    with (folder / _WEIGHTS[0]).open("wb") as file:
         Safetensors().put(file, saved)
     library, config = _config(saved.model)
     plan = saved.header["plan"]
@@ -97,5 +104,5 @@ def _weights(path: Path) -> Path | None:
     known = [path / name for name in _WEIGHTS if (path / name).is_file()]
     if known:
         return known[0]
-    only = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin") and file.is_file()]
+    only = [file for file in sorted(path.iterdir()) if file.suffix in CHECKPOINTS and file.is_file()]
     return only[0] if len(only) == 1 else None

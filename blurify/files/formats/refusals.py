@@ -7,7 +7,8 @@ from pathlib import Path
 from blurify.errors import BlurifyError
 from blurify.spec.words import did_you_mean, nearest
 
-_CHECKPOINTS = frozenset(".pt .pth .bin .ckpt .safetensors .tar .pkl .pt2 .gz".split())
+CHECKPOINTS = frozenset(".pt .pth .bin .ckpt .safetensors .tar .pkl .pt2 .gz".split())
+"""Endings of files that hold models."""
 
 
 def no_model_in(path: Path) -> str:
@@ -15,7 +16,7 @@ def no_model_in(path: Path) -> str:
     names = sorted(entry.name for entry in path.iterdir())
     if "saved_model.pb" in names:
         return f"{path} is a TensorFlow model, which can't be converted: blurify converts PyTorch models"
-    files = [name for name in names if Path(name).suffix in _CHECKPOINTS]
+    files = [name for name in names if Path(name).suffix in CHECKPOINTS]
     if files:
         more = ", ..." if len(files) > 4 else ""
         return f"{path} is a directory with several checkpoints: name one of them ({', '.join(files[:4])}{more})"

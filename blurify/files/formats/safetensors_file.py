@@ -42,12 +42,21 @@ class Safetensors(Format):
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """The state_dict, tensor by tensor. See `Format.put`."""
-        kept, shared = _once(saved.model, lazily=saved.tensors is not None)
-        if saved.plain:
-            tensors.write_tensors(file, kept, {"format": "pt"}, saved.tensors)
-            return
-        metadata = {"format": "pt", HEADER: json.dumps({**saved.header, "shared": shared})}
+        kept, metadata = _content(saved)
         tensors.write_tensors(file, kept, metadata, saved.tensors)
+
+    def check(self, path: Path, saved: Saved) -> None:
+        """The header, and every tensor bit by bit. See `Format.check`."""
+        kept, metadata = _content(saved)
+        tensors.compare(path, kept, metadata, saved.tensors)
+
+
+def _content(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What is written: the tensors by name, and the header's text."""
+    kept, shared = _once(saved.model, lazily=saved.tensors is not None)
+    if saved.plain:
+        return kept, {"format": "pt"}
+    return kept, {"format": "pt", HEADER: json.dumps({**saved.header, "shared": shared})}
 
 
 def _once(model: nn.Module, *, lazily: bool) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -7,17 +7,15 @@ the whole module, as it came.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import torch
 
 from blurify.errors import BlurifyError, one_line
 from blurify.files import contents, pickled
 from blurify.files.checkpoint import HEADER, Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
 from blurify.files.sources.own_file import import_source
+from blurify.proof.proof import without_time
 
 _ZIP, _PICKLE = b"PK", b"\x80"
 
@@ -43,27 +41,35 @@ class TorchFile(Format):
 
     def put(self, file: BinaryIO, saved: Saved) -> None:
         """The weights with the header, or the whole module where the header names no source. See `Format.put`."""
-        model, header = saved.model, saved.header
-        named = header["source"] is not None
-        weights: Any = dict(model.state_dict()) if named or saved.plain else model
-        content: Any = weights
-        if saved.plain:
-            pass
-        elif saved.rest is not None:
-            content = saved.rest.around(weights)
-            if named:
-                where = {"place": list(saved.rest.place), "prefix": saved.rest.prefix}
-                content[HEADER] = {**header, "weights": where}
-        elif named:
-            content = {"state_dict": weights, HEADER: header}
+        kind = type(saved.model).__name__
         try:
-            torch.save(content, file, pickle_module=pickle if saved.rest is None else pickled.WRITER)
+            with without_time(saved.model):
+                pickled.save(_content(saved), file)
         except MemoryError as error:
             raise BlurifyError(
-                f"there is not enough memory to write the {type(model).__name__}: close other programs, or save it as "
-                ".safetensors"
+                f"there is not enough memory to write the {kind}: close other programs, or save it as .safetensors"
             ) from error
         except Exception as error:  # pickling runs the model's own code; what the file refuses, `atomic` tells
             raise BlurifyError(
-                f"the {type(model).__name__} can't be pickled ({one_line(error)}): save it as .safetensors instead"
+                f"the {kind} can't be pickled ({one_line(error)}): save it as .safetensors instead"
             ) from error
+
+    def check(self, path: Path, saved: Saved) -> None:
+        """Every storage, bit by bit. See `Format.check`."""
+        pickled.compare(path, _content(saved))
+
+
+def _content(saved: Saved) -> Any:
+    """What is pickled."""
+    model, header = saved.model, saved.header
+    named = header["source"] is not None
+    weights: Any = dict(model.state_dict()) if named or saved.plain else model
+    if saved.plain:
+        return weights
+    if saved.rest is not None:
+        content = saved.rest.around(weights)
+        if named:
+            where = {"place": list(saved.rest.place), "prefix": saved.rest.prefix}
+            content[HEADER] = {**header, "weights": where}
+        return content
+    return {"state_dict": weights, HEADER: header} if named else weights

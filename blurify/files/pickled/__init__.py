@@ -11,6 +11,7 @@ From the bottom up:
   their storages) of what of the tree is wanted, and refuses the rest by name. No constructor of a module runs, but
   those that `--allow` names.
 - `carrying` writes what stands beside a model again, as it was, from the tree.
+- `saving` writes files anew, and compares them with what was meant.
 - `content` answers what a file holds; `trusted` does so for a file that the user trusts, by Python's own unpickler.
 
 What remains trusted is in docs/files.md: the code of torch, torchvision, timm and blurify, which runs when the model
@@ -23,11 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from blurify.files.pickled.carrying import WRITER
 from blurify.files.pickled.content import Content, Inert
+from blurify.files.pickled.saving import compare, save
 from blurify.files.pickled.trusted import Trusted
 
-__all__ = ["WRITER", "Content", "read"]
+__all__ = ["Content", "compare", "read", "save"]
 
 
 def read(

@@ -123,7 +123,7 @@ _InPython: Any = vars(pickle)["_Pickler"]  # which, unlike the one in C, can be 
 
 
 class _Pickler(_InPython):
-    """Python's own, that writes nodes as the operations that they were read from."""
+    """Python's own, that writes nodes as the operations that they were read from, and sets in an order of their own."""
 
     dispatch: ClassVar[dict[type, Any]] = dict(_InPython.dispatch)
 
@@ -172,11 +172,25 @@ class _Pickler(_InPython):
                 self.save(value)
             self.write(pickle.SETITEMS)
 
+    def _save_python_set(self, value: set[Any] | frozenset[Any]) -> None:
+        """As Python writes it in protocol 2, but not in the order in which it comes out, another in every process."""
+        kind = set if isinstance(value, set) else frozenset
+        self.save_reduce(kind, (_ordered(value),), obj=value)
+
+    dispatch[set] = _save_python_set
+    dispatch[frozenset] = _save_python_set
     dispatch[Name] = _save_name
     dispatch[Call] = _save_call
     dispatch[DictNode] = _save_dictionary
     dispatch[SetNode] = _save_set
 
 
+def _ordered(values: set[Any] | frozenset[Any]) -> list[Any]:
+    try:
+        return sorted(values, key=lambda value: (type(value).__qualname__, repr(value)))
+    except Exception:  # a class whose repr fails
+        return list(values)
+
+
 WRITER: Any = types.SimpleNamespace(__name__=__name__, Pickler=_Pickler)
-"""For `torch.save(..., pickle_module=WRITER)`, of content with what `Carried` gave in it."""
+"""For `torch.save(..., pickle_module=WRITER)`, of content that may have in it what `Carried` gave."""
