@@ -73,6 +73,8 @@ def adapt(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
     allow: options.Allow = None,
     trust: options.Trust = False,
+    weights: options.Weights = None,
+    source: options.Source = None,
     json: options.Json = False,
 ) -> None:
     """Adapt a converted model: the original teaches it, on unlabelled pictures, to answer as before.
@@ -94,7 +96,7 @@ def adapt(
         teaching.kept_at(output).unlink(missing_ok=True)
     place = find_device(device)
     with console.working("reading the model"):
-        loaded = options.open_model(model, arch=arch, pretrained=not random, allow=allow, trust=trust)
+        loaded = options.How(arch, allow, trust, weights, source).open(model, pretrained=not random)
     original, converted = _pair(loaded, model, recipe, filter_size)
     from blurify.cli.measuring import parse_numbers, parse_size
     from blurify.metrics import preprocessing
@@ -131,11 +133,10 @@ def adapt(
 def _pair(loaded: LoadedModel, spec: str, recipe: str | None, filter_size: int | None) -> tuple[nn.Module, nn.Module]:
     """The original and the converted model, of whichever the file holds."""
     import blurify
-    from blurify.spec.recipes import load_recipe
 
     if blurify.plan_of(loaded.model) is None:
         with console.working("converting and verifying"):
-            converted = blurify.convert(loaded.model, load_recipe(recipe).with_filter(filter_size))
+            converted = blurify.convert(loaded.model, options.recipe_for(loaded, recipe, filter_size))
         if not _plan(converted).converted:
             raise BlurifyError(f"{spec} has nothing to convert, so there is nothing to adapt")
         return loaded.model, converted

@@ -47,11 +47,14 @@ def changes_answers(plan: Plan) -> bool:
     return bool(plan.converted) and len(plan.recipe.resolved_taps) > 1
 
 
-def adapt_command(model: str, output: str, *, arch: str | None = None, allow: Sequence[str] | None, trust: bool) -> str:
-    """The command line that fits a model's weights to the blur, on pictures that the user has."""
-    options = [*(("--arch", arch) if arch else ()), *(word for name in allow or () for word in ("--allow", name))]
-    words = [model, *options, *(("--trust",) if trust else ())]
-    return f"blurify adapt {shlex.join(words)} --data DIR -o {shlex.quote(output)}"
+def adapt_command(model: str, output: str, options: Sequence[str]) -> str:
+    """The command line that fits a model's weights to the blur, on pictures that the user has.
+
+    Args:
+        model, output: its files.
+        options: that it takes to read the model.
+    """
+    return f"blurify adapt {shlex.join([model, *options])} --data DIR -o {shlex.quote(output)}"
 
 
 def adapted_name(output: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,6 +61,8 @@ def convert(
     ] = False,
     allow: options.Allow = None,
     trust: options.Trust = False,
+    weights: options.Weights = None,
+    source: options.Source = None,
     json: options.Json = False,
 ) -> None:
     """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing.
@@ -87,16 +88,13 @@ def convert(
         from blurify.graph.supplying import supplied
         from blurify.spec.recipes import load_recipe
 
-        wanted = load_recipe(recipe)
-        if filter_size is not None:
-            wanted = wanted.with_filter(filter_size=filter_size)
+        load_recipe(recipe)  # before the work, so that none is wasted
+        how = options.How(arch, allow, trust, weights, source)
         # What a conversion leaves as it is need not be read: the weights of safetensors stay in their file.
         stays = isinstance(output, Folder) or output.suffix == ".safetensors"
         stays = stays and data is None and adapt is None
-        opened = functools.partial(
-            options.open_model, model, arch=arch, pretrained=not random, allow=allow, trust=trust
-        )
-        loaded = opened(lazily=stays)
+        loaded = how.open(model, pretrained=not random, lazily=stays)
+        asked = wanted = options.recipe_for(loaded, recipe, filter_size)
     import blurify
 
     plan, proof, adapted = blurify.plan_of(loaded.model), None, None
@@ -109,17 +107,17 @@ def convert(
         if keep is not None and shown is not None:
             wanted = shown.ranked(wanted).choose(keep)
         with console.working("converting" + (" and verifying" if verify else "")):
-            how: dict[str, Any] = {
+            settings: dict[str, Any] = {
                 "example_inputs": inputs, "verify": verify, "inplace": not verify and shown is None and adapt is None
             }  # fmt: skip
             try:
                 with supplied(loaded.tensors):
-                    converted = blurify.convert(loaded.model, wanted, **how)
+                    converted = blurify.convert(loaded.model, wanted, **settings)
             except BlurifyError:
                 if loaded.tensors is None:
                     raise
-                loaded = opened()  # a forward that needs all weights at once
-                converted = blurify.convert(loaded.model, wanted, **how)
+                loaded = how.open(model, pretrained=not random)  # a forward that needs all weights at once
+                converted = blurify.convert(loaded.model, wanted, **settings)
         plan = blurify.plan_of(converted)
         proof = blurify.proof_of(converted)
         if plan is None:  # a model without a single site may come back as it was
@@ -157,8 +155,9 @@ def convert(
             )
     size = plans.size_of(output) if written else 0
     remedy = ""
-    if changed and not random and adapted is None and answers.changes_answers(plan):
-        remedy = answers.adapt_command(str(output), answers.adapted_name(output), allow=allow, trust=trust)
+    trained_so = loaded.recipe is not None and wanted == loaded.recipe
+    if changed and not (random or trained_so) and adapted is None and answers.changes_answers(plan):
+        remedy = answers.adapt_command(str(output), answers.adapted_name(output), how.words_for_classes())
 
     if json:
         console.print_json(
@@ -184,6 +183,10 @@ def convert(
         console.say("not adapted: the one-tap filter changes no answers", style="yellow")
     if agreed is not None and data is not None:
         console.say(answers.line(agreed, data, done=True), style="bold")
+    if changed and trained_so and adapted is None:
+        console.say(f"its weights were trained with these filters ({asked.name}): it is ready for use", style="bold")
+    if changed and (other := options.other_recipe(loaded, asked)):
+        console.say(other, style="yellow")
     if remedy:
         console.say(answers.warning(remedy, done=True), style="bold yellow")
     if written:

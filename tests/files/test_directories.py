@@ -306,25 +306,6 @@ def test_a_directory_for_timm(tmp_path):
     assert all(line in card.text for line in (*proof.lines(), *measured, "Not ready for use"))
 
 
-def test_a_directory_goes_to_the_hub_as_it_is(tmp_path, monkeypatch):
-    """What the client of the hub would upload, without a network."""
-    from huggingface_hub import HfApi
-
-    loaded = opening.open_model(ARCH, pretrained=False)
-    checkpoints.save(blurify.convert(loaded.model, verify=False), f"{tmp_path}/hub/", source=loaded.source)
-    sent: list[str] = []
-
-    def commit(self: Any, operations: Any, **more: Any) -> Any:
-        sent.extend(one.path_in_repo for one in operations)
-        raise StopIteration
-
-    monkeypatch.setattr(HfApi, "create_commit", commit)
-    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, **more: [])
-    with pytest.raises(StopIteration):
-        HfApi().upload_folder(repo_id="some/net", folder_path=tmp_path / "hub")
-    assert sorted(sent) == ["README.md", "config.json", "model.safetensors"]
-
-
 def test_a_directory_for_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     model = hugging_face(tmp_path / "hf")
@@ -332,7 +313,8 @@ def test_a_directory_for_transformers(tmp_path):
     result = blurify.convert(loaded.model, verify=False)
     checkpoints.save(result, f"{tmp_path}/out/", source=loaded.source)
     theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
-    assert agree(theirs, model)
+    image = torch.randn(IMAGE)
+    torch.testing.assert_close(outputs(theirs, image), outputs(model, image))  # from memory that is aligned otherwise
     assert agree(blurify.load(tmp_path / "out"), result)
 
 

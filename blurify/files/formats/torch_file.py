@@ -14,6 +14,7 @@ from blurify.errors import BlurifyError, one_line
 from blurify.files import contents, pickled
 from blurify.files.checkpoint import HEADER, Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
+from blurify.files.sources.own_file import import_source
 from blurify.proof.proof import without_time
 
 _ZIP, _PICKLE = b"PK", b"\x80"
@@ -30,7 +31,9 @@ class TorchFile(Format):
 
     def read(self, path: Path, reading: Reading) -> Checkpoint:
         """Without running code that the file chooses, unless trusted. See `Format.read`."""
-        return contents.interpret(path, pickled.read(path, allow=reading.allow, trust=reading.trust), reading)
+        source = import_source(reading.source) if reading.source is not None else None
+        content = pickled.read(path, allow=reading.allow, trust=reading.trust, source=source)
+        return contents.interpret(path, content, reading)
 
     def keeps_rest(self, path: Path) -> bool:
         """It has."""
