@@ -83,12 +83,13 @@ def adapt(
     """
     options.check_filter_size(filter_size)
     with console.working("loading torch"):
-        from blurify.files import atomic, checkpoints
+        from blurify.files import atomic, checkpoints, formats
         from blurify.tuning.adapting import Options
         from blurify.tuning.training import Training, main_process
 
     wanted = tuple(name.strip() for name in stages.split(",") if name.strip())
     Options(wanted, Training(steps, minutes, batch_size, accumulate=accumulate), crops, outputs=outputs).check()
+    formats.for_writing(output)
     atomic.check_target(output, force=force)
     if restart:
         teaching.kept_at(output).unlink(missing_ok=True)
@@ -116,13 +117,16 @@ def adapt(
         )  # fmt: skip
     if not main_process():
         return
+    told: list[str] = []
     with console.working(f"writing {output}"):
-        checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, force=force)
+        checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, force=force, notes=told)
     size_written = output.stat().st_size
     if json:
         console.print_json({"adapted": adapted.to_dict(), "file": {"path": str(output), "bytes": size_written}})
         return
     teaching.say_notes(adapted)
+    for note in told:
+        console.say(note, style="yellow")
     console.say(f"wrote {output} ({plans.file_size(size_written)})", style="bold")
     carried.say_rest(loaded.rest, output, plain=False, adapted=True)
     console.say(teaching.next_command(model, output))

@@ -29,7 +29,7 @@ def convert(
     model: options.Model,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="OUT", help="File to write: .safetensors, or .pt (torch's format)."),
+        typer.Option("--output", "-o", metavar="OUT", help="File to write: .pt, .safetensors, .pt2 or .onnx."),
     ],
     recipe: options.Recipe = None,
     filter_size: options.FilterSize = None,
@@ -81,9 +81,10 @@ def convert(
     if minutes is not None and not minutes > 0:
         raise BlurifyError(f"--minutes {minutes:g} is no time: give more")
     with console.working("loading torch"):
-        from blurify.files import atomic, checkpoints
+        from blurify.files import atomic, checkpoints, formats
 
-    atomic.check_target(output, force=force)  # before the work, so that none is wasted
+    formats.for_writing(output)  # before the work, so that none is wasted
+    atomic.check_target(output, force=force)
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
         from blurify.graph.supplying import supplied
@@ -144,6 +145,7 @@ def convert(
         raise BlurifyError(f"{model} is converted already: {remedy}")
     changed = bool(plan.converted) and not already
     written = changed or write_unchanged
+    told: list[str] = []
     if written:
         with console.working(f"writing {output}"):
             checkpoints.save(
@@ -154,6 +156,7 @@ def convert(
                 plain=plain,
                 tensors=loaded.tensors,
                 force=force,
+                notes=told,
             )
     size = output.stat().st_size if written else 0
     remedy = ""
@@ -170,7 +173,7 @@ def convert(
                 "answers": answers.as_json(agreed, data),
                 "adapt": remedy or None,
                 "adapted": adapted.to_dict() if adapted is not None else None,
-                "note": loaded.note or None,
+                "note": "; ".join(filter(None, (loaded.note, *told))) or None,
                 "rest": carried.rest_as_json(loaded.rest, output, plain=plain),
                 "file": {"path": str(output), "bytes": size} if written else None,
             }
@@ -188,6 +191,8 @@ def convert(
         console.say(answers.warning(remedy, done=True), style="bold yellow")
     if written:
         console.say(f"wrote {output} ({plans.file_size(size)})", style="bold")
+        for note in told:
+            console.say(note, style="yellow")
         carried.say_rest(loaded.rest, output, plain=plain, adapted=adapted is not None)
         if loaded.source.kind == "module" and output.suffix == ".safetensors":
             console.say(
