@@ -118,13 +118,16 @@ def adapt(
         )  # fmt: skip
     if not main_process():
         return
+    told: list[str] = []
     with console.working(f"writing {output}"):
-        checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, force=force)
+        checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, force=force, notes=told)
     size_written = plans.size_of(output)
     if json:
         console.print_json({"adapted": adapted.to_dict(), "file": {"path": str(output), "bytes": size_written}})
         return
     teaching.say_notes(adapted)
+    for note in told:
+        console.say(note, style="yellow")
     console.say(f"wrote {output} ({plans.file_size(size_written)})", style="bold")
     carried.say_rest(loaded.rest, output, plain=False, adapted=True)
     console.say(teaching.next_command(model, output))

@@ -141,6 +141,7 @@ def convert(
         raise BlurifyError(f"{model} is converted already: {remedy}")
     changed = bool(plan.converted) and not already
     written = changed or write_unchanged
+    told: list[str] = []
     if written:
         with console.working(f"writing {output}"):
             checkpoints.save(
@@ -152,6 +153,7 @@ def convert(
                 measured=() if agreed is None or data is None else (answers.line(agreed, data.name, done=True),),
                 tensors=loaded.tensors,
                 force=force,
+                notes=told,
             )
     size = plans.size_of(output) if written else 0
     remedy = ""
@@ -169,7 +171,7 @@ def convert(
                 "answers": answers.as_json(agreed, data),
                 "adapt": remedy or None,
                 "adapted": adapted.to_dict() if adapted is not None else None,
-                "note": loaded.note or None,
+                "note": "; ".join(filter(None, (loaded.note, *told))) or None,
                 "rest": carried.rest_as_json(loaded.rest, output, plain=plain),
                 "file": {"path": str(output), "bytes": size} if written else None,
             }
@@ -191,6 +193,8 @@ def convert(
         console.say(answers.warning(remedy, done=True), style="bold yellow")
     if written:
         console.say(f"wrote {output} ({plans.file_size(size)})", style="bold")
+        for note in told:
+            console.say(note, style="yellow")
         carried.say_rest(loaded.rest, output, plain=plain, adapted=adapted is not None)
         if loaded.source.kind == "module" and output.suffix == ".safetensors":
             console.say(

@@ -16,6 +16,7 @@ from blurify.files.checkpoint import Reading, Rest, Saved, header_of
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
 from blurify.files.sources import ModelSource, hub
+from blurify.nn.exported import Exported
 from blurify.surgery.carrying import adapted_of, plan_of
 
 
@@ -29,13 +30,15 @@ def save(
     measured: Sequence[str] = (),
     tensors: Mapping[str, Tensor] | None = None,
     force: bool = False,
+    notes: list[str] | None = None,
 ) -> Path:
     """Write a converted model.
 
     Args:
         model: converted by blurify (it carries its plan).
-        path: `.safetensors` for tensors only; a name that ends with a slash for a directory as the Hugging Face hub
-            keeps models; any other ending for torch's format.
+        path: `.safetensors` for tensors only, `.pt2` and `.onnx` for exported programs; a name that ends with a slash
+            for a directory as the Hugging Face hub keeps models; `.pt` and its like, and endings of no other program,
+            for torch's format.
         source: how to build the unconverted model, as `opening.open_model` tells; None: the model exists only in
             memory.
         rest: what else stood in the file that the model came from, as `opening.open_model` tells; `.pt` keeps it.
@@ -43,6 +46,7 @@ def save(
         measured: what was measured of the model, a line each, for the card in a directory.
         tensors: the values of a model that has none of its own (see `opening.open_model`).
         force: replace a file that is there.
+        notes: gets what there is to tell of the file, such as sizes that could not be left open.
 
     Returns:
         The path written.
@@ -59,7 +63,10 @@ def save(
     written.check_target(path, force=force)
     require_in_force(model, plan, "convert the original model again, and save that")
     header = header_of(plan, source if source is not None and source.arch is not None else None, adapted_of(model))
-    written.write(path, Saved(model, header, rest, plain, tensors, tuple(measured)), force=force)
+    saved = Saved(model, header, rest, plain, tensors, tuple(measured))
+    written.write(path, saved, force=force)
+    if notes is not None:
+        notes += saved.notes
     return path
 
 
@@ -86,6 +93,8 @@ def load(
         path = hub.fetched(str(path), weights=True)
     checkpoint = formats.read_checkpoint(path, Reading(tuple(allow), trust))
     found = checkpoint.module
+    if isinstance(found, Exported) and found.converted is not None:  # a program that can't lose its blurs
+        return found.eval()
     if found is None and checkpoint.header is not None:
         found, _ = rebuild(checkpoint, model=model, arch=arch)
     plan = plan_of(found) if found is not None else None
