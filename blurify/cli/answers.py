@@ -57,6 +57,11 @@ def adapt_command(model: str, output: str, options: Sequence[str]) -> str:
     return f"blurify adapt {shlex.join([model, *options])} --data DIR -o {shlex.quote(output)}"
 
 
+def shown(output: Path) -> str:
+    """A path as the user wrote it: of a directory with its slash."""
+    return f"{output}/" if isinstance(output, Folder) else str(output)
+
+
 def adapted_name(output: Path) -> str:
     """What the adapted model's file might be called: 'aa.pt' -> 'aa_adapted.pt'."""
     name = str(output.with_name(f"{output.stem}_adapted{output.suffix}"))

@@ -159,7 +159,12 @@ def convert(
     remedy = ""
     trained_so = loaded.recipe is not None and wanted == loaded.recipe
     if changed and not (random or trained_so) and adapted is None and answers.changes_answers(plan):
-        remedy = answers.adapt_command(str(output), answers.adapted_name(output), how.words_for_classes())
+        again = plain or not formats.for_writing(output).opens_again
+        adapted_to = answers.adapted_name(output)
+        remedy = (
+            answers.adapt_command(model, adapted_to, how.words()) if again  # what was written has no plan to go on with
+            else answers.adapt_command(answers.shown(output), adapted_to, how.words_for_classes())
+        )  # fmt: skip
 
     if json:
         console.print_json(

@@ -15,11 +15,13 @@ class Format(ABC):
 
     Attributes:
         name: what it is called in messages.
+        opens_again: a model that was written is the converted model again when it is read, with its plan.
         suffixes: the endings that mean this format and no other; none where it is the one for any other ending.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
+    opens_again: ClassVar[bool] = True
 
     @abstractmethod
     def sniff(self, start: bytes, path: Path) -> bool:

@@ -30,6 +30,7 @@ class OnnxFile(Format):
 
     name = "ONNX"
     suffixes = (".onnx",)
+    opens_again = False
 
     def require(self) -> None:
         """Ask whether the packages are there.

@@ -28,6 +28,7 @@ class Pt2File(Format):
 
     name = "torch.export"
     suffixes = (".pt2",)
+    opens_again = False
 
     def sniff(self, start: bytes, path: Path) -> bool:
         """By what is in the archive."""
