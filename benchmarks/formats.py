@@ -400,9 +400,9 @@ def page(result: dict[str, Any]) -> str:
             "<!-- written by benchmarks/formats.py (make formats) -->",
             "",
             "Each row is a real file, made by the library that makes such files, and converted by",
-            "`blurify convert FILE -o OUT`; each column is what was written. What was written is opened by what users would",
-            "open it with (blurify, `torch.load`, `torch.export.load`, onnxruntime), and the figure is how far its outputs",
-            "are from those of the original model converted in Python: the largest difference over the largest output.",
+            "`blurify convert FILE -o OUT`; each column is what was written. It is opened by what users would open it with",
+            "(blurify, `torch.load`, `torch.export.load`, onnxruntime), and the figure is how far its outputs are from",
+            "those of the original model converted in Python: the largest difference over the largest output.",
             "",
             *lines,
             "",
@@ -439,9 +439,8 @@ def main() -> int:
     cases = [found for row in rows.values() for found in row.values()]
     wrong = [found for found in cases if found["error"] is not None and not found["error"] <= TOLERANCE]
     refused = [found for found in cases if found["error"] is None]
-    print(
-        f"{len(cases)} cases: {len(cases) - len(wrong) - len(refused)} right, {len(refused)} refused, {len(wrong)} wrong"
-    )
+    right = len(cases) - len(wrong) - len(refused)
+    print(f"{len(cases)} cases: {right} right, {len(refused)} refused, {len(wrong)} wrong")
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
     if docs is not None:

@@ -46,7 +46,8 @@ class HubDirectory(Format):
         file = _weights(path)
         assert file is not None
         found = formats.read_checkpoint(file, reading)
-        named = configs.architecture_of(configs.read_config(path), str(path / configs.CONFIG))
+        config = configs.read_config(path) if found.header is None else {}  # ours says itself what it is
+        named = configs.architecture_of(config, str(path / configs.CONFIG))
         note = "; ".join(part for part in (found.note, f"read {file.name}") if part)
         if named is not None and found.module is None:
             found = dataclasses.replace(found, arch=named[0], config=named[1])
