@@ -32,7 +32,7 @@ def adapt(
         ),
     ],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of pictures; no labels are needed.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="File to write, as blurify convert.")],
+    output: options.Output,
     stages: Stages = "recalibrate,reconstruct,refine,distil",
     minutes: Annotated[float, typer.Option(metavar="M", help="Time for all stages together.")] = 10.0,
     steps: Annotated[
@@ -85,13 +85,13 @@ def adapt(
     """
     options.check_filter_size(filter_size)
     with console.working("loading torch"):
-        from blurify.files import atomic, checkpoints
+        from blurify.files import checkpoints, formats
         from blurify.tuning.adapting import Options
         from blurify.tuning.training import Training, main_process
 
     wanted = tuple(name.strip() for name in stages.split(",") if name.strip())
     Options(wanted, Training(steps, minutes, batch_size, accumulate=accumulate), crops, outputs=outputs).check()
-    atomic.check_target(output, force=force)
+    formats.for_writing(output).check_target(output, force=force)
     if restart:
         teaching.kept_at(output).unlink(missing_ok=True)
     place = find_device(device)
@@ -118,13 +118,16 @@ def adapt(
         )  # fmt: skip
     if not main_process():
         return
+    told: list[str] = []
     with console.working(f"writing {output}"):
-        checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, force=force)
-    size_written = output.stat().st_size
+        checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, force=force, notes=told)
+    size_written = plans.size_of(output)
     if json:
         console.print_json({"adapted": adapted.to_dict(), "file": {"path": str(output), "bytes": size_written}})
         return
     teaching.say_notes(adapted)
+    for note in told:
+        console.say(note, style="yellow")
     console.say(f"wrote {output} ({plans.file_size(size_written)})", style="bold")
     carried.say_rest(loaded.rest, output, plain=False, adapted=True)
     console.say(teaching.next_command(model, output))

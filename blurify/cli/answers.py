@@ -16,6 +16,7 @@ import typer
 from blurify.cli import console
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
+from blurify.files.atomic import Folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,9 +57,15 @@ def adapt_command(model: str, output: str, options: Sequence[str]) -> str:
     return f"blurify adapt {shlex.join([model, *options])} --data DIR -o {shlex.quote(output)}"
 
 
+def shown(output: Path) -> str:
+    """A path as the user wrote it: of a directory with its slash."""
+    return f"{output}/" if isinstance(output, Folder) else str(output)
+
+
 def adapted_name(output: Path) -> str:
     """What the adapted model's file might be called: 'aa.pt' -> 'aa_adapted.pt'."""
-    return str(output.with_name(f"{output.stem}_adapted{output.suffix}"))
+    name = str(output.with_name(f"{output.stem}_adapted{output.suffix}"))
+    return f"{name}/" if isinstance(output, Folder) else name
 
 
 def warning(command: str, *, done: bool) -> str:

@@ -11,6 +11,7 @@ import typer
 from blurify.cli import answers, carried, console, options, plans, teaching
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
+from blurify.files.atomic import Folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,10 +27,7 @@ MINUTES = 10.0
 
 def convert(
     model: options.Model,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="OUT", help="File to write: .safetensors, or .pt (torch's format)."),
-    ],
+    output: options.Output,
     recipe: options.Recipe = None,
     filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
@@ -82,9 +80,9 @@ def convert(
     if minutes is not None and not minutes > 0:
         raise BlurifyError(f"--minutes {minutes:g} is no time: give more")
     with console.working("loading torch"):
-        from blurify.files import atomic, checkpoints
+        from blurify.files import checkpoints, formats
 
-    atomic.check_target(output, force=force)  # before the work, so that none is wasted
+    formats.for_writing(output).check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
         from blurify.graph.supplying import supplied
@@ -93,7 +91,8 @@ def convert(
         load_recipe(recipe)  # before the work, so that none is wasted
         how = options.How(arch, allow, trust, weights, source)
         # What a conversion leaves as it is need not be read: the weights of safetensors stay in their file.
-        stays = output.suffix == ".safetensors" and data is None and adapt is None
+        stays = isinstance(output, Folder) or output.suffix == ".safetensors"
+        stays = stays and data is None and adapt is None
         loaded = how.open(model, pretrained=not random, lazily=stays)
         asked = wanted = options.recipe_for(loaded, recipe, filter_size)
     import blurify
@@ -142,6 +141,7 @@ def convert(
         raise BlurifyError(f"{model} is converted already: {remedy}")
     changed = bool(plan.converted) and not already
     written = changed or write_unchanged
+    told: list[str] = []
     if written:
         with console.working(f"writing {output}"):
             checkpoints.save(
@@ -150,14 +150,21 @@ def convert(
                 source=loaded.source,
                 rest=loaded.rest,
                 plain=plain,
+                measured=() if agreed is None or data is None else (answers.line(agreed, data.name, done=True),),
                 tensors=loaded.tensors,
                 force=force,
+                notes=told,
             )
-    size = output.stat().st_size if written else 0
+    size = plans.size_of(output) if written else 0
     remedy = ""
     trained_so = loaded.recipe is not None and wanted == loaded.recipe
     if changed and not (random or trained_so) and adapted is None and answers.changes_answers(plan):
-        remedy = answers.adapt_command(str(output), answers.adapted_name(output), how.words_for_classes())
+        again = plain or not formats.for_writing(output).opens_again
+        adapted_to = answers.adapted_name(output)
+        remedy = (
+            answers.adapt_command(model, adapted_to, how.words()) if again  # what was written has no plan to go on with
+            else answers.adapt_command(answers.shown(output), adapted_to, how.words_for_classes())
+        )  # fmt: skip
 
     if json:
         console.print_json(
@@ -169,7 +176,7 @@ def convert(
                 "answers": answers.as_json(agreed, data),
                 "adapt": remedy or None,
                 "adapted": adapted.to_dict() if adapted is not None else None,
-                "note": loaded.note or None,
+                "note": "; ".join(filter(None, (loaded.note, *told))) or None,
                 "rest": carried.rest_as_json(loaded.rest, output, plain=plain),
                 "file": {"path": str(output), "bytes": size} if written else None,
             }
@@ -191,6 +198,8 @@ def convert(
         console.say(answers.warning(remedy, done=True), style="bold yellow")
     if written:
         console.say(f"wrote {output} ({plans.file_size(size)})", style="bold")
+        for note in told:
+            console.say(note, style="yellow")
         carried.say_rest(loaded.rest, output, plain=plain, adapted=adapted is not None)
         if loaded.source.kind == "module" and output.suffix == ".safetensors":
             console.say(

@@ -29,6 +29,22 @@ Model = Annotated[
 ConvertedFile = Annotated[
     str, typer.Argument(metavar="FILE", help="A file that blurify convert or blurify.save wrote.", show_default=False)
 ]
+
+
+def _target(text: str) -> Path:
+    """A path that remembers a slash at its end, which means a directory."""
+    from blurify.files.atomic import target
+
+    return target(text)
+
+
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="OUT", parser=_target,
+        help="File to write: .safetensors, or .pt (torch's format); DIR/ for a directory as the Hugging Face hub has.",
+    ),
+]  # fmt: skip
 Recipe = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="A shipped recipe or a TOML file.", show_default="zhang2019")
 ]

@@ -110,7 +110,9 @@ def known() -> Mapping[str, frozenset[str]]:
     names = {kind: frozenset(names) for kind, names in json.loads(text)["names"].items()}
     pools = [f"blurify.nn.pools.{kind}BlurPool{rank}d" for kind in ("Max", "Avg") for rank in (1, 2, 3)]
     own = frozenset(f"{pool}.{key}" for pool in pools for key in ("dense_kernel_size", "unless_global"))
-    return {**names, "keys": names["keys"] | own}
+    # What an exported program is read as: data for a fixed table of functions.
+    exported = frozenset(f"blurify.nn.exported.{name}" for name in ("Exported", "Part", "Op", "Slice"))
+    return {**names, "modules": names["modules"] | exported, "keys": names["keys"] | own}
 
 
 class Names:

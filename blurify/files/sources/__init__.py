@@ -7,6 +7,7 @@ checkpoint can hold only tensors. Heavy packages are imported where they are use
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,8 @@ __all__ = ["LoadedModel", "ModelSource", "build", "is_factory", "odd_option"]
 
 
 def is_factory(spec: str) -> bool:
-    """Whether a spec names a factory (and not a file)."""
-    return spec.startswith(("timm/", "torchvision/", "python:"))
+    """Whether a spec names a factory (and not a file: one that is there, in a folder called timm, is meant)."""
+    return spec.startswith(("timm/", "torchvision/", "python:")) and not Path(spec).is_file()
 
 
 def build(
