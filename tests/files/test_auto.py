@@ -19,7 +19,7 @@ from blurify.files.sources.index import Index, Kind, index
 
 # One or two of every family of timm, and torchvision's; what `make architectures` does for all.
 SAMPLE = """
-timm/beit_base_patch32_384 timm/cait_xxs24_224 timm/convmixer_768_32 timm/convnext_tiny timm/cspdarknet53
+timm/beit_base_patch16_384 timm/cait_xxs24_224 timm/convmixer_768_32 timm/convnext_tiny timm/cspdarknet53
 timm/davit_tiny timm/deit3_small_patch16_224 timm/dla34 timm/dm_nfnet_f0 timm/edgenext_small
 timm/efficientformer_l1 timm/focalnet_tiny_srf timm/ghostnet_100 timm/hrnet_w18 timm/inception_v4 timm/levit_128
 timm/mixer_b16_224 timm/mobilenetv2_100 timm/mobilevit_s timm/mvitv2_tiny timm/nfnet_l0 timm/poolformer_s12

@@ -99,7 +99,7 @@ def explain_missing(path: Path, missing: Mapping[str, str], *, nothing: bool = F
 def defined_in_script(path: Path, name: str) -> str:
     """What to do about a class whose module was the program that saved it."""
     return (
-        f"{path} needs the class {printable(name)}, which was defined in the script that saved it: add --source "
+        f"{path} needs {printable(name)}, which was defined in the script that saved it: add --source "
         "SCRIPT.py with that file (its code is run), or save its state_dict and give the model with "
         "--arch python:module:factory"
     )
