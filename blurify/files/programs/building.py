@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, one_line
@@ -199,7 +198,7 @@ class _Builder:
         single = len(node["outputs"]) == 1 and "as_tensors" not in node["outputs"][0]
         if len(call.outputs) == 1 and not single:
             raise BlurifyError(f"{self.program.path} calls {_cut(target)} for a list of one: export it without")
-        call.name = _WORD.fullmatch(str(node.get("name") or "")) and node["name"] or function
+        call.name = (_WORD.fullmatch(str(node.get("name") or "")) and node["name"]) or function
         return _substituted(call) if function in SUBSTITUTED else call
 
     def _argument(self, said: dict[str, Any]) -> Any:
@@ -373,7 +372,7 @@ class _Builder:
     def _plain(self, call: _Call) -> tuple[nn.Module, tuple[Any, ...], tuple[tuple[str, Any], ...]]:
         """The module of a call without weights of its own, and what it is called with."""
         source = next(iter(call.named.values()), None)
-        rest = {name: value for name, value in list(call.named.items())[1:]}
+        rest = dict(list(call.named.items())[1:])
         if call.function == "slices":
             return Slice(call.named["slices"]), (call.named["self"],), ()
         if not any(read_by(value) for value in rest.values()):
@@ -412,9 +411,15 @@ class _Builder:
         for position, part in enumerate(parts):
             found = owner._modules.get(part)
             if found is None:
-                return type(owner) in (Part, Exported) and not any(hasattr(owner, p) for p in parts[position : position + 1])
+                return type(owner) in (Part, Exported) and not any(
+                    hasattr(owner, p) for p in parts[position : position + 1]
+                )
             owner = found
-        return type(owner) is Part and path not in self.taken and not (owner._modules or owner._parameters or owner._buffers)
+        return (
+            type(owner) is Part
+            and path not in self.taken
+            and not (owner._modules or owner._parameters or owner._buffers)
+        )
 
     def _set(self, path: str, module: nn.Module) -> None:
         owner, _, last = path.rpartition(".")

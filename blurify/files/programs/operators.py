@@ -60,7 +60,7 @@ _NUMBERS = {
 
 
 def function_of(target: str) -> str | None:
-    """The name in `nn.exported`'s table, or in `SUBSTITUTED`, of a call's target; None for what blurify does not know."""
+    """What a call's target is in `nn.exported`'s table, or in `SUBSTITUTED`; None for what blurify does not know."""
     if target in _NUMBERS:
         return _NUMBERS[target]
     match = _TARGET.fullmatch(target)
@@ -69,6 +69,6 @@ def function_of(target: str) -> str | None:
     name, overload = match[1], match[2]
     if overload in _ONE_OVERLOAD.get(name, (overload,)):
         name = _RENAMED.get(name, name)
-        if name in OPS and not name.startswith("number_") or name in SUBSTITUTED:
+        if (name in OPS and not name.startswith("number_")) or name in SUBSTITUTED:
             return name
     return None
