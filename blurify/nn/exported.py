@@ -283,8 +283,8 @@ def _of_layers(names: str) -> dict[str, Callable[..., Any]]:
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **_of_layers(
-        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear relu relu_ relu6 silu mish gelu "
-        "hardtanh hardtanh_ hardswish hardsigmoid leaky_relu leaky_relu_ selu celu softplus logsigmoid hardshrink "
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear relu relu_ relu6 silu mish "
+        "gelu hardtanh hardtanh_ hardswish hardsigmoid leaky_relu leaky_relu_ selu celu softplus logsigmoid hardshrink "
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
         "adaptive_avg_pool3d adaptive_max_pool2d dropout prelu glu pixel_shuffle pixel_unshuffle threshold"
     ),

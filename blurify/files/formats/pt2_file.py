@@ -20,7 +20,7 @@ from blurify.spec.plan import Plan
 
 
 class Pt2File(Format):
-    """The converted model as a program, with the plan in its extra files; read as modules again, without torch's reader.
+    """The converted model as a program, with the plan in its extra files; read as modules again, not by torch's reader.
 
     A program of a converted model computes the converted model, but the plan's names are of the model that it was
     exported from: so it is neither converted again nor taken back.

@@ -30,7 +30,7 @@ _OTHERS = {
         "ncnn": ".param",
         "PaddlePaddle": ".pdmodel .pdparams",
         "MXNet": ".params",
-        "another program": ".zip .7z .xz .bz2 .zst .json .yaml .yml .toml .txt .csv .md .py .html .log .png .jpg .jpeg .pdf",
+        "another program": ".zip .7z .xz .bz2 .zst .json .yaml .yml .toml .txt .csv .md .py .html .log .png .jpg .pdf",
     }.items()
     for ending in endings.split()
 }  # fmt: skip

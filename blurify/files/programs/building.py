@@ -342,10 +342,11 @@ class _Builder:
         weight, said = held["weight"], call.named
         groups = said.get("groups", 1)
         options = {name: said[name] for name in ("stride", "padding", "dilation") if name in said}
+        kernel: Any = tuple(weight.shape[2:])
         return _CONVS[call.function](
             weight.shape[1] * groups,
             weight.shape[0],
-            tuple(weight.shape[2:]),
+            kernel,
             groups=groups,
             bias="bias" in held,
             device="meta",
@@ -372,7 +373,7 @@ class _Builder:
     def _plain(self, call: _Call) -> tuple[nn.Module, tuple[Any, ...], tuple[tuple[str, Any], ...]]:
         """The module of a call without weights of its own, and what it is called with."""
         source = next(iter(call.named.values()), None)
-        rest = {name: value for name, value in list(call.named.items())[1:]}
+        rest = dict(list(call.named.items())[1:])
         if call.function == "slices":
             return Slice(call.named["slices"]), (call.named["self"],), ()
         if not any(read_by(value) for value in rest.values()):
@@ -440,6 +441,7 @@ class _Builder:
 def _substituted(call: _Call) -> _Call:
     """Operators of decomposed programs as those that they came from."""
     said = call.named
+    order: tuple[str, ...]
     match call.function:
         case "convolution":
             if said.get("transposed"):

@@ -60,7 +60,7 @@ _NUMBERS = {
 
 
 def function_of(target: str) -> str | None:
-    """The name in `nn.exported`'s table, or in `SUBSTITUTED`, of a call's target; None for what blurify does not know."""
+    """What a call's target is in `nn.exported`'s table, or in `SUBSTITUTED`; None for what blurify does not know."""
     if target in _NUMBERS:
         return _NUMBERS[target]
     match = _TARGET.fullmatch(target)

@@ -7,8 +7,8 @@ checkpoint can hold only tensors. Heavy packages are imported where they are use
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blurify.errors import BlurifyError
