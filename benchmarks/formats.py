@@ -313,7 +313,10 @@ def opened(given: Input, output: str, path: str, converted: nn.Module) -> Callab
     except blurify.BlurifyError as error:
         if "model=" not in str(error):
             raise
-        return blurify.load(path.rstrip("/"), model=blurify.revert(converted))  # tensors of a model of nobody's name
+        from blurify.files import opening  # tensors of a model that has no name
+
+        source = Path(given.options[1]) if "--source" in given.options else None
+        return blurify.load(path.rstrip("/"), model=opening.open_model(given.path, source=source).model)
 
 
 def _classes(model: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -95,10 +96,18 @@ def stopped(output: Path, answer: str, name: str, grace: float = 1000) -> tuple[
     """The exit code and stderr of a writer that was sent a signal; its target is as it was, and alone."""
     output.write_text("before")
     command = [sys.executable, "-c", WRITING, str(output), answer, str(grace)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "writing\n"
-        process.send_signal(getattr(signal, name))
-        _, errors = process.communicate(timeout=100)
+    # A process that was started with a signal ignored, as under nohup, rightly goes on ignoring it.
+    default = functools.partial(signal.signal, getattr(signal, name), signal.default_int_handler if name == "SIGINT"
+                                else signal.SIG_DFL)  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "writing\n"
+            process.send_signal(getattr(signal, name))
+            _, errors = process.communicate(timeout=100)
+        finally:
+            process.kill()  # of one that has ended nothing is left to kill
     assert [entry.name for entry in output.parent.iterdir()] == [output.name] and output.read_text() == "before"
     return process.returncode, errors
 
