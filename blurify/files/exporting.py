@@ -101,6 +101,10 @@ def program_of(saved: Saved) -> tuple[ExportedProgram, Open, str]:
     inputs = inputs_of(saved)
     first: Exception | None = None
     for opened, note in open_dimensions(inputs):
+        with in_eval_mode(saved.model):
+            sizes = any(max(own, default=0) > 1 for own in opened)
+            if sizes and _other_sizes(saved.model, inputs, opened, [one.shape for one in inputs]) is None:
+                continue  # the program would say that it takes what the model does not
         try:
             with in_eval_mode(saved.model), _simple_sizes():
                 return _export(saved.model, inputs, opened), opened, note
@@ -109,7 +113,7 @@ def program_of(saved: Saved) -> tuple[ExportedProgram, Open, str]:
         except Exception as error:  # torch.export raises many kinds
             first = first or error
     raise BlurifyError(
-        f"the {type(saved.model).__name__} can't be exported ({one_line(first)}): save it as .pt"  # type: ignore[arg-type]
+        f"the {type(saved.model).__name__} can't be exported ({one_line(first) if first else 'no reason given'}): save it as .pt"
     ) from first
 
 
@@ -151,6 +155,22 @@ def _simple_sizes() -> Iterator[None]:
         hook.remove()
 
 
+def _other_sizes(
+    model: nn.Module, inputs: Inputs, opened: Open, shapes: Sequence[Sequence[int]]
+) -> list[list[int]] | None:
+    """Shapes of other sizes that the model takes; None where it takes none that was tried."""
+    # Odd sizes where it does; else multiples, as networks that divide and join ask for.
+    for step in (17, 32, 64):
+        other = [
+            [n + step * (dim - 1) if dim > 1 and dim in own else n for dim, n in enumerate(shape)]
+            for own, shape in zip(opened, shapes, strict=True)
+        ]
+        with contextlib.suppress(Exception):
+            model(*alike(inputs, other, inputs[0].device))
+            return other
+    return None
+
+
 def compare(
     model: nn.Module,
     inputs: Inputs,
@@ -174,17 +194,8 @@ def compare(
     if any(0 in own for own in opened):
         pairs = zip(opened, inputs, strict=True)
         shapes.append([[3 if dim == 0 and 0 in own else n for dim, n in enumerate(one.shape)] for own, one in pairs])
-    if any(max(own, default=0) > 1 for own in opened):
-        # Odd sizes where the model takes them; else multiples, as networks that divide and join ask for.
-        for step in (17, 32, 64):
-            other = [
-                [n + step * (dim - 1) if dim > 1 and dim in own else n for dim, n in enumerate(shape)]
-                for own, shape in zip(opened, shapes[-1], strict=True)
-            ]
-            with contextlib.suppress(Exception):
-                model(*alike(inputs, other, inputs[0].device))
-                shapes.append(other)
-                break
+    if any(max(own, default=0) > 1 for own in opened) and (other := _other_sizes(model, inputs, opened, shapes[-1])):
+        shapes.append(other)
     for sizes in shapes:
         given = alike(inputs, sizes, inputs[0].device)
         expected = flat(model(*given))

@@ -266,9 +266,13 @@ def test_endings_in_which_torch_is_written(name, converted, tmp_path):
 RAN = []
 
 
+def run():
+    RAN.append(1)
+
+
 class Runs:
     def __reduce__(self):
-        return RAN.append, (1,)
+        return run, ()
 
 
 @pytest.fixture(scope="module")
