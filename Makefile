@@ -16,7 +16,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test nets lint format parity bench evidence evidence-real zoo-check fuzz pickle-names pickle-check kills wheel clean
+.PHONY: help install install-dev demo test nets lint format parity bench evidence evidence-real zoo-check formats large-file fuzz architectures pickle-names pickle-check kills wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -75,11 +75,20 @@ zoo-check: $(DEV) ## convert and verify every architecture of timm and torchvisi
 fuzz: $(DEV) ## thousands of malformed and hostile files, each read in a process of its own (about a quarter of an hour)
 	$(BIN)/python tests/hostile/run.py -j $(JOBS)
 
+architectures: $(DEV) ## the index of --arch auto: every architecture of timm and torchvision by its tensors
+	$(BIN)/python benchmarks/architectures.py -j $(JOBS)
+
 pickle-names: $(DEV) ## what pickled models may name: every architecture of timm and torchvision is looked through
 	$(BIN)/python benchmarks/pickle_names.py -j $(JOBS)
 
 pickle-check: $(DEV) ## pickle every architecture, read it back, convert it, read that back
 	$(BIN)/python benchmarks/pickle_check.py -j $(JOBS)
+
+formats: $(DEV) ## every format in, every format out, as the real libraries write them; writes docs/formats.md
+	$(BIN)/python benchmarks/formats.py --out benchmarks/formats.json --page docs/formats.md
+
+large-file: $(DEV) ## memory and time of converting a file of 4 GB (needs 15 GB of disk)
+	$(BIN)/python benchmarks/large_file.py --out benchmarks/large_file.json
 
 kills: $(DEV) ## kill conversions at random moments and fill their disks (about a quarter of an hour)
 	$(BIN)/python benchmarks/kills.py --out benchmarks/kills.json

@@ -166,10 +166,11 @@ def lines(result: dict[str, Any]) -> list[str]:
     for name, file in result["files"].items():
         row = result["medians"][name]
         said.append(
-            f"{file['arch']:32} {file['bytes'] / 1e6:7.0f} MB: proven {row['proven_seconds']:.1f} s at "
-            f"{row['proven_peak_mb']:.0f} MB, unproven {row['unproven_seconds']:.1f} s at "
-            f"{row['unproven_peak_mb']:.0f} MB, {row['unproven_writing_seconds']:.1f} s of it writing; cp {row['cp_seconds']:.1f} s, with sync "
-            f"{row['cp_sync_seconds']:.1f} s"
+            f"{file['arch']:26} {file['bytes'] / 1e6:5.0f} MB: "
+            f"proven {row['proven_seconds']:.1f} s at {row['proven_peak_mb']:.0f} MB, "
+            f"unproven {row['unproven_seconds']:.1f} s at {row['unproven_peak_mb']:.0f} MB, "
+            f"{row['unproven_writing_seconds']:.1f} s of it writing; "
+            f"cp {row['cp_seconds']:.1f} s, with sync {row['cp_sync_seconds']:.1f} s"
         )
     ratios = result["ratios"]
     said.append(

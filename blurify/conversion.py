@@ -16,6 +16,7 @@ from blurify.graph.copies import copy_model, sharing_copy
 from blurify.graph.inputs import as_traced, given_inputs, traced
 from blurify.graph.recorder import Trace, trace
 from blurify.graph.structure import Inputs
+from blurify.nn.exported import Exported
 from blurify.planning.planner import Decided, decide
 from blurify.proof import verify as proving
 from blurify.proof.filters import wrong_filters
@@ -96,6 +97,12 @@ def convert(
     """
     wanted = load_recipe(recipe).with_filter(filter_size)
     before = plan_of(model)
+    if isinstance(model, Exported) and model.converted is not None:
+        done, sites = model.converted
+        raise BlurifyError(
+            f"this program was exported from a converted model ({done} of {sites} sites blurred), and would be blurred "
+            "twice: convert the model that it was made from"
+        )
     if before is not None:
         wrong = problems(model, before)
         if wrong:

@@ -394,7 +394,12 @@ def test_a_model_on_the_meta_device_then_given_weights(net):
     with torch.device("meta"):
         empty = Net()
     converted = blurify.convert(empty)
-    assert blurred(converted) == ["conv2", "pool"] and blurify.proof_of(converted).identity_error < 1e-5
+    proof = blurify.proof_of(converted)
+    assert blurred(converted) == ["conv2", "pool"] and proof.identity_error < 1e-5
+    identity, _, weights = proof.lines()
+    assert proof.made_up and proof.tensors_equal == 0  # there was nothing to compare, and it says so
+    assert "weights that were made up" in identity and "not proven: the model is on the meta device" in weights
+    assert not blurify.proof_of(blurify.convert(net)).made_up
     assert all(p.is_meta for p in converted.parameters())
     converted.to_empty(device="cpu").load_state_dict(net.state_dict(), strict=True)
     assert torch.equal(converted.eval()(image()), blurify.convert(net).eval()(image()))

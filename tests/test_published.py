@@ -41,6 +41,7 @@ parity = load_parity()
 def test_converted_torchvision_model_computes_the_published_function(name: str, taps: int, size: int) -> None:
     (row,) = parity.compare(name, [taps], [size])
     assert row["error"] <= 1e-5
+    assert row["file_error"] <= 1e-5
     assert row["unconverted"] > 1e-5  # else the comparison would show nothing
 
 

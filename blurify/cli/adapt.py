@@ -32,7 +32,7 @@ def adapt(
         ),
     ],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of pictures; no labels are needed.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="File to write, as blurify convert.")],
+    output: options.Output,
     stages: Stages = "recalibrate,reconstruct,refine,distil",
     minutes: Annotated[float, typer.Option(metavar="M", help="Time for all stages together.")] = 10.0,
     steps: Annotated[
@@ -73,6 +73,8 @@ def adapt(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
     allow: options.Allow = None,
     trust: options.Trust = False,
+    weights: options.Weights = None,
+    source: options.Source = None,
     json: options.Json = False,
 ) -> None:
     """Adapt a converted model: the original teaches it, on unlabelled pictures, to answer as before.
@@ -83,18 +85,18 @@ def adapt(
     """
     options.check_filter_size(filter_size)
     with console.working("loading torch"):
-        from blurify.files import atomic, checkpoints
+        from blurify.files import checkpoints, formats
         from blurify.tuning.adapting import Options
         from blurify.tuning.training import Training, main_process
 
     wanted = tuple(name.strip() for name in stages.split(",") if name.strip())
     Options(wanted, Training(steps, minutes, batch_size, accumulate=accumulate), crops, outputs=outputs).check()
-    atomic.check_target(output, force=force)
+    formats.for_writing(output).check_target(output, force=force)
     if restart:
         teaching.kept_at(output).unlink(missing_ok=True)
     place = find_device(device)
     with console.working("reading the model"):
-        loaded = options.open_model(model, arch=arch, pretrained=not random, allow=allow, trust=trust)
+        loaded = options.How(arch, allow, trust, weights, source).open(model, pretrained=not random)
     original, converted = _pair(loaded, model, recipe, filter_size)
     from blurify.cli.measuring import parse_numbers, parse_size
     from blurify.metrics import preprocessing
@@ -116,13 +118,16 @@ def adapt(
         )  # fmt: skip
     if not main_process():
         return
+    told: list[str] = []
     with console.working(f"writing {output}"):
-        checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, force=force)
-    size_written = output.stat().st_size
+        checkpoints.save(converted, output, source=loaded.source, rest=loaded.rest, force=force, notes=told)
+    size_written = plans.size_of(output)
     if json:
         console.print_json({"adapted": adapted.to_dict(), "file": {"path": str(output), "bytes": size_written}})
         return
     teaching.say_notes(adapted)
+    for note in told:
+        console.say(note, style="yellow")
     console.say(f"wrote {output} ({plans.file_size(size_written)})", style="bold")
     carried.say_rest(loaded.rest, output, plain=False, adapted=True)
     console.say(teaching.next_command(model, output))
@@ -131,11 +136,10 @@ def adapt(
 def _pair(loaded: LoadedModel, spec: str, recipe: str | None, filter_size: int | None) -> tuple[nn.Module, nn.Module]:
     """The original and the converted model, of whichever the file holds."""
     import blurify
-    from blurify.spec.recipes import load_recipe
 
     if blurify.plan_of(loaded.model) is None:
         with console.working("converting and verifying"):
-            converted = blurify.convert(loaded.model, load_recipe(recipe).with_filter(filter_size))
+            converted = blurify.convert(loaded.model, options.recipe_for(loaded, recipe, filter_size))
         if not _plan(converted).converted:
             raise BlurifyError(f"{spec} has nothing to convert, so there is nothing to adapt")
         return loaded.model, converted

@@ -16,6 +16,7 @@ import typer
 from blurify.cli import console
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
+from blurify.files.atomic import Folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,16 +47,25 @@ def changes_answers(plan: Plan) -> bool:
     return bool(plan.converted) and len(plan.recipe.resolved_taps) > 1
 
 
-def adapt_command(model: str, output: str, *, arch: str | None = None, allow: Sequence[str] | None, trust: bool) -> str:
-    """The command line that fits a model's weights to the blur, on pictures that the user has."""
-    options = [*(("--arch", arch) if arch else ()), *(word for name in allow or () for word in ("--allow", name))]
-    words = [model, *options, *(("--trust",) if trust else ())]
-    return f"blurify adapt {shlex.join(words)} --data DIR -o {shlex.quote(output)}"
+def adapt_command(model: str, output: str, options: Sequence[str]) -> str:
+    """The command line that fits a model's weights to the blur, on pictures that the user has.
+
+    Args:
+        model, output: its files.
+        options: that it takes to read the model.
+    """
+    return f"blurify adapt {shlex.join([model, *options])} --data DIR -o {shlex.quote(output)}"
+
+
+def shown(output: Path) -> str:
+    """A path as the user wrote it: of a directory with its slash."""
+    return f"{output}/" if isinstance(output, Folder) else str(output)
 
 
 def adapted_name(output: Path) -> str:
     """What the adapted model's file might be called: 'aa.pt' -> 'aa_adapted.pt'."""
-    return str(output.with_name(f"{output.stem}_adapted{output.suffix}"))
+    name = str(output.with_name(f"{output.stem}_adapted{output.suffix}"))
+    return f"{name}/" if isinstance(output, Folder) else name
 
 
 def warning(command: str, *, done: bool) -> str:

@@ -12,6 +12,8 @@ def check(
     arch: options.Arch = None,
     allow: options.Allow = None,
     trust: options.Trust = False,
+    weights: options.Weights = None,
+    source: options.Source = None,
     json: options.Json = False,
 ) -> None:
     """Say whether the plan of a converted model is still in force, one line a problem. Exit code 1: it is not.
@@ -19,7 +21,7 @@ def check(
     Code that works on a model after its conversion may put a layer back, or its stride: this finds it.
     """
     with console.working("reading the model"):
-        loaded = options.open_converted(model, arch=arch, allow=allow, trust=trust)
+        loaded = options.open_converted(model, options.How(arch, allow, trust, weights, source))
         import blurify
     with console.working("checking"):
         found = blurify.check(loaded.model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from blurify.cli import answers, carried, console, options, plans, teaching
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
+from blurify.files.atomic import Folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +27,7 @@ MINUTES = 10.0
 
 def convert(
     model: options.Model,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="OUT", help="File to write: .safetensors, or .pt (torch's format)."),
-    ],
+    output: options.Output,
     recipe: options.Recipe = None,
     filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
@@ -64,6 +61,8 @@ def convert(
     ] = False,
     allow: options.Allow = None,
     trust: options.Trust = False,
+    weights: options.Weights = None,
+    source: options.Source = None,
     json: options.Json = False,
 ) -> None:
     """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing.
@@ -81,23 +80,21 @@ def convert(
     if minutes is not None and not minutes > 0:
         raise BlurifyError(f"--minutes {minutes:g} is no time: give more")
     with console.working("loading torch"):
-        from blurify.files import atomic, checkpoints
+        from blurify.files import checkpoints, formats
 
-    atomic.check_target(output, force=force)  # before the work, so that none is wasted
+    formats.for_writing(output).check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
         from blurify.graph.supplying import supplied
         from blurify.spec.recipes import load_recipe
 
-        wanted = load_recipe(recipe)
-        if filter_size is not None:
-            wanted = wanted.with_filter(filter_size=filter_size)
+        load_recipe(recipe)  # before the work, so that none is wasted
+        how = options.How(arch, allow, trust, weights, source)
         # What a conversion leaves as it is need not be read: the weights of safetensors stay in their file.
-        stays = output.suffix == ".safetensors" and data is None and adapt is None
-        opened = functools.partial(
-            options.open_model, model, arch=arch, pretrained=not random, allow=allow, trust=trust
-        )
-        loaded = opened(lazily=stays)
+        stays = isinstance(output, Folder) or output.suffix == ".safetensors"
+        stays = stays and data is None and adapt is None
+        loaded = how.open(model, pretrained=not random, lazily=stays)
+        asked = wanted = options.recipe_for(loaded, recipe, filter_size)
     import blurify
 
     plan, proof, adapted = blurify.plan_of(loaded.model), None, None
@@ -110,17 +107,17 @@ def convert(
         if keep is not None and shown is not None:
             wanted = shown.ranked(wanted).choose(keep)
         with console.working("converting" + (" and verifying" if verify else "")):
-            how: dict[str, Any] = {
+            settings: dict[str, Any] = {
                 "example_inputs": inputs, "verify": verify, "inplace": not verify and shown is None and adapt is None
             }  # fmt: skip
             try:
                 with supplied(loaded.tensors):
-                    converted = blurify.convert(loaded.model, wanted, **how)
+                    converted = blurify.convert(loaded.model, wanted, **settings)
             except BlurifyError:
                 if loaded.tensors is None:
                     raise
-                loaded = opened()  # a forward that needs all weights at once
-                converted = blurify.convert(loaded.model, wanted, **how)
+                loaded = how.open(model, pretrained=not random)  # a forward that needs all weights at once
+                converted = blurify.convert(loaded.model, wanted, **settings)
         plan = blurify.plan_of(converted)
         proof = blurify.proof_of(converted)
         if plan is None:  # a model without a single site may come back as it was
@@ -144,6 +141,7 @@ def convert(
         raise BlurifyError(f"{model} is converted already: {remedy}")
     changed = bool(plan.converted) and not already
     written = changed or write_unchanged
+    told: list[str] = []
     if written:
         with console.working(f"writing {output}"):
             checkpoints.save(
@@ -152,13 +150,21 @@ def convert(
                 source=loaded.source,
                 rest=loaded.rest,
                 plain=plain,
+                measured=() if agreed is None or data is None else (answers.line(agreed, data.name, done=True),),
                 tensors=loaded.tensors,
                 force=force,
+                notes=told,
             )
-    size = output.stat().st_size if written else 0
+    size = plans.size_of(output) if written else 0
     remedy = ""
-    if changed and not random and adapted is None and answers.changes_answers(plan):
-        remedy = answers.adapt_command(str(output), answers.adapted_name(output), allow=allow, trust=trust)
+    trained_so = loaded.recipe is not None and wanted == loaded.recipe
+    if changed and not (random or trained_so) and adapted is None and answers.changes_answers(plan):
+        again = plain or not formats.for_writing(output).opens_again
+        adapted_to = answers.adapted_name(output)
+        remedy = (
+            answers.adapt_command(model, adapted_to, how.words()) if again  # what was written has no plan to go on with
+            else answers.adapt_command(answers.shown(output), adapted_to, how.words_for_classes())
+        )  # fmt: skip
 
     if json:
         console.print_json(
@@ -170,7 +176,7 @@ def convert(
                 "answers": answers.as_json(agreed, data),
                 "adapt": remedy or None,
                 "adapted": adapted.to_dict() if adapted is not None else None,
-                "note": loaded.note or None,
+                "note": "; ".join(filter(None, (loaded.note, *told))) or None,
                 "rest": carried.rest_as_json(loaded.rest, output, plain=plain),
                 "file": {"path": str(output), "bytes": size} if written else None,
             }
@@ -184,10 +190,16 @@ def convert(
         console.say("not adapted: the one-tap filter changes no answers", style="yellow")
     if agreed is not None and data is not None:
         console.say(answers.line(agreed, data, done=True), style="bold")
+    if changed and trained_so and adapted is None:
+        console.say(f"its weights were trained with these filters ({asked.name}): it is ready for use", style="bold")
+    if changed and (other := options.other_recipe(loaded, asked)):
+        console.say(other, style="yellow")
     if remedy:
         console.say(answers.warning(remedy, done=True), style="bold yellow")
     if written:
         console.say(f"wrote {output} ({plans.file_size(size)})", style="bold")
+        for note in told:
+            console.say(note, style="yellow")
         carried.say_rest(loaded.rest, output, plain=plain, adapted=adapted is not None)
         if loaded.source.kind == "module" and output.suffix == ".safetensors":
             console.say(

@@ -43,6 +43,8 @@ def inspect(
     random: options.Random = False,
     allow: options.Allow = None,
     trust: options.Trust = False,
+    weights: options.Weights = None,
+    source: options.Source = None,
     json: options.Json = False,
 ) -> None:
     """List where a model subsamples, what would be done there, and what it costs.
@@ -64,12 +66,12 @@ def inspect(
         inputs = options.example_inputs(input_shape)
         from blurify.spec.recipes import load_recipe
 
-        wanted = load_recipe(recipe)
-        if filter_size is not None:
-            wanted = wanted.with_filter(filter_size=filter_size)
+        load_recipe(recipe)  # before the work, so that none is wasted
         # Without --data, `--random` changes no site; it is taken so that a command line of `convert` can be tried here.
         pretrained = data is not None and not random
-        loaded = options.open_model(model, arch=arch, pretrained=pretrained, allow=allow, trust=trust)
+        how = options.How(arch, allow, trust, weights, source)
+        loaded = how.open(model, pretrained=pretrained)
+        wanted = options.recipe_for(loaded, recipe, filter_size)
         import blurify
 
         already, adapted = blurify.plan_of(loaded.model) is not None, blurify.adapted_of(loaded.model)
@@ -84,18 +86,20 @@ def inspect(
     if output is not None and ranking is not None and shown is not None:
         _write(output, shown, plan, aliasing, ranking, command_line(context), force=force)
     remedy = ""
-    if not (random or already) and answers.changes_answers(plan):
-        remedy = answers.adapt_command(model, "OUT", arch=arch, allow=allow, trust=trust)
+    if not (random or already or wanted == loaded.recipe) and answers.changes_answers(plan):
+        remedy = answers.adapt_command(model, "OUT", how.words())
     if json:
         console.print_json(
             _as_json(plan, aliasing, data)
-            | {"answers": answers.as_json(agreed, data), "adapt": remedy or None}
+            | {"answers": answers.as_json(agreed, data), "adapt": remedy or None, "note": loaded.note or None}
             | ({"ranking": ranking.to_dict()} if ranking is not None else {})
             | ({"adapted": adapted.to_dict()} if adapted is not None else {})
         )
         return
-    if loaded.note and data is not None:
+    if loaded.note:
         console.say(loaded.note)
+    if other := options.other_recipe(loaded, wanted):
+        console.say(other, style="yellow")
     plans.print_plan(plan, None if aliasing is None else _shares(aliasing))
     if aliasing is not None and plan.sites:
         console.say(

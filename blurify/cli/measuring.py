@@ -81,6 +81,8 @@ class Choices:
     random: options.Random = False
     allow: options.Allow = None
     trust: options.Trust = False
+    weights: options.Weights = None
+    source: options.Source = None
 
     def check(self) -> None:
         """Raise BlurifyError for what can be seen to be wrong before anything is loaded."""
@@ -157,15 +159,16 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
     measuring.check_metrics(wanted)
     measuring.check_seed(choices.seed)
-    blur = load_recipe(choices.recipe) if choices.convert else None
+    if choices.convert:
+        load_recipe(choices.recipe)  # before the work, so that none is wasted
     place = find_device(choices.device)
     with console.working("reading the model"):
         opened = [(spec, _open(spec, choices)) for spec in specs]
         used = _preprocessing(opened, geometry, digits=choices.data is None)
     models = [(spec, loaded.model) for spec, loaded in opened]
-    if blur is not None:
+    if choices.convert:
         with console.working("converting and verifying"):
-            models[1:] = [_converted(*models[-1], blur, used)]
+            models[1:] = [_converted(*models[-1], options.recipe_for(opened[-1][1], choices.recipe), used)]
     with memory_errors("a smaller --batch-size"):
         subjects, answer = _subjects(models, used, place)
         shown = _pictures(subjects[0], answer, opened[0][1], choices)
@@ -293,7 +296,8 @@ def _open(spec: str, choices: Choices) -> LoadedModel:
     from blurify.files import sources as models
 
     arch = None if models.is_factory(spec) else choices.arch
-    return options.open_model(spec, arch=arch, pretrained=not choices.random, allow=choices.allow, trust=choices.trust)
+    how = options.How(arch, choices.allow, choices.trust, choices.weights, choices.source)
+    return how.open(spec, pretrained=not choices.random)
 
 
 def _preprocessing(opened: Sequence[tuple[str, LoadedModel]], geometry: _Geometry, *, digits: bool) -> Preprocessing:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from blurify.files.sources import LoadedModel
+    from blurify.spec.recipes import Recipe as Recipe_
 
 Model = Annotated[
     str,
@@ -25,6 +29,22 @@ Model = Annotated[
 ConvertedFile = Annotated[
     str, typer.Argument(metavar="FILE", help="A file that blurify convert or blurify.save wrote.", show_default=False)
 ]
+
+
+def _target(text: str) -> Path:
+    """A path that remembers a slash at its end, which means a directory."""
+    from blurify.files.atomic import target
+
+    return target(text)
+
+
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="OUT", parser=_target,
+        help="File to write: .safetensors, or .pt (torch's format); DIR/ for a directory as the Hugging Face hub has.",
+    ),
+]  # fmt: skip
 Recipe = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="A shipped recipe or a TOML file.", show_default="zhang2019")
 ]
@@ -35,13 +55,26 @@ InputShape = Annotated[
     list[str] | None,
     typer.Option(metavar="N,C,H,W", help="Input shape; once for each input. Inferred where left out."),
 ]
-Arch = Annotated[str | None, typer.Option(metavar="timm/NAME", help="The model of a file that holds only weights.")]
+Arch = Annotated[
+    str | None,
+    typer.Option(metavar="timm/NAME|auto", help="The model of a file that holds only weights; auto looks for it."),
+]
 Random = Annotated[bool, typer.Option("--random", help="Random weights: download nothing.")]
 Allow = Annotated[
     list[str] | None,
     typer.Option(metavar="pkg.Class", help="Allow one more class in a pickled model; repeatable."),
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Run the code in a pickled file. Only for files of your own.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ema|model|KEY", help="Which of several weights in a file.", show_default="averaged ones, if any"
+    ),
+]
+Source = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.py", help="Your own file that defines the model's classes; its code is run."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 
@@ -75,32 +108,71 @@ def check_filter_size(size: int | None) -> None:
         raise BlurifyError(f"--filter-size {size} does not exist: choose 1 (the identity) to 7, 4 is the default")
 
 
-def open_model(
-    spec: str, *, arch: str | None, pretrained: bool, allow: list[str] | None, trust: bool, lazily: bool = False
-) -> LoadedModel:
-    """Load the MODEL argument."""
-    from blurify.files import opening
+@dataclass(frozen=True)
+class How:
+    """How a file is to be read: the options of every command that reads one."""
 
-    return _noted(
-        opening.open_model(spec, arch=arch, pretrained=pretrained, allow=tuple(allow or ()), trust=trust, lazily=lazily)
+    arch: str | None = None
+    allow: Sequence[str] | None = None
+    trust: bool = False
+    weights: str | None = None
+    source: Path | None = None
+
+    def words(self) -> list[str]:
+        """The options again, for a command line that reads the same file."""
+        named = (("--arch", self.arch), ("--weights", self.weights))
+        return [*(word for pair in named if pair[1] for word in pair if word), *self.words_for_classes()]
+
+    def words_for_classes(self) -> list[str]:
+        """Those that a file still needs which was made from that one: where a pickled model's classes are."""
+        words = [word for name in self.allow or () for word in ("--allow", name)]
+        words += ["--source", str(self.source)] if self.source is not None else []
+        return [*words, *(["--trust"] if self.trust else [])]
+
+    def open(self, spec: str, *, pretrained: bool, in_force: bool = True, lazily: bool = False) -> LoadedModel:
+        """What `opening.open_model` makes of it."""
+        from blurify.files import opening
+
+        loaded = opening.open_model(
+            spec, arch=self.arch, pretrained=pretrained, allow=tuple(self.allow or ()), trust=self.trust,
+            weights=self.weights, source=self.source, in_force=in_force, lazily=lazily,
+        )  # fmt: skip
+        if loaded.source.kind == "module":
+            # For the message of what the state of a pickled model may break.
+            console.came_from_a_file(loaded.source.spec)
+        return loaded
+
+
+def recipe_for(loaded: LoadedModel, recipe: str | None, filter_size: int | None = None) -> Recipe_:
+    """The recipe that the user named; where none, the one that the model's weights were trained with; else the default.
+
+    Args:
+        loaded: the model.
+        recipe: --recipe.
+        filter_size: --filter-size, which wins over the recipe's filter.
+    """
+    from blurify.spec.recipes import load_recipe
+
+    chosen = load_recipe(recipe) if recipe is not None or loaded.recipe is None else loaded.recipe
+    return chosen.with_filter(filter_size=filter_size)
+
+
+def other_recipe(loaded: LoadedModel, wanted: Recipe_) -> str:
+    """What to say where the weights were trained with filters, and the user wants others; '' where not."""
+    theirs = loaded.recipe
+    if theirs is None or wanted == theirs:
+        return ""
+    return (
+        f"the weights were trained with {theirs.name} and {theirs.filter_size} taps, not with {wanted.name} and "
+        f"{len(wanted.resolved_taps)}: leave --recipe and --filter-size out to get what they were trained for"
     )
 
 
-def _noted(loaded: LoadedModel) -> LoadedModel:
-    """Remember where a model was pickled, for the message of what its state may break."""
-    if loaded.source.kind == "module":
-        console.came_from_a_file(loaded.source.spec)
-    return loaded
-
-
-def open_converted(spec: str, *, arch: str | None, allow: list[str] | None, trust: bool) -> LoadedModel:
+def open_converted(spec: str, how: How) -> LoadedModel:
     """Load the FILE argument, a converted model, in whatever state it is. Raises BlurifyError where it is none."""
     import blurify
-    from blurify.files import opening
 
-    loaded = _noted(
-        opening.open_model(spec, arch=arch, pretrained=False, allow=tuple(allow or ()), trust=trust, in_force=False)
-    )
+    loaded = how.open(spec, pretrained=False, in_force=False)
     if blurify.plan_of(loaded.model) is None:
         raise BlurifyError(f"{spec} carries no plan: it is not a model that blurify converted (convert it first)")
     return loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
@@ -21,6 +22,11 @@ Shares: TypeAlias = "Mapping[str, Estimate]"
 def file_size(count: int) -> str:
     """Bytes for people: 44700000 -> '44.7 MB'."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a directory."""
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
 def print_plan(plan: Plan, shares: Shares | None = None) -> None:

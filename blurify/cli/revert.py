@@ -25,6 +25,8 @@ def revert(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
     allow: options.Allow = None,
     trust: options.Trust = False,
+    weights: options.Weights = None,
+    source: options.Source = None,
     json: options.Json = False,
 ) -> None:
     """Write the original of a converted model: same class, the weights that it has now, no blurs.
@@ -38,7 +40,7 @@ def revert(
 
     atomic.check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
-        loaded = options.open_converted(model, arch=arch, allow=allow, trust=trust)
+        loaded = options.open_converted(model, options.How(arch, allow, trust, weights, source))
         import blurify
 
     adapted = blurify.adapted_of(loaded.model)

@@ -26,6 +26,18 @@ _CHUNK = 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class Folder(type(Path())):  # type: ignore[misc]
+    """A path that is to be a directory: written with a slash at its end, which a Path does not keep."""
+
+
+def target(path: str | Path) -> Path:
+    """Where something is to be written, as a `Folder` where that is what the user wrote."""
+    if isinstance(path, Path):
+        return path.expanduser()
+    ends = path.endswith(("/", os.sep))
+    return (Folder if ends else Path)(path).expanduser()
+
+
 def check_target(path: str | Path, *, force: bool = False) -> None:
     """Ask whether `path` can become a file: worth asking before the work is done.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ class Saved:
         plain: only what other programs read, without the header.
         tensors: the values of the model's parameters, where it has none of its own.
         measured: what was measured of the model, a line each, for formats that tell people.
+        notes: what a format has to tell of what it wrote; it adds to them.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ class Saved:
     plain: bool = False
     tensors: Mapping[str, Tensor] | None = None
     measured: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from blurify.files import atomic, formats
 from blurify.files.checkpoint import Reading, Rest, Saved, header_of
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
-from blurify.files.sources import ModelSource
+from blurify.files.sources import ModelSource, hub
+from blurify.nn.exported import Exported
 from blurify.surgery.carrying import adapted_of, plan_of
 
 
@@ -26,20 +27,26 @@ def save(
     source: ModelSource | None = None,
     rest: Rest | None = None,
     plain: bool = False,
+    measured: Sequence[str] = (),
     tensors: Mapping[str, Tensor] | None = None,
     force: bool = False,
+    notes: list[str] | None = None,
 ) -> Path:
     """Write a converted model.
 
     Args:
         model: converted by blurify (it carries its plan).
-        path: `.safetensors` for tensors only; any other ending for torch's format.
+        path: `.safetensors` for tensors only, `.pt2` and `.onnx` for exported programs; a name that ends with a slash
+            for a directory as the Hugging Face hub keeps models; `.pt` and its like, and endings of no other program,
+            for torch's format.
         source: how to build the unconverted model, as `opening.open_model` tells; None: the model exists only in
             memory.
         rest: what else stood in the file that the model came from, as `opening.open_model` tells; `.pt` keeps it.
         plain: only the tensors by name, as other programs read them: without the plan, so that `load` can't read it.
+        measured: what was measured of the model, a line each, for the card in a directory.
         tensors: the values of a model that has none of its own (see `opening.open_model`).
         force: replace a file that is there.
+        notes: gets what there is to tell of the file, such as sizes that could not be left open.
 
     Returns:
         The path written.
@@ -48,15 +55,18 @@ def save(
         BlurifyError: the model carries no plan or one that is no longer in force, the target exists or can't be
             written, or the format can't hold the model. Nothing is left behind then.
     """
-    path = Path(path).expanduser()
+    path = atomic.target(path)
     plan = plan_of(model)
     if plan is None:
         raise BlurifyError(f"the model carries no plan, so it is not converted: convert it before saving it to {path}")
-    atomic.check_target(path, force=force)
-    require_in_force(model, plan, "convert the original model again, and save that")
     written = formats.for_writing(path)
+    written.check_target(path, force=force)
+    require_in_force(model, plan, "convert the original model again, and save that")
     header = header_of(plan, source if source is not None and source.arch is not None else None, adapted_of(model))
-    written.write(path, Saved(model, header, rest, plain, tensors), force=force)
+    saved = Saved(model, header, rest, plain, tensors, tuple(measured))
+    written.write(path, saved, force=force)
+    if notes is not None:
+        notes += saved.notes
     return path
 
 
@@ -71,7 +81,7 @@ def load(
     """The converted model in a file that `save` wrote, in eval mode on the CPU.
 
     Args:
-        path: the file.
+        path: the file or directory, or `hf-hub:ORG/NAME`.
         model: the unconverted model, where the file doesn't say how to build it; it is left as it is.
         arch: instead of `model`, what builds it: `timm/NAME`, `torchvision/NAME`, `python:module:factory`.
         allow, trust: as for `opening.open_model`.
@@ -79,8 +89,12 @@ def load(
     Raises:
         BlurifyError: the file is no converted model, its plan is not in force, or the model can't be built.
     """
+    if hub.is_hosted(str(path)):
+        path = hub.fetched(str(path), weights=True)
     checkpoint = formats.read_checkpoint(path, Reading(tuple(allow), trust))
     found = checkpoint.module
+    if isinstance(found, Exported) and found.converted is not None:  # a program that can't lose its blurs
+        return found.eval()
     if found is None and checkpoint.header is not None:
         found, _ = rebuild(checkpoint, model=model, arch=arch)
     plan = plan_of(found) if found is not None else None

@@ -97,7 +97,12 @@ def _in_place(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]
 
 
 class Renamed(Mapping[str, Tensor]):
-    """Tensors under other names."""
+    """Tensors under other names.
+
+    Args:
+        tensors: as they are stored.
+        names: of every name, under which it is stored.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         self._tensors, self._names = tensors, names
@@ -107,7 +112,7 @@ class Renamed(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return _shape(self._tensors, self._names[name])
+        return shape_in(self._tensors, self._names[name])
 
     def stored(self, name: str) -> Any:
         """Where a tensor lies in its file of safetensors; see `tensors.StoredTensors.stored`."""
@@ -132,7 +137,7 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str, arch:
         BlurifyError: they have not; it says which, and what to add where that would help.
     """
     own = {name: tuple(value.shape) if hasattr(value, "shape") else () for name, value in model.state_dict().items()}
-    theirs = {name: _shape(tensors, name) for name in tensors}
+    theirs = {name: shape_in(tensors, name) for name in tensors}
     missing = [name for name in own if name not in theirs]
     unexpected = [name for name in theirs if name not in own]
     other = [name for name in own if name in theirs and own[name] != theirs[name]]
@@ -146,11 +151,16 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str, arch:
     if other:
         shapes = [f"{name} {theirs[name]} in the file, {own[name]} in the architecture" for name in other]
         parts.append(f"{len(other)} have other shapes ({_few(shapes, 2)})")
-    hint = "" if missing or unexpected else _shape_hint(arch, [(own[name], theirs[name]) for name in other])
-    raise BlurifyError(f"the weights in {where} don't fit {arch}: {'; '.join(parts)}{hint}")
+    raise BlurifyError(f"the weights in {where} don't fit {arch}: {'; '.join(parts)}")
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+def shapes_in(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of tensors, which are not read for it where their file says them."""
+    return {name: shape_in(tensors, name) for name in tensors}
+
+
+def shape_in(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """The shape of one of some tensors."""
     if hasattr(tensors, "shape"):  # of a file that says shapes without being read
         found: tuple[int, ...] = tensors.shape(name)
         return found
@@ -159,20 +169,3 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 def _few(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
-
-
-def _shape_hint(arch: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
-    """What to add to --arch where only the number of classes or of input channels differs."""
-    if not arch.startswith(("timm/", "torchvision/")):
-        return ""
-    joint = "&" if "?" in arch else "?"
-    same_rank = all(len(mine) == len(theirs) and mine for mine, theirs in pairs)
-    if same_rank and all(mine[1:] == theirs[1:] for mine, theirs in pairs):
-        classes = {theirs[0] for _, theirs in pairs}
-        if len(classes) == 1:
-            return f": add --arch '{arch}{joint}num_classes={classes.pop()}'"
-    if same_rank and len(pairs) == 1 and len(pairs[0][0]) > 2 and arch.startswith("timm/"):
-        mine, theirs = pairs[0]
-        if mine[0] == theirs[0] and mine[2:] == theirs[2:]:
-            return f": add --arch '{arch}{joint}in_chans={theirs[1]}'"
-    return ""

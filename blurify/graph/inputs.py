@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from blurify.errors import BlurifyError, named_line
 from blurify.graph.recorder import Trace, trace
 from blurify.graph.structure import Inputs
+from blurify.nn.exported import Exported
 
 _SIZES = {
     1: ((1024,), (16000,), (4096,), (256,), (128,)),
@@ -133,6 +134,8 @@ def as_traced(inputs: Inputs, seen: Inputs) -> Inputs:
 
 
 def _guesses(model: nn.Module) -> Iterator[Inputs]:
+    if isinstance(model, Exported):  # which may take no other sizes
+        yield model.example()
     dtypes = dict.fromkeys(p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex())
     first = next(iter(dtypes), torch.float32)
     yield from _guesses_of(model, first)

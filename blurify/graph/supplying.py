@@ -1,6 +1,7 @@
 """Run a model whose weights are elsewhere: each operation is handed the tensors that it reads, and keeps none.
 
-So a model may be larger than the memory: of its weights there is one operation's at a time.
+So a model may be larger than the memory: of its weights there is one operation's at a time, and of a large
+convolution's a part.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+_PART = 2**25  # bytes of a convolution's weights that are used at a time
 
 Change = Callable[[str, Tensor], Tensor]
 
@@ -84,7 +87,46 @@ class _Supplying(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.aten.convolution.default and not kwargs and self._is_large(args[1]):
+            found = self._convolved(*args)
+            if found is not None:
+                return found
         return func(*tree_map(self._with_data, args), **tree_map(self._with_data, kwargs or {}))
+
+    def _is_large(self, weight: Tensor) -> bool:
+        return weight.is_meta and id(weight) in self._names and weight.numel() * weight.element_size() > _PART
+
+    def _convolved(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        transposed: bool,
+        output_padding: Any,
+        groups: int,
+    ) -> Tensor | None:
+        """A convolution, some of its channels at a time; None where it can't be had so."""
+        name, _ = self._names[id(weight)]
+        if transposed or x.is_meta or x.dim() != weight.dim() or name not in self._tensors:
+            return None
+        each = weight.shape[0] // groups if groups > 1 else 1  # groups stay whole
+        rows = max(_PART // max(weight[0].numel() * weight.element_size() * each, 1), 1) * each
+        bias = self._with_data(bias)
+        parts = []
+        for begin in range(0, weight.shape[0], rows):
+            # Asked for anew: what was read of the file before can be let go of.
+            part = self._changed(f"{name}[{begin}]", self._tensors[name][begin : begin + rows]).to(weight.dtype)
+            mine, count = x, 1
+            if groups > 1:
+                first, count = begin // each, part.shape[0] // each
+                mine = x[:, first * weight.shape[1] : (first + count) * weight.shape[1]]
+            own = None if bias is None else bias[begin : begin + rows]
+            parts.append(torch.convolution(mine, part, own, stride, padding, dilation, False, output_padding, count))
+            del part
+        return torch.cat(parts, 1)
 
     def _with_data(self, value: Any) -> Any:
         if isinstance(value, torch.device) and value.type == "meta":  # x.to(self.weight.device)
@@ -94,7 +136,7 @@ class _Supplying(TorchDispatchMode):
         name, _ = self._names.get(id(value), ("", None))
         if name not in self._tensors:
             raise RuntimeError(f"there are no data for {name or 'a tensor that the forward made on the meta device'}")
-        tensor = self._tensors[name]
-        if self._change is not None:
-            tensor = self._change(name, tensor)
-        return tensor.to(value.dtype)
+        return self._changed(name, self._tensors[name]).to(value.dtype)
+
+    def _changed(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor if self._change is None else self._change(name, tensor)

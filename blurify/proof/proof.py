@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class Proof:
         sites_shown: those of them at which a blur that is off by one sample was seen to make a difference.
         unshown: the names of those at which it made none (features that are constant there).
         train: what was checked in train mode: 'values', 'shapes', or why it could not be.
+        made_up: the model is on the meta device: the weights that it was run with were made up, and none compared.
     """
 
     identity_error: float
@@ -46,6 +48,7 @@ class Proof:
     sites_shown: int = 0
     unshown: tuple[str, ...] = ()
     train: str = ""
+    made_up: bool = False
 
     def lines(self) -> list[str]:
         """The proof in words, one line a check."""
@@ -60,11 +63,19 @@ class Proof:
             )
         if self.sites_converted and self.train:
             identity += f"; train mode: {self.train}"
+        weights = f"weights: all {self.tensors_equal} tensors of the state_dict keep their names and bits"
+        if self.made_up:
+            if self.sites_converted:
+                identity = identity.replace("identity:", "identity, with weights that were made up:", 1)
+            weights = (
+                "weights: not proven: the model is on the meta device and has none (convert it with its weights to "
+                "have them compared)"
+            )
         return [
             identity,
             f"audit: tracing the result finds {self.sites_left} of the {self.sites_converted} converted sites "
             "still aliasing",
-            f"weights: all {self.tensors_equal} tensors of the state_dict keep their names and bits",
+            weights,
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,6 +113,20 @@ def proof_of(model: nn.Module) -> Proof | None:
 def carry_proof(model: nn.Module, proof: Proof) -> None:
     """Let a model carry its proof, as plain data."""
     model.__dict__[_PROOF] = proof.to_dict()
+
+
+@contextmanager
+def without_time(model: nn.Module) -> Iterator[None]:
+    """Within it, the proof that a model carries says nothing of how long it took: equal conversions are equal then."""
+    proof = proof_of(model)
+    if proof is None:
+        yield
+        return
+    carry_proof(model, dataclasses.replace(proof, seconds=0.0))
+    try:
+        yield
+    finally:
+        carry_proof(model, proof)
 
 
 def drop_proof(model: nn.Module) -> None:

@@ -298,6 +298,8 @@ def _accelerator(training: Training, device: torch.device | None) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    if training.precision not in ("no", "fp16", "bf16"):  # accelerate has more, where other packages are installed
+        raise BlurifyError(f"--precision {training.precision} can't be used here: give no, fp16 or bf16")
     if AcceleratorState._shared_state:  # of an earlier call, perhaps with another precision
         AcceleratorState._reset_state()
     on_cpu = device is not None and device.type == "cpu"

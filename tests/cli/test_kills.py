@@ -99,12 +99,12 @@ def stopped(output: Path, answer: str, name: str, grace: float = 1000) -> tuple[
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=kills.heed
     ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "writing\n"
-        process.send_signal(getattr(signal, name))
         try:
+            assert process.stdout is not None and process.stdout.readline() == "writing\n"
+            process.send_signal(getattr(signal, name))
             _, errors = process.communicate(timeout=100)
         finally:
-            process.kill()  # where it took no notice
+            process.kill()  # of one that has ended nothing is left to kill
     assert [entry.name for entry in output.parent.iterdir()] == [output.name] and output.read_text() == "before"
     return process.returncode, errors
 

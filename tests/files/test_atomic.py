@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -10,10 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import blurify
+from blurify import cli
 from blurify.errors import BlurifyError
 from blurify.files import atomic, checkpoints, unfinished
 
@@ -145,7 +149,7 @@ net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3)).eva
 net.tags = {"one", "two", "three", "four", "five", "six"}
 for name in ("ten", "eleven", "twelve", "thirteen", "fourteen"):
     net.register_buffer(name, torch.ones(3), persistent=False)
-model = blurify.convert(net, example_inputs=torch.zeros(1, 3, 32, 32), verify=False)
+model = blurify.convert(net, example_inputs=torch.zeros(1, 3, 32, 32))  # with a proof, which takes another time
 for path in sys.argv[1:]:
     checkpoints.save(model, path, plain="state" in path)
 """
@@ -163,6 +167,30 @@ def test_equal_models_are_equal_files_whatever_they_are_called(tmp_path):
         assert sums[0] == sums[1], ending
     loaded = torch.load(tmp_path / "a.pt", weights_only=False)
     assert loaded.tags == {"one", "two", "three", "four", "five", "six"}
+
+
+def test_the_proof_of_a_saved_module_still_says_how_long_it_took(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3)).eval()
+    converted = blurify.convert(network, example_inputs=torch.zeros(1, 3, 32, 32))
+    proof = blurify.proof_of(converted)
+    blurify.save(converted, tmp_path / "m.pt")
+    assert blurify.proof_of(converted) == proof and proof.seconds > 0
+    assert blurify.proof_of(blurify.load(tmp_path / "m.pt")) == dataclasses.replace(proof, seconds=0.0)
+
+
+@pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
+def test_the_target_may_be_the_source(tmp_path, name):
+    torch.manual_seed(0)
+    state = timm.create_model("test_resnet").state_dict()
+    path = tmp_path / name
+    save_file(state, path) if name.endswith(".safetensors") else torch.save(state, path)
+    arguments = ["convert", str(path), "--arch", "timm/test_resnet", "-o", str(path)]
+    before = path.read_bytes()
+    assert cli.main(arguments) == 2 and path.read_bytes() == before
+    assert cli.main([*arguments, "--force"]) == 0
+    found = checkpoints.load(path).state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in state.items())
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
 def test_deeply_nested_modules_are_pickled(tmp_path):

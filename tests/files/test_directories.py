@@ -279,3 +279,53 @@ def test_directories_that_are_no_model(tmp_path):
         with pytest.raises(BlurifyError) as refused:
             formats.read_checkpoint(folder)
         assert said in str(refused.value)
+
+
+def test_a_directory_for_timm(tmp_path):
+    """timm builds the architecture and takes the weights; blurify builds the converted model."""
+    from huggingface_hub import ModelCard
+
+    torch.save(network().state_dict(), tmp_path / "x.pth")
+    loaded = opening.open_model(str(tmp_path / "x.pth"), arch=ARCH)
+    result = blurify.convert(loaded.model)
+    measured = ["on 100 pictures: 7 answers change"]
+    checkpoints.save(result, f"{tmp_path}/hub/", source=loaded.source, measured=measured)
+    assert sorted(file.name for file in (tmp_path / "hub").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    theirs = timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True).eval()
+    assert agree(theirs, loaded.model) and not agree(theirs, result)
+    assert agree(blurify.load(tmp_path / "hub"), result)
+    assert agree(opening.open_model(str(tmp_path / "hub")).model, result)
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert card.data.library_name == "timm" and "blurify" in card.data.tags
+    plan, proof = blurify.plan_of(result), blurify.proof_of(result)
+    assert all(f"| `{site.name}` |" in card.text for site in plan.sites)
+    assert all(line in card.text for line in (*proof.lines(), *measured, "Not ready for use"))
+
+
+def test_a_directory_for_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = hugging_face(tmp_path / "hf")
+    loaded = opening.open_model(str(tmp_path / "hf"))
+    result = blurify.convert(loaded.model, verify=False)
+    checkpoints.save(result, f"{tmp_path}/out/", source=loaded.source)
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    image = torch.randn(IMAGE)
+    torch.testing.assert_close(outputs(theirs, image), outputs(model, image))  # from memory that is aligned otherwise
+    assert agree(blurify.load(tmp_path / "out"), result)
+
+
+def test_a_directory_of_other_things_is_left_alone(tmp_path):
+    loaded = opening.open_model(ARCH, pretrained=False)
+    result = blurify.convert(loaded.model, verify=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(BlurifyError):
+            checkpoints.save(result, f"{tmp_path}/mine/", source=loaded.source, force=force)
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["README.md"]
+    with pytest.raises(BlurifyError, match="is a directory"):
+        checkpoints.save(result, tmp_path / "mine", source=loaded.source, force=True)

@@ -173,3 +173,40 @@ def test_pools_without_data(tmp_path):
     with torch.device("meta"):
         model = timm.create_model("densenet121")
     assert blurify.proof_of(blurify.convert(model)) is not None
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_large_convolutions_are_computed_in_parts(monkeypatch, groups, dims):
+    """The same values, of which no part of the weights is larger than what is allowed."""
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](8, 24, 3, stride=2, padding=1, groups=groups)
+    weights, most = dict(conv.state_dict()), 200
+    with without_weights():
+        empty = type(conv)(8, 24, 3, stride=2, padding=1, groups=groups)
+    sizes: list[int] = []
+    convolution = torch.convolution
+
+    def watched(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+        sizes.append(weight.numel() * 4)
+        return convolution(x, weight, *others)
+
+    monkeypatch.setattr(supplying, "_PART", most)
+    monkeypatch.setattr(torch, "convolution", watched)
+    x = torch.randn(2, 8, *(9,) * dims)
+    with supplying.supplied(weights), supplying.with_weights(empty):
+        found = empty(x)
+    assert torch.allclose(found, conv(x), atol=1e-6)
+    one = conv.weight[0].numel() * 4 * (24 // groups if groups > 1 else 1)  # the least: a channel, or a group
+    assert sum(sizes) == conv.weight.numel() * 4 and max(sizes) <= max(most, one) and len(sizes) > 1
+
+
+def test_the_proof_by_parts_is_that_of_the_whole(tmp_path, monkeypatch):
+    stored(tmp_path / "in.safetensors", "test_resnet")
+    proofs = []
+    for most in (2**25, 500):
+        monkeypatch.setattr(supplying, "_PART", most)
+        loaded = opened(tmp_path / "in.safetensors", "timm/test_resnet")
+        with supplying.supplied(loaded.tensors):
+            proofs.append(blurify.proof_of(blurify.convert(loaded.model)))
+    assert proofs[0].sites_shown == proofs[1].sites_shown > 0
+    assert max(proof.identity_error for proof in proofs) < 1e-4

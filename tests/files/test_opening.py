@@ -184,15 +184,10 @@ def test_weights_that_do_not_fit(tmp_path, network):
 
     small = timm.create_model("test_convnext", num_classes=10)
     torch.save(small.state_dict(), tmp_path / "b.pt")
-    with pytest.raises(BlurifyError) as caught:
-        opening.open_model(str(tmp_path / "b.pt"), arch=ARCH)
+    with pytest.raises(BlurifyError) as caught:  # what the user said stands
+        opening.open_model(str(tmp_path / "b.pt"), arch=f"{ARCH}?num_classes=1000")
     assert "head.fc.weight (10, 64) in the file, (1000, 64) in the architecture" in str(caught.value)
-    assert str(caught.value).endswith(f"add --arch '{ARCH}?num_classes=10'")
     assert same(opening.open_model(str(tmp_path / "b.pt"), arch=f"{ARCH}?num_classes=10").model, small)
-
-    torch.save(timm.create_model("test_convnext", in_chans=1).state_dict(), tmp_path / "c.pt")
-    with pytest.raises(BlurifyError, match=r"\?in_chans=1"):
-        opening.open_model(str(tmp_path / "c.pt"), arch=ARCH)
     with pytest.raises(BlurifyError, match="don't fit"):
         opening.open_model(str(tmp_path / "a.pt"), arch="torchvision/squeezenet1_1")
 

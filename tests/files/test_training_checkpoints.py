@@ -19,7 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import blurify
 from blurify.errors import BlurifyError
-from blurify.files import checkpoints, opening, pickled
+from blurify.files import checkpoints, opening
+from blurify.files.pickled import carrying
 
 ARCH = "timm/test_resnet?num_classes=10"
 
@@ -313,5 +314,5 @@ def test_the_format_that_wrote_the_rest_is_pickle(tmp_path):
     """The nodes are written by Python's own pickler: what it writes of plain data is what torch.save writes."""
     content = {"a": [1, 2.5, None, "x"], "b": ({"c": True},)}
     torch.save(content, tmp_path / "one.pt")
-    torch.save(content, tmp_path / "other.pt", pickle_module=pickled.WRITER)
+    torch.save(content, tmp_path / "other.pt", pickle_module=carrying.WRITER)
     assert equal(torch.load(tmp_path / "other.pt", weights_only=True), content)

@@ -15,11 +15,13 @@ class Format(ABC):
 
     Attributes:
         name: what it is called in messages.
+        opens_again: a model that was written is the converted model again when it is read, with its plan.
         suffixes: the endings that mean this format and no other; none where it is the one for any other ending.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
+    opens_again: ClassVar[bool] = True
 
     @abstractmethod
     def sniff(self, start: bytes, path: Path) -> bool:
@@ -36,6 +38,14 @@ class Format(ABC):
         Raises:
             BlurifyError: it is damaged, holds no model, or needs classes that are not allowed.
         """
+
+    def check_target(self, path: Path, *, force: bool = False) -> None:
+        """Ask whether a model can be written under a name: worth asking before the work is done.
+
+        Raises:
+            BlurifyError: something is there (and not `force`), or it can't be written.
+        """
+        atomic.check_target(path, force=force)
 
     def keeps_rest(self, path: Path) -> bool:
         """Whether a file of this name has room for what stood around the weights in a training checkpoint."""

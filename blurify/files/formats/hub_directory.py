@@ -46,11 +46,18 @@ class HubDirectory(Format):
         file = _weights(path)
         assert file is not None
         found = formats.read_checkpoint(file, reading)
-        named = configs.architecture_of(configs.read_config(path), str(path / configs.CONFIG))
+        config = configs.read_config(path) if found.header is None else {}  # ours says itself what it is
+        named = configs.architecture_of(config, str(path / configs.CONFIG))
         note = "; ".join(part for part in (found.note, f"read {file.name}") if part)
         if named is not None and found.module is None:
             found = dataclasses.replace(found, arch=named[0], config=named[1])
         return dataclasses.replace(found, path=path, note=note)
+
+    def check_target(self, path: Path, *, force: bool = False) -> None:
+        """A directory of other things is not written into, whatever is forced. See `Format.check_target`."""
+        atomic.check_directory(path, force=force)
+        if path.is_dir() and any(path.iterdir()) and not (path / _WEIGHTS[0]).is_file():
+            raise BlurifyError(f"{path} is a directory of other files than a model's: choose another name")
 
     def write(self, path: Path, saved: Saved, *, force: bool) -> None:
         """The weights with the plan, config.json as the model's own library writes it, and a card. See `Format.write`.

@@ -11,6 +11,49 @@ CHECKPOINTS = frozenset(".pt .pth .bin .ckpt .safetensors .tar .pkl .pt2 .gz".sp
 """Endings of files that hold models."""
 
 
+WRITTEN = ".pt (torch's format), .safetensors, .pt2 (torch.export) or .onnx, each also with .gz behind it"
+
+_TORCH = frozenset(".pt .pth .bin .ckpt .tar .pkl .pickle .th .chkpt".split())
+_OTHERS = {
+    ending: program
+    for program, endings in {
+        "TensorFlow": ".tflite .pb .h5 .hdf5 .keras .savedmodel",
+        "Core ML": ".mlmodel .mlpackage",
+        "TensorRT": ".engine .trt .plan",
+        "NumPy": ".npz .npy",
+        "Caffe": ".caffemodel .prototxt",
+        "OpenVINO": ".xml",
+        "Flax": ".msgpack",
+        "llama.cpp": ".gguf .ggml",
+        "TorchScript": ".torchscript .ts .ptl .jit",
+        "ExecuTorch": ".pte",
+        "ncnn": ".param",
+        "PaddlePaddle": ".pdmodel .pdparams",
+        "MXNet": ".params",
+        "another program": ".zip .7z .xz .bz2 .zst .json .yaml .yml .toml .txt .csv .md .py .html .log .png .jpg .pdf",
+    }.items()
+    for ending in endings.split()
+}  # fmt: skip
+
+
+def refuse_ending(path: Path) -> None:
+    """Ask whether a name's ending lets people take the file for what it is: one in torch's format.
+
+    Endings that mean nothing (`model.v2`, `resnet50.a1_in1k`) do.
+
+    Raises:
+        BlurifyError: it is another program's, or nearly one that means another format.
+    """
+    ending = path.suffix.lower()
+    if ending in _TORCH:
+        return
+    if ending in _OTHERS:
+        raise BlurifyError(f"{path}: files of {_OTHERS[ending]} ({ending}) are not written: name it {WRITTEN}")
+    close = nearest(ending, [".safetensors", ".onnx"], count=1, cutoff=0.75) if len(ending) > 3 else []
+    if close:
+        raise BlurifyError(f"{path}: there is no format {ending}{did_you_mean([close[0]])}")
+
+
 def no_model_in(path: Path) -> str:
     """What to say of a directory that is none of a model."""
     names = sorted(entry.name for entry in path.iterdir())

@@ -14,6 +14,8 @@ from blurify.errors import BlurifyError, one_line
 from blurify.files import contents, pickled
 from blurify.files.checkpoint import HEADER, Checkpoint, Reading, Saved
 from blurify.files.formats.base import Format
+from blurify.files.sources.own_file import import_source
+from blurify.proof.proof import without_time
 
 _ZIP, _PICKLE = b"PK", b"\x80"
 
@@ -29,7 +31,9 @@ class TorchFile(Format):
 
     def read(self, path: Path, reading: Reading) -> Checkpoint:
         """Without running code that the file chooses, unless trusted. See `Format.read`."""
-        return contents.interpret(path, pickled.read(path, allow=reading.allow, trust=reading.trust), reading)
+        source = import_source(reading.source) if reading.source is not None else None
+        content = pickled.read(path, allow=reading.allow, trust=reading.trust, source=source)
+        return contents.interpret(path, content, reading)
 
     def keeps_rest(self, path: Path) -> bool:
         """It has."""
@@ -39,7 +43,8 @@ class TorchFile(Format):
         """The weights with the header, or the whole module where the header names no source. See `Format.put`."""
         kind = type(saved.model).__name__
         try:
-            pickled.save(_content(saved), file)
+            with without_time(saved.model):
+                pickled.save(_content(saved), file)
         except MemoryError as error:
             raise BlurifyError(
                 f"there is not enough memory to write the {kind}: close other programs, or save it as .safetensors"

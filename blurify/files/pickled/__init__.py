@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from blurify.files.pickled.content import Content, Inert
 from blurify.files.pickled.saving import compare, save
@@ -30,7 +31,14 @@ from blurify.files.pickled.trusted import Trusted
 __all__ = ["Content", "compare", "read", "save"]
 
 
-def read(path: Path, *, allow: Sequence[str] = (), trust: bool = False, content: bytes | None = None) -> Content:
+def read(
+    path: Path,
+    *,
+    allow: Sequence[str] = (),
+    trust: bool = False,
+    content: bytes | None = None,
+    source: ModuleType | None = None,
+) -> Content:
     """What a file of torch.save holds, of which nothing is made before it is asked for.
 
     Args:
@@ -38,8 +46,9 @@ def read(path: Path, *, allow: Sequence[str] = (), trust: bool = False, content:
         allow: full names of further classes that modules may be made of; their code may run.
         trust: run whatever the file says; the caller has asked the user.
         content: the bytes to read, where they are only a part of the file.
+        source: the user's own module, whose classes and functions are allowed.
 
     Raises:
         BlurifyError: the file is damaged, no such file, or names functions that only an attack needs.
     """
-    return Trusted(path) if trust and content is None else Inert(path, allow, content)
+    return Trusted(path, source) if trust and content is None else Inert(path, allow, content, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -98,9 +99,11 @@ WRAPPERS = {
 class Inert(Content):
     """The content as an inert tree."""
 
-    def __init__(self, path: Path, allow: Sequence[str], content: bytes | None = None) -> None:
+    def __init__(
+        self, path: Path, allow: Sequence[str], content: bytes | None = None, source: ModuleType | None = None
+    ) -> None:
         self.path = path
-        names = Names(allow)
+        names = Names(allow, source)
         try:
             self._archive = open_archive(path, content)
         except (UnreadableError, OSError, MemoryError, RecursionError) as error:
@@ -108,7 +111,7 @@ class Inert(Content):
         self.root = self._archive.tree.root
         self._builder = Builder(self._archive, names)
         self._named = [names.full(name) for name in self._archive.tree.names]
-        hostile = attack(self._named)
+        hostile = attack(name for name in self._named if name not in names.trusted)
         if hostile is not None:
             raise BlurifyError(
                 f"{path} calls {_printable(hostile)}, which no model needs: it may be an attack, and nothing of it was "
@@ -194,7 +197,7 @@ class Inert(Content):
     def explain(self) -> str | None:
         """See `Content.explain`."""
         missing = self._builder.missing(self.root)
-        return explain_missing(self.path, missing) if missing else None
+        return explain_missing(self.path, missing, nothing=True) if missing else None
 
     def kind(self, value: Any) -> str:
         """See `Content.kind`."""

@@ -23,6 +23,7 @@ from torch import nn
 
 from blurify.errors import BlurifyError, one_line
 from blurify.files.pickled.tree import Name
+from blurify.files.sources.own_file import import_from_here
 
 MOVED = {
     f"{old}.{name}": f"{new}.{name}"
@@ -109,7 +110,9 @@ def known() -> Mapping[str, frozenset[str]]:
     names = {kind: frozenset(names) for kind, names in json.loads(text)["names"].items()}
     pools = [f"blurify.nn.pools.{kind}BlurPool{rank}d" for kind in ("Max", "Avg") for rank in (1, 2, 3)]
     own = frozenset(f"{pool}.{key}" for pool in pools for key in ("dense_kernel_size", "unless_global"))
-    return {**names, "keys": names["keys"] | own}
+    # What an exported program is read as: data for a fixed table of functions.
+    exported = frozenset(f"blurify.nn.exported.{name}" for name in ("Exported", "Part", "Op", "Slice"))
+    return {**names, "modules": names["modules"] | exported, "keys": names["keys"] | own}
 
 
 class Names:
@@ -117,13 +120,24 @@ class Names:
 
     Args:
         allow: full names of further classes ('mypkg.nets.Net') that the user trusts.
+        source: the user's own module, whose classes and functions are trusted, too: under its own name, within any
+            package, and as those of the script that it was when the model was saved.
+
+    Attributes:
+        trusted: by full name, the classes.
 
     Raises:
         BlurifyError: one of them can't be imported.
     """
 
-    def __init__(self, allow: Iterable[str] = ()) -> None:
+    def __init__(self, allow: Iterable[str] = (), source: types.ModuleType | None = None) -> None:
         self.trusted: dict[str, type] = {name: _import_allowed(name) for name in allow}
+        self._functions: dict[str, types.FunctionType] = {}
+        self._home = source.__name__.rpartition(".")[2] if source is not None else None
+        if source is not None:
+            own = own_members(source)
+            self.trusted |= {f"{self._home}.{name}": one for name, one in own.items() if isinstance(one, type)}
+            self._functions = {f"{self._home}.{name}": one for name, one in own.items() if is_function(one)}
 
     def module(self, name: Name) -> type[nn.Module] | None:
         """The class of modules that a name stands for, if it is one that may be made."""
@@ -148,6 +162,8 @@ class Names:
         full = self.full(name)
         if full in self.trusted:
             return self.trusted[full]
+        if full in self._functions:
+            return self._functions[full]
         if full in known()["values"]:
             return _look_up(full)
         if name.module == "torch":
@@ -157,13 +173,19 @@ class Names:
         return FACTORIES.get(full)
 
     def full(self, name: Name) -> str:
-        """The full name, today's for one of 0.1.0."""
+        """The full name, today's for one of 0.1.0, and the module's own for one of the user's source."""
+        if self._home is not None and name.module.rpartition(".")[2] in (self._home, "__main__"):
+            own = f"{self._home}.{name.name}"
+            if own in self.trusted or own in self._functions:
+                return own
         return MOVED.get(name.full, name.full)
 
     def missing(self, name: Name) -> str | None:
         """Why a name can't be made anything of, '' where it is only not on the list; None where it is fine."""
         full = self.full(name)
         kinds = known()
+        if full in self._functions:
+            return None
         if full in self.trusted or full in CONTAINERS | TENSORS | TENSOR_TYPES | EDITED | PLAIN_RECORDS | LEGACY_HOOKS:
             return None
         if full in FACTORIES or full in _STORAGE_NAMES:
@@ -207,22 +229,35 @@ def _look_up(full: str) -> Any:
     return vars(holder).get(name)
 
 
+def own_members(module: types.ModuleType) -> dict[str, Any]:
+    """The classes and functions that a module defines, by name."""
+    return {
+        name: one
+        for name, one in vars(module).items()
+        if isinstance(one, type | types.FunctionType) and one.__module__ == module.__name__
+    }
+
+
 def _import_allowed(name: str) -> Any:
     """The class that `--allow` names. Raises BlurifyError where there is none."""
     module, _, attribute = name.rpartition(".")
     if not module:
         raise BlurifyError(f"--allow {name}: give the class with its package, such as mypkg.nets.Net")
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = import_from_here(module)
     except Exception as error:  # the user's own package may fail in any way
         raise BlurifyError(
-            f"--allow {name}: {module} can't be imported ({one_line(error)}): its package must be importable from here"
+            f"--allow {name}: {module} can't be imported ({one_line(error)}): its package must be importable, so "
+            "run from the directory that holds it, install it, or give its file as --source FILE.py"
         ) from error
     found = getattr(found, attribute, None)
     if found is None:
         raise BlurifyError(f"--allow {name}: {module} has no {attribute}")
     if not isinstance(found, type):
-        raise BlurifyError(f"--allow {name}: that is not a class; --trust loads the whole file without any checks")
+        raise BlurifyError(
+            f"--allow {name}: that is not a class; --source FILE.py allows the functions of a file of your own, too, "
+            "and --trust loads the whole file without any checks"
+        )
     return found
 
 

@@ -7,22 +7,30 @@ import types
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, one_line
 from blurify.files.pickled.content import WRAPPERS, Content
-from blurify.files.pickled.names import MOVED
+from blurify.files.pickled.names import MOVED, own_members
+from blurify.files.pickled.refusals import defined_in_script, printable
+from blurify.files.sources.own_file import look_here
 
 
 class Trusted(Content):
     """The content as the objects that it is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: types.ModuleType | None = None) -> None:
         self.path = path
-        module = types.SimpleNamespace(__name__=__name__, Unpickler=_Unpickler, load=_load)
+
+        class Unpickler(_Unpickler):
+            where, own = path, source
+
+        module = types.SimpleNamespace(
+            __name__=__name__, Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load()
+        )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -82,12 +90,38 @@ class Trusted(Content):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's own; only old names of ours are told their new homes."""
+    """Python's own; only old names of ours, and those of the user's own module, are told their homes.
+
+    Attributes:
+        where: the file, for messages.
+        own: the user's module.
+    """
+
+    where: ClassVar[Path]
+    own: ClassVar[types.ModuleType | None] = None
 
     def find_class(self, module: str, name: str) -> Any:
         home, dot, moved = MOVED.get(f"{module}.{name}", "").rpartition(".")
-        return super().find_class(*((home, moved) if dot else (module, name)))
-
-
-def _load(file: Any, **options: Any) -> Any:
-    return _Unpickler(file, **options).load()
+        if dot:
+            return super().find_class(home, moved)
+        own = self.own
+        if own is not None and module.rpartition(".")[2] in (own.__name__.rpartition(".")[2], "__main__"):
+            members = own_members(own)
+            if name in members:
+                return members[name]
+        look_here()
+        try:
+            return super().find_class(module, name)
+        except ModuleNotFoundError as error:
+            lacking = error.name or module
+            raise BlurifyError(
+                f"{self.where} needs the module {printable(lacking)}: run from its directory, install it, or add "
+                f"--source {printable(lacking.rpartition('.')[2])}.py"
+            ) from error
+        except AttributeError as error:
+            if module == "__main__":
+                raise BlurifyError(defined_in_script(self.where, f"{module}.{name}")) from error
+            raise BlurifyError(
+                f"{self.where} needs {printable(name)} of the module {printable(module)}, which has none: install the "
+                "version that the model was saved with"
+            ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blurify.errors import BlurifyError
@@ -25,8 +26,8 @@ __all__ = ["LoadedModel", "ModelSource", "build", "is_factory", "odd_option"]
 
 
 def is_factory(spec: str) -> bool:
-    """Whether a spec names a factory (and not a file)."""
-    return spec.startswith(("timm/", "torchvision/", "python:"))
+    """Whether a spec names a factory (and not a file: one that is there, in a folder called timm, is meant)."""
+    return spec.startswith(("timm/", "torchvision/", "python:")) and not Path(spec).is_file()
 
 
 def build(

@@ -31,7 +31,7 @@ _TIMM_CHOSEN = frozenset(
 _TRANSFORMERS_LEFT = frozenset(
     "_name_or_path name_or_path transformers_version id2label label2id torch_dtype dtype architectures "
     "_commit_hash _attn_implementation attn_implementation _attn_implementation_internal finetuning_task "
-    "problem_type license tokenizer_class".split()
+    "problem_type license tokenizer_class blurify".split()
 )
 _TRANSFORMERS_CODE = frozenset("auto_map quantization_config custom_pipelines trust_remote_code".split())
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blurify.errors import BlurifyError, one_line
+from blurify.files.sources.own_file import import_from_here
 from blurify.spec.words import did_you_mean, nearest
 
 if TYPE_CHECKING:
@@ -25,13 +23,12 @@ def build_python(spec: str, options: dict[str, Any]) -> nn.Module:
     module_name, colon, attribute = spec.removeprefix("python:").partition(":")
     if not colon or not module_name or not attribute:
         raise BlurifyError(f"{spec!r} must name a module and what makes the model in it: python:package.module:factory")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = import_from_here(module_name)
     except ModuleNotFoundError as error:
         raise BlurifyError(
-            f"{spec}: there is no module {error.name!r} here: run from the directory that holds it, or install it"
+            f"{spec}: there is no module {error.name!r} here: run from the directory that holds it, install it, or add "
+            "--source FILE.py"
         ) from error
     except Exception as error:  # whatever the user's own module raises
         raise BlurifyError(

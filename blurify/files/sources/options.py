@@ -29,7 +29,8 @@ def parse_options(spec: str, query: str) -> dict[str, Any]:
 _BY_A_FILE = frozenset(
     "num_classes in_chans img_size input_size patch_size global_pool output_stride drop_rate drop_path_rate "
     "drop_block_rate attn_drop_rate proj_drop_rate features_only out_indices class_token no_embed_class reg_tokens "
-    "dynamic_img_size dynamic_img_pad aux_logits transform_input init_weights dropout progress num_keypoints".split()
+    "dynamic_img_size dynamic_img_pad aux_logits aux_loss transform_input init_weights dropout progress "
+    "num_keypoints".split()
 )
 _LARGEST = 200_000  # classes, pixels, channels
 

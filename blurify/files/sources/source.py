@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from blurify.errors import BlurifyError
 from blurify.files.rest import Rest
+from blurify.spec.recipes import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,6 +57,8 @@ class LoadedModel:
         source: how to build it again.
         note: what a user may want to know about how it was read ('' mostly), e.g. which of several weights were taken.
         rest: what else stood in the file; None where nothing did.
+        recipe: with what to convert it where nobody says: weights of a published anti-aliased architecture were trained
+            with its filters. None: they know of none.
         tensors: the values of the parameters, by name, where the model has none of its own (see `opening.open_model`).
     """
 
@@ -64,3 +67,4 @@ class LoadedModel:
     note: str = ""
     rest: Rest | None = None
     tensors: Mapping[str, Tensor] | None = None
+    recipe: Recipe | None = None
