@@ -112,9 +112,8 @@ def program_of(saved: Saved) -> tuple[ExportedProgram, Open, str]:
             raise
         except Exception as error:  # torch.export raises many kinds
             first = first or error
-    raise BlurifyError(
-        f"the {type(saved.model).__name__} can't be exported ({one_line(first) if first else 'no reason given'}): save it as .pt"
-    ) from first
+    why = one_line(first) if first else "no reason given"
+    raise BlurifyError(f"the {type(saved.model).__name__} can't be exported ({why}): save it as .pt") from first
 
 
 def _export(model: nn.Module, inputs: Inputs, opened: Open) -> ExportedProgram:
