@@ -80,6 +80,7 @@ architectures: $(DEV) ## the index of --arch auto: every architecture of timm an
 
 pickle-names: $(DEV) ## what pickled models may name: every architecture of timm and torchvision is looked through
 	$(BIN)/python benchmarks/pickle_names.py -j $(JOBS)
+	YOLO_CONFIG_DIR=$$(mktemp -d) $(BIN)/python benchmarks/pickle_names.py --ultralytics
 
 pickle-check: $(DEV) ## pickle every architecture, read it back, convert it, read that back
 	$(BIN)/python benchmarks/pickle_check.py -j $(JOBS)

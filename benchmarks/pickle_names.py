@@ -8,12 +8,16 @@ is looked through for code that runs text, files or programs; and to the values 
 pass to factories.
 
 With --check nothing is written: it fails where the installed libraries need what the list lacks.
+
+With --ultralytics the same is done for the networks that the package ultralytics describes, as they are and fused, and
+written to a file of its own, known_ultralytics.json (the package is not needed to use blurify).
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import enum
 import importlib
@@ -44,6 +48,7 @@ from blurify.files.pickled.names import CONTAINERS, TENSORS
 from blurify.files.pickled.tree import Call, DictNode, Name, Stored, children, read_tree, walk
 
 OUT = Path(__file__).parents[1] / "blurify" / "files" / "pickled" / "known.json"
+OUT_ULTRALYTICS = OUT.with_name("known_ultralytics.json")
 PATTERNS = ["timm/*", "torchvision/*"]
 PACKAGES = ("torch.nn.modules", "torchvision.models", "torchvision.ops", "timm.layers", "timm.models")
 OWN = ("blurify.nn.blurpool", "blurify.nn.pools", "blurify.nn.calls", "blurify.demo")
@@ -81,7 +86,10 @@ def main() -> int:
     parser.add_argument("patterns", nargs="*", default=PATTERNS)
     parser.add_argument("-j", "--jobs", type=int, default=2)
     parser.add_argument("--check", action="store_true", help="write nothing, fail where the list lacks something")
+    parser.add_argument("--ultralytics", action="store_true", help="the networks of that package")
     options = parser.parse_args()
+    if options.ultralytics:
+        return of_ultralytics(options.check)
     specs = zoo.select(options.patterns, pretrained=False)
     found: dict[str, set[str]] = defaultdict(set)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=60) as pool:
@@ -106,14 +114,75 @@ def main() -> int:
         "names": {kind: sorted(some) for kind, some in sorted(names.items())},
     }
     if options.check:
-        known = json.loads(OUT.read_text())["names"]
-        lacking = {kind: sorted(set(some) - set(known.get(kind, ()))) for kind, some in needed.items()}
-        lacking = {kind: some for kind, some in lacking.items() if some}
-        print(json.dumps(lacking, indent=1) if lacking else "nothing is lacking")
-        return 1 if lacking else 0
+        return check(OUT, needed)
     OUT.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps({key: document[key] for key in ("versions", "architectures", "needed", "left_out")}, indent=1))
     return 0
+
+
+def check(path: Path, needed: dict[str, list[str]]) -> int:
+    """Whether a list has all that is needed."""
+    known = json.loads(path.read_text())["names"]
+    lacking = {kind: sorted(set(some) - set(known.get(kind, ()))) for kind, some in needed.items()}
+    lacking = {kind: some for kind, some in lacking.items() if some}
+    print(json.dumps(lacking, indent=1) if lacking else "nothing is lacking")
+    return 1 if lacking else 0
+
+
+def of_ultralytics(only_check: bool) -> int:
+    """The list of one package, from the networks that it describes."""
+    import ultralytics
+    from ultralytics.nn import tasks
+
+    home = Path(ultralytics.__file__).parent / "cfg" / "models"
+    general = json.loads(OUT.read_text())["names"]
+    found: dict[str, set[str]] = defaultdict(set)
+    built, without = 0, {}
+    for path in sorted(home.rglob("*.yaml")):
+        described = tasks.yaml_model_load(path)
+        described["scale"] = described.get("scale") or next(iter(described.get("scales", {"": 0})))
+        try:
+            model = getattr(tasks, class_of(path.stem))(described, verbose=False)
+        except Exception as error:  # its text encoder is fetched, or the description is of another kind
+            without[path.stem] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        built += 1
+        with torch.no_grad(), contextlib.suppress(Exception):  # some keep what they computed for the last size
+            model.eval()(torch.rand(1, 3, 64, 64))
+        for one in (model, model.fuse(verbose=False)):
+            for kind, some in names_in(one.half()).items():
+                found[kind] |= some
+    needed = {kind: sorted(some - set(general.get(kind, ()))) for kind, some in sorted(found.items())}
+    if only_check:
+        return check(OUT_ULTRALYTICS, needed)
+    names = {kind: set(some) for kind, some in needed.items()}
+    left_out = {}
+    for cls in modules_of("ultralytics.nn.modules"):
+        full = f"{cls.__module__}.{cls.__qualname__}"
+        if why := runs_text(cls):
+            left_out[full] = why
+        else:
+            names["modules"].add(full)
+    document = {
+        "command": "python benchmarks/pickle_names.py --ultralytics",
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("torch", "ultralytics")},
+        "architectures": built,
+        "not_built": without,
+        "left_out": left_out,
+        "names": {kind: sorted(some) for kind, some in sorted(names.items())},
+    }
+    OUT_ULTRALYTICS.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document, indent=1))
+    return 0
+
+
+def class_of(name: str) -> str:
+    """The class of ultralytics that a description is for."""
+    for part, cls in {"world": "WorldModel", "yoloe": "YOLOEModel", "rtdetr": "RTDETRDetectionModel"}.items():
+        if part in name:
+            return cls
+    kinds = {"-seg": "SegmentationModel", "-pose": "PoseModel", "-obb": "OBBModel", "-cls": "ClassificationModel"}
+    return next((cls for part, cls in kinds.items() if part in name), "DetectionModel")
 
 
 def names_in_model(spec: str) -> tuple[str, dict[str, list[str]]]:

@@ -70,7 +70,7 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
         except BlurifyError:
             raise
         except Exception as error:
-            if (other := _as_complex(model, inputs)) is not None:
+            if (other := _as_the_weights(model, inputs)) is not None:
                 with contextlib.suppress(Exception):
                     return trace(model, other, count=True)
             hint = ""
@@ -116,19 +116,22 @@ def _refuse_wrapper(model: nn.Module) -> None:
         )
 
 
-def _as_complex(model: nn.Module, inputs: Inputs) -> Inputs | None:
-    """Real inputs as complex ones, for a model with complex weights: of an input often only the shape is said."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_complex()), None)
+def _as_the_weights(model: nn.Module, inputs: Inputs) -> Inputs | None:
+    """The inputs in the kind of numbers of the weights, complex or half: of an input often only the shape is said."""
     args, kwargs = inputs
+    dtypes = dict.fromkeys(p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex())
+    dtype = next((one for one in dtypes if one.is_complex), next(iter(dtypes), None))
     if dtype is None or not all(isinstance(one, Tensor) and one.is_floating_point() for one in args):
         return None
-    return tuple(one.to(dtype) for one in args), kwargs
+    return (tuple(one.to(dtype) for one in args), kwargs) if any(one.dtype != dtype for one in args) else None
 
 
 def as_traced(inputs: Inputs, seen: Inputs) -> Inputs:
     """The user's inputs in the kind of numbers with which the model could be traced."""
-    pairs = zip(inputs[0], seen[0], strict=False)
-    if any(isinstance(one, Tensor) and one.is_complex() and not mine.is_complex() for mine, one in pairs):
+    pairs = list(zip(inputs[0], seen[0], strict=False))
+    if all(isinstance(one, Tensor) and isinstance(mine, Tensor) for mine, one in pairs) and any(
+        mine.dtype != one.dtype for mine, one in pairs
+    ):
         return tuple(mine.to(one.dtype) for mine, one in zip(inputs[0], seen[0], strict=True)), inputs[1]
     return inputs
 

@@ -194,7 +194,7 @@ class Builder:
         if key.startswith("_blurify") and key not in (_PLAN, _PROOF, _ADAPTED):
             raise RefusedError(f"a {cls.__name__} with {_cut(key)}, which only blurify sets")
         hidden = next((vars(base)[key] for base in cls.__mro__ if key in vars(base)), None)
-        if hidden is None or full in known()["keys"] or full in known()["bound"]:
+        if hidden is None or _may_hide(cls, key) or full in known()["bound"]:
             return key
         if cls in self._names.trusted.values() and isinstance(hidden, (*_CONSTANTS, tuple, list, dict, set)):
             return key  # a default that the class gives
@@ -240,7 +240,7 @@ class Builder:
         if full in known()["bound"] and self.called(node) == "builtins.getattr":
             return self._own_method(cls, node, full)
         value = self.value(node)
-        if full in known()["keys"] and not isinstance(value, (*_CONSTANTS, tuple)):
+        if _may_hide(cls, key) and not _is_data(value):
             raise RefusedError(f"a {cls.__name__} with {_cut(key)} of its own, which would hide that of its class")
         return value
 
@@ -282,7 +282,10 @@ class Builder:
         owner, module = self._owner[-1]
         if len(node.args) != 2 or node.args[0] is not owner or node.state or node.items or node.appended:
             raise RefusedError(f"{full} is another module's")
-        method = vars(cls).get(node.args[1]) if type(node.args[1]) is str else None
+        if type(node.args[1]) is not str:
+            raise RefusedError(f"{full} is {_shown(node.args[1])}")
+        bases = (vars(base) for base in cls.__mro__ if issubclass(base, nn.Module) and base is not nn.Module)
+        method = next((base[node.args[1]] for base in bases if node.args[1] in base), None)
         if not isinstance(method, types.FunctionType) or f"{full}={node.args[1]}" not in known()["methods"]:
             raise RefusedError(f"{full} is {_shown(node.args[1])}")
         return types.MethodType(method, module)
@@ -478,8 +481,7 @@ class Builder:
             elif key not in fields:
                 raise RefusedError(f"a {cls.__name__} with {_cut(str(key))} of its own")
             value = self.value(one)
-            full = f"{cls.__module__}.{cls.__qualname__}.{key}"
-            if fields is None and full in known()["keys"] and not isinstance(value, (*_CONSTANTS, tuple)):
+            if fields is None and _may_hide(cls, key) and not _is_data(value):
                 raise RefusedError(f"a {cls.__name__} with {key} of its own")
             made.__dict__[key] = value
         return made
@@ -699,6 +701,21 @@ class Builder:
         self._pending[-1] += weight
         if self._pending[-1] > MAX_WEIGHT:
             raise UnreadableError(f"the model has more than {MAX_WEIGHT:,} parts, those that are shared counted again")
+
+
+def _may_hide(cls: type, key: str) -> bool:
+    """Whether the list has it that instances of a class hold plain data under a name that the class has, too.
+
+    A converted pool is of a class of its own, below that of the pool which it was.
+    """
+    return any(f"{base.__module__}.{base.__qualname__}.{key}" in known()["keys"] for base in cls.__mro__)
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value is a constant, a tensor, or a list or tuple of those."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_data, value))
+    return isinstance(value, (*_CONSTANTS, Tensor))
 
 
 def _names_its_weights(state: Mapping[str, Any]) -> bool:

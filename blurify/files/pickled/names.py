@@ -2,7 +2,7 @@
 
 Nothing is allowed because it looks harmless: `known.json` lists what the architectures of timm and torchvision consist
 of (`benchmarks/pickle_names.py` pickles all of them and writes it), and the layers of those libraries and of torch
-whose source it has looked through. A name is looked up only when it is on the list, or when the user allowed it.
+whose source it has looked through; `known_ultralytics.json` lists the same of the networks of ultralytics. A name is looked up only when it is on the list, or when the user allowed it.
 """
 
 from __future__ import annotations
@@ -106,8 +106,11 @@ _DANGEROUS_BUILTINS = frozenset(
 @functools.cache
 def known() -> Mapping[str, frozenset[str]]:
     """The list: of every kind ('modules', 'records', 'enums', 'values', 'bound', 'keys'), the full names."""
-    text = resources.files("blurify.files.pickled").joinpath("known.json").read_text()
-    names = {kind: frozenset(names) for kind, names in json.loads(text)["names"].items()}
+    home = resources.files("blurify.files.pickled")
+    names: dict[str, frozenset[str]] = {}
+    for file in ("known.json", "known_ultralytics.json"):
+        for kind, some in json.loads(home.joinpath(file).read_text())["names"].items():
+            names[kind] = names.get(kind, frozenset()).union(some)
     pools = [f"blurify.nn.pools.{kind}BlurPool{rank}d" for kind in ("Max", "Avg") for rank in (1, 2, 3)]
     own = frozenset(f"{pool}.{key}" for pool in pools for key in ("dense_kernel_size", "unless_global"))
     # What an exported program is read as: data for a fixed table of functions.
