@@ -4,6 +4,7 @@ the tracing ONNX exporter exports it. Every blur is still there, and the outputs
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import tempfile
 
@@ -14,6 +15,7 @@ from torch import nn
 
 import blurify
 from blurify.cli import main
+from blurify.spec.recipes import load_recipe
 
 IMAGE = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
 
@@ -114,8 +116,14 @@ def test_pt2e_quantisation_keeps_every_blur():
     assert gap < distance(outputs(model, image), outputs(converted, image)) / 3
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "vgg11"])
-def test_the_tracing_onnx_exporter(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "padding"),
+    [
+        ("resnet18", "reflect"), ("mobilenet_v2", "replicate"), ("densenet121", "zeros"), ("resnet18", "circular"),
+        ("vgg11", "reflect"), ("vgg11", "zeros"), ("vgg11", "circular"),
+    ],
+)  # fmt: skip
+def test_the_tracing_onnx_exporter(name, padding, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     model = lively(torchvision.models.get_model(name, num_classes=5))
@@ -124,7 +132,8 @@ def test_the_tracing_onnx_exporter(name, tmp_path):
     sizes = [(2, 224, 224), (3, 224, 224)] if vgg else [(2, 64, 64), (3, 64, 64), (1, 96, 64)]
     axes = {0: "batch"} if vgg else {0: "batch", 2: "height", 3: "width"}
     image = torch.rand(sizes[0][0], 3, *sizes[0][1:])
-    converted = blurify.convert(model, example_inputs=image)
+    recipe = dataclasses.replace(load_recipe("zhang2019"), padding=padding)
+    converted = blurify.convert(model, recipe, example_inputs=image)
     path = str(tmp_path / "model.onnx")
     torch.onnx.export(converted, (image,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": axes})
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -20,6 +20,8 @@ def extend_by(x: Tensor, pads: Sequence[tuple[int, int]], padding: str) -> Tenso
             if max(left, right) and x.shape[dim + 2] <= max(left, right):
                 x = _extend_periodically(x, dim + 2, left, right, padding)
                 amounts[dim] = (0, 0)
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+        return _by_pieces(x, pads, padding)
     if any(map(any, amounts)):
         x = F.pad(x, flat_pads(amounts), "constant" if padding == "zeros" else padding)
     for dim, (left, right) in enumerate(pads):
@@ -36,6 +38,34 @@ def _extend_periodically(x: Tensor, dim: int, left: int, right: int, padding: st
         return x.index_select(dim, index % n)
     index = index % max(2 * n - 2, 1)
     return x.index_select(dim, torch.minimum(index, 2 * n - 2 - index).clamp_(min=0))
+
+
+def _by_pieces(x: Tensor, pads: Sequence[tuple[int, int]], padding: str) -> Tensor:
+    """`extend_by`, for the tracing ONNX exporter, which loses the size of what F.pad or narrow returns.
+
+    Later layers may need it (an adaptive pool, for example). Of slices with constant ends it knows the size.
+    """
+    for dim, (left, right) in enumerate(pads):
+        dims = (slice(None),) * (dim + 2)
+
+        def piece(begin: int | None, end: int | None, dims: tuple[slice, ...] = dims, x: Tensor = x) -> Tensor:
+            return x[(*dims, slice(begin, end))]
+
+        before, after = max(left, 0), max(right, 0)
+        if padding == "circular":
+            borders = [[piece(-before, None)] * bool(before), [piece(None, after)] * bool(after)]
+        elif padding == "zeros":
+            borders = [[torch.zeros_like(piece(None, 1))] * before, [torch.zeros_like(piece(None, 1))] * after]
+        elif padding == "replicate":
+            borders = [[piece(None, 1)] * before, [piece(-1, None)] * after]
+        else:
+            borders = [
+                [piece(i, i + 1) for i in range(before, 0, -1)],
+                [piece(-2 - i, -1 - i) for i in range(after)],
+            ]
+        inner = piece(max(-left, 0) or None, min(right, 0) or None) if min(left, right) < 0 else x
+        x = torch.cat([*borders[0], inner, *borders[1]], dim + 2) if any(borders) else inner
+    return x
 
 
 def flat_pads(pads: Sequence[tuple[int, int]]) -> list[int]:

@@ -2,7 +2,8 @@
 
 Nothing is allowed because it looks harmless: `known.json` lists what the architectures of timm and torchvision consist
 of (`benchmarks/pickle_names.py` pickles all of them and writes it), and the layers of those libraries and of torch
-whose source it has looked through; `known_ultralytics.json` lists the same of the networks of ultralytics. A name is looked up only when it is on the list, or when the user allowed it.
+whose source it has looked through; `known_ultralytics.json` lists the same of the networks of ultralytics. A name is
+looked up only when it is on the list, or when the user allowed it.
 """
 
 from __future__ import annotations
