@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,8 +64,15 @@ def shown(output: Path) -> str:
 
 def adapted_name(output: Path) -> str:
     """What the adapted model's file might be called: 'aa.pt' -> 'aa_adapted.pt'."""
-    name = str(output.with_name(f"{output.stem}_adapted{output.suffix}"))
+    endings = "".join(_endings(output.name))
+    name = str(output.with_name(f"{output.name.removesuffix(endings)}_adapted{endings}"))
     return f"{name}/" if isinstance(output, Folder) else name
+
+
+def _endings(name: str) -> list[str]:
+    """The endings of a file's name that say its format: '.pt', or '.pth.tar', '.pt.gz'."""
+    *before, last = ["", *PurePath(name).suffixes][-2:]
+    return [*(before if before and last in (".gz", ".tar") else []), last]
 
 
 def warning(command: str, *, done: bool) -> str:

@@ -54,6 +54,7 @@ class Saved:
         header: what `header_of` made.
         rest: what else stood in the file that the model came from; formats that can't hold it leave it out.
         plain: only what other programs read, without the header.
+        original: the model is not converted: it is written without the header, whole where no name builds it.
         tensors: the values of the model's parameters, where it has none of its own.
         measured: what was measured of the model, a line each, for formats that tell people.
         notes: what a format has to tell of what it wrote; it adds to them.
@@ -63,6 +64,7 @@ class Saved:
     header: dict[str, Any]
     rest: Rest | None = None
     plain: bool = False
+    original: bool = False
     tensors: Mapping[str, Tensor] | None = None
     measured: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)

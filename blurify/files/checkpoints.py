@@ -63,10 +63,39 @@ def save(
     written.check_target(path, force=force)
     require_in_force(model, plan, "convert the original model again, and save that")
     header = header_of(plan, source if source is not None and source.arch is not None else None, adapted_of(model))
-    saved = Saved(model, header, rest, plain, tensors, tuple(measured))
+    saved = Saved(model, header, rest, plain, tensors=tensors, measured=tuple(measured))
     written.write(path, saved, force=force)
     if notes is not None:
         notes += saved.notes
+    return path
+
+
+def save_original(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    source: ModelSource | None = None,
+    rest: Rest | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a model that is not converted, as other programs read it.
+
+    Args:
+        model: the original.
+        path: as for `save`, but no directory: `.pt` holds the state_dict where a name builds the model, else the whole
+            module; `.safetensors` its tensors.
+        source, rest, force: as for `save`.
+
+    Raises:
+        BlurifyError: as for `save`; and the path is a directory.
+    """
+    path = atomic.target(path)
+    if isinstance(path, atomic.Folder):
+        raise BlurifyError(f"{path}/: an original is written to a file: name a .pt or .safetensors")
+    written = formats.for_writing(path)
+    written.check_target(path, force=force)
+    header = {"source": source.to_dict() if source is not None and source.arch is not None else None}
+    written.write(path, Saved(model, header, rest, plain=True, original=True), force=force)
     return path
 
 

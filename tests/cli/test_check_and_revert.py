@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -114,8 +115,38 @@ def test_revert_writes_weights_where_a_name_tells_the_rest(
     assert cli.main(["revert", str(named), "-o", str(out), "--force", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data == {
-        "file": {"path": str(out), "bytes": out.stat().st_size, "holds": "state_dict"}, "arch": NAMED
+        "file": {"path": str(out), "bytes": out.stat().st_size, "holds": "state_dict"}, "arch": NAMED, "rest": None
     }  # fmt: skip
+
+
+def test_revert_into_safetensors(named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "original.safetensors"
+    assert cli.main(["revert", str(named), "-o", str(out)]) == 0
+    assert "state_dict" in capsys.readouterr().out
+    expected = blurify.revert(blurify.load(named)).state_dict()
+    found = safetensors.torch.load_file(out)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_revert_carries_over_what_a_training_checkpoint_holds(tmp_path: Path) -> None:
+    model = open_model(NAMED, pretrained=False).model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first, converted, back = (tmp_path / name for name in ("first.pt", "converted.pt", "back.pt"))
+    torch.save({"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 7}, first)
+    assert cli.main(["convert", str(first), "--arch", NAMED, "-o", str(converted)]) == 0
+    assert cli.main(["revert", str(converted), "-o", str(back)]) == 0
+    there, here = torch.load(first, weights_only=True), torch.load(back, weights_only=True)
+    assert here.keys() == there.keys() and here["epoch"] == 7 and here["optimizer"] == there["optimizer"]
+    assert all(torch.equal(here["state_dict"][name], value) for name, value in there["state_dict"].items())
+
+
+@pytest.mark.parametrize("name", ["out/", "out.h5", "out.npz"])
+def test_revert_writes_no_other_format_under_its_ending(
+    name: str, named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    assert failure(capsys, "revert", named, "-o", f"{tmp_path}/{name}")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_revert_leaves_nothing_of_what_cannot_be_pickled(
@@ -135,7 +166,6 @@ def test_what_is_no_converted_model(named: Path, tmp_path: Path, capsys: pytest.
     for command in (["check"], ["revert", "-o", out]):
         assert "carries no plan" in failure(capsys, *command, plain, "--arch", NAMED)
         assert "none.pt" in failure(capsys, *command, tmp_path / "none.pt")
-    assert "torch's format" in failure(capsys, "revert", named, "-o", tmp_path / "out.safetensors")
     assert not out.exists()
 
 

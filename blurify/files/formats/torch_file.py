@@ -63,7 +63,9 @@ def _content(saved: Saved) -> Any:
     """What is pickled."""
     model, header = saved.model, saved.header
     named = header["source"] is not None
-    weights: Any = dict(model.state_dict()) if named or saved.plain else model
+    weights: Any = dict(model.state_dict()) if named or (saved.plain and not saved.original) else model
+    if saved.original and saved.rest is not None:
+        return saved.rest.around(weights)
     if saved.plain:
         return weights
     if saved.rest is not None:
