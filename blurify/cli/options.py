@@ -42,7 +42,8 @@ Output = Annotated[
     Path,
     typer.Option(
         "--output", "-o", metavar="OUT", parser=_target,
-        help="File to write: .safetensors, or .pt (torch's format); DIR/ for a directory as the Hugging Face hub has.",
+        help="File to write: .pt (torch's format), .safetensors, .pt2, .onnx, or one of these with .gz; DIR/ for a "
+        "directory as the Hugging Face hub has.",
     ),
 ]  # fmt: skip
 Recipe = Annotated[
