@@ -252,7 +252,9 @@ def ultralytics_checkpoint() -> Input:
 
     torch.manual_seed(0)
     yolo = YOLO("yolov8n.yaml")
-    lively(yolo.model)
+    for module in lively(yolo.model).modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels > 1:
+            nn.init.kaiming_normal_(module.weight)  # as torch makes them, features die out behind SiLU
     yolo.save("yolo.pt")
     model = torch.load("yolo.pt", weights_only=False)["model"].eval()
     return Input("yolo.pt", model, dtype=torch.float16)  # as they are published
