@@ -642,34 +642,43 @@ def seen(folder):
     }
 
 
+# One process has imported everything; each file is read in two children of its own.
 READ = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from hostile import run
 run.torch.set_num_threads(1)
-root = Path(sys.argv[2])
-for verb, *more in (["inspect"], ["convert", "-o", str(root / "out" / "y.pt")]):
-    def work():
-        signal.alarm(run.SECONDS)
-        run.confine(root / verb, root / "here", root / "marker")
-        return run.blurify_main([verb, str(root / "in" / "x.pt"), *more])
-    print(os.waitstatus_to_exitcode(os.waitpid(run.start(work), 0)[1]))
+for line in sys.stdin:
+    root = Path(line.rstrip("\\n"))
+    for verb, *more in (["inspect"], ["convert", "-o", str(root / "out" / "y.pt")]):
+        def work():
+            signal.alarm(run.SECONDS)
+            run.confine(root / verb, root / "here", root / "marker")
+            return run.blurify_main([verb, str(root / "in" / "x.pt"), *more])
+        print(os.waitstatus_to_exitcode(os.waitpid(run.start(work), 0)[1]), flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def reader():
+    tests = Path(__file__).parents[1]
+    command = [sys.executable, "-c", READ, str(tests)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.mark.parametrize(("module", "name"), TRIED)
-def test_attacks(tmp_path, module, name):
+def test_attacks(tmp_path, reader, module, name):
     folder, here, out, *printed = (tmp_path / name for name in ("in", "here", "out", "inspect", "convert"))
     for made in (folder, here, out, *printed):
         made.mkdir()
     marker = tmp_path / "marker"
     getattr(importlib.import_module(f"attacks.{module}"), name)(folder / "x.pt", marker)
     before = seen(folder)
-    tests = Path(__file__).parents[1]
-    run = subprocess.run([sys.executable, "-c", READ, str(tests), str(tmp_path)], capture_output=True, text=True)
-    codes = list(map(int, run.stdout.split()))
-    assert len(codes) == 2, run
+    print(tmp_path, file=reader.stdin, flush=True)
+    codes = [int(reader.stdout.readline()) for _ in printed]
     for verb, code in zip(printed, codes, strict=True):
         said, shown = (verb / "stderr").read_text(), (verb / "stdout").read_text()
         assert "Traceback" not in said + shown, said

@@ -10,8 +10,8 @@ HOSTILE = Path(__file__).parents[1] / "hostile"
 sys.path.insert(0, str(HOSTILE.parent))
 from hostile import kinds, run  # noqa: E402
 
-SAMPLE = 300
-CHUNKS = 4
+SAMPLE = 200
+CHUNKS = 2
 
 
 @pytest.mark.slow
