@@ -499,11 +499,11 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@linux
-@pytest.mark.slow
 KILLS = int(os.environ.get("BLURIFY_TEST_KILLS", "9"))  # a sample: each costs some seconds
 
 
+@linux
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """kill -9 of a worker, or of the parent, several times: the end is that of an undisturbed run."""
     specs = [f"{HERE}:tiny?width={width}&seconds=0.1" for width in range(2, 12)]
