@@ -66,11 +66,11 @@ def low_passed(op: Op, trace: Trace, model: nn.Module) -> bool:
         if filtering is None:
             continue
         if filtering.weight is None:  # a dense average pool is a box
-            kernel: Tensor | None = torch.ones(1, 1, *filtering.kernel_size)
+            kernel = torch.ones(1, 1, *filtering.kernel_size)
+        elif (found := fixed_kernel(filtering, model)) is None:
+            return spectrum is None and _is_unknown_filter(filtering, model)
         else:
-            kernel = fixed_kernel(filtering, model)
-            if kernel is None:
-                return spectrum is None and _is_unknown_filter(filtering, model)
+            kernel = found
         own = response(kernel, filtering.dilation)
         spectrum = own if spectrum is None else _both(spectrum, own)
         if spectrum is None:
@@ -227,7 +227,7 @@ def aliased_share(spectrum: Tensor, stride: tuple[int, ...]) -> float:
         shape = [1] * len(stride)
         shape[dim] = sizes[dim]
         beyond = beyond | (frequency > 0.5 / step).view(shape)
-    constant = spectrum[(..., *(0 for _ in stride))].flatten()
+    constant = spectrum.flatten(1)[:, 0]
     folded = spectrum[..., beyond].mean(-1).flatten() if bool(beyond.any()) else torch.zeros_like(constant)
     return float((folded / constant.clamp(min=1e-12)).max())
 
