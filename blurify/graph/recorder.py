@@ -97,8 +97,9 @@ class Trace:
 
     Attributes:
         graph: the calls in order; `node.meta` has 'shape' (None for several outputs), 'dtype', 'call' (the innermost
-            module call), 'key' (see `Key`), 'sized' (where the forward reads the tensor's size) and 'frames' (the
-            Python calls from that module's forward to the op; see `frames_of`).
+            module call), 'key' (see `Key`), 'sized' (where the forward reads the tensor's size), 'frames' (the
+            Python calls from that module's forward to the op; see `frames_of`); of a tensor that no call made,
+            'origin' ('parameter', 'buffer', 'constant', 'unknown') and, of a constant, 'value'.
         calls: every module call, in the order in which they began.
         model: the copy that was run.
         inputs: the (args, kwargs) it was run with.
@@ -232,6 +233,10 @@ class _Recorder(TorchFunctionMode):
                 node.meta["stale"] = True
             return node
         name, origin = self._owned.get(id(tensor), ("", ""))
+        value = None
+        if not origin and self._meta and not (tensor.is_meta or tensor.requires_grad):
+            # It has data where no signal has any: a constant, kept beside the module or made of Python numbers.
+            origin, name, value = "constant", f"_constant{len(self._constants)}", tensor
         if not origin:
             # Made by code that torch functions do not show (a scripted function, numpy), or before the forward. To be
             # safe it may depend on all that is known here.
@@ -243,7 +248,7 @@ class _Recorder(TorchFunctionMode):
                 self._keep(tensor, node)
                 return node
         node = self.graph.create_node("get_attr", name)
-        node.meta.update(shape=tuple(tensor.shape), call=None, origin=origin)
+        node.meta.update(shape=tuple(tensor.shape), call=None, origin=origin, value=value)
         self._constants[id(tensor)] = node
         self._keep(tensor, node)
         return node

@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
 
 from blurify.graph.recorder import Call, Trace, unseen
-from blurify.nn import BlurPool
 from blurify.nn.arguments import CONV_PARAMETERS, POOL_PARAMETERS, given_per_dim
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -286,114 +285,6 @@ def in_our_layers(node: Node) -> bool:
     return call is not None and any(type(c.module).__module__ in OURS for c in call.stack())
 
 
-def is_low_pass(op: Op, stride: tuple[int, ...], model: nn.Module) -> bool:
-    """Whether a convolution is a fixed depthwise filter that guards a subsampling by `stride`.
-
-    Its kernel is no parameter, each channel is filtered alone, and of what would alias it lets little through: judged
-    by its frequency response, where the kernel's values are at hand (a Laplace filter or a delta is no low-pass).
-
-    Args:
-        op: the convolution.
-        stride: the subsampling, one entry a spatial dimension.
-        model: where the values of buffers are; the trace may have none.
-    """
-    if op.kind != "conv" or op.weight is None or op.groups != op.input_shape[-op.rank - 1]:
-        return False
-    if not _is_constant(op.weight):
-        return False
-    kernel = constant_value(op.weight, model)
-    return kernel is None or aliased_share(kernel, stride) < _MOST_ALIASED
-
-
-_MOST_ALIASED = 0.25  # a box of two taps lets 0.18 through, [1 2 1] 0.06, a delta all
-
-
-def aliased_share(kernel: Tensor, stride: tuple[int, ...]) -> float:
-    """What a filter lets through of what a subsampling by `stride` would fold back, over its response to a constant.
-
-    Args:
-        kernel: (channels, 1, *taps).
-        stride: one entry a spatial dimension.
-
-    Returns:
-        the mean of |H|^2 over the frequencies beyond pi / stride in some dimension, over |H(0)|^2: the worst channel's.
-    """
-    if not kernel.numel():
-        return 1.0
-    size = max((64, 32, 16)[len(stride) - 1], *kernel.shape[2:])  # a longer kernel would be cut off
-    dims = tuple(range(2, 2 + len(stride)))
-    response = torch.fft.fftn(kernel.detach().double().cpu(), s=(size,) * len(stride), dim=dims).abs() ** 2
-    beyond = torch.zeros((size,) * len(stride), dtype=torch.bool, device="cpu")
-    frequency = torch.fft.fftfreq(size, dtype=torch.float64, device="cpu").abs()
-    for dim, step in enumerate(stride):
-        shape = [1] * len(stride)
-        shape[dim] = size
-        beyond = beyond | (frequency > 0.5 / step).view(shape)
-    constant = response[(..., *(0 for _ in dims))].flatten()
-    folded = response[..., beyond].mean(-1).flatten() if bool(beyond.any()) else torch.zeros_like(constant)
-    return float((folded / constant.clamp(min=1e-12)).max())
-
-
-def constant_value(node: Node, model: nn.Module) -> Tensor | None:
-    """The value of a tensor that comes from buffers and constants alone; None where it can't be told."""
-    try:
-        with torch.no_grad():
-            value = _evaluated(node, dict(model.named_buffers()))
-    except Exception:  # something in between can't be run again
-        return None
-    return value if isinstance(value, Tensor) and not value.is_meta else None
-
-
-def _evaluated(node: Node, buffers: dict[str, Tensor]) -> Any:
-    if node.op == "get_attr":
-        return buffers[str(node.target)]
-
-    def value(argument: Any) -> Any:
-        if isinstance(argument, Node):
-            return _evaluated(argument, buffers)
-        if isinstance(argument, tuple | list):
-            return type(argument)(value(item) for item in argument)
-        return argument.__class__("cpu") if isinstance(argument, torch.device) else argument
-
-    target: Any = node.target
-    return target(*value(node.args), **{key: value(item) for key, item in node.kwargs.items()})
-
-
-def _is_constant(weight: Node) -> bool:
-    """Whether a tensor comes from buffers and constants alone."""
-    seen, todo = set(), [weight]
-    while todo:
-        node = todo.pop()
-        if node.op == "placeholder" or node.meta.get("origin") == "parameter" or node.target is unseen:
-            return False
-        if node not in seen:
-            seen.add(node)
-            todo.extend(node.all_input_nodes)
-    return True
-
-
-def low_passed(op: Op, trace: Trace, model: nn.Module) -> bool:
-    """Whether what a strided op reads was just filtered: by a fixed low-pass filter, or by one of our BlurPools."""
-    node = op.source
-    while function_name(node) == "pad":
-        node = node.args[0]  # type: ignore[assignment]
-    blurs = (call for call in trace.calls if isinstance(call.module, BlurPool))
-    if any(call.output is node for call in blurs):
-        return True
-    if function_name(node) in PARAMETERS and function_name(node).startswith("conv"):
-        source = read_op(node, function_name(node))
-        return max(source.kernel_size) > 1 and is_low_pass(source, op.stride, model)
-    return False
-
-
-def is_filtered(site: Found, traces: Sequence[Trace], model: nn.Module) -> bool:
-    """Whether a site is anti-aliased already: it is a fixed low-pass filter, or reads what one has filtered."""
-    if site.op.kind == "conv" and is_low_pass(site.op, site.op.stride, model):
-        return True
-    by_graph = {seen.graph: seen for seen in traces}
-    return any(low_passed(op, by_graph[op.node.graph], model) for op in site.ops)
-
-
 def is_mask(op: Op) -> bool:
     """Whether what an op reads holds no signal: numbers made of whole numbers, comparisons and constants alone.
 
@@ -411,7 +302,7 @@ def is_mask(op: Op) -> bool:
         if node.op == "placeholder":
             if not node.meta.get("zeros_and_ones"):
                 return False
-        elif node.meta.get("origin") in ("parameter", "buffer", "unknown") or node.target is unseen:
+        elif node.meta.get("origin") in ("parameter", "buffer", "constant", "unknown") or node.target is unseen:
             return False
         elif function_name(node) in _LIKE:
             todo.extend(node.all_input_nodes[:1])
@@ -423,27 +314,6 @@ def is_mask(op: Op) -> bool:
 # What takes only the dtype, shape or device of its second tensor; what takes those of its first, and no values.
 _LIKE = frozenset("type_as to expand_as view_as reshape_as".split())
 _FILLED = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split())
-
-
-def reads_image(op: Op) -> bool:
-    """Whether a convolution is the first learned one on the way from the input."""
-    seen, todo = set(), [op.source]
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        name = function_name(node)
-        if name in _LEARNED or name in PARAMETERS:
-            return False
-        todo.extend(node.all_input_nodes)
-    return any(node.op == "placeholder" for node in seen)
-
-
-_LEARNED = frozenset(
-    "linear matmul bmm baddbmm addmm einsum bilinear embedding multi_head_attention_forward "
-    "scaled_dot_product_attention conv_transpose1d conv_transpose2d conv_transpose3d".split()
-)
 
 
 def scripted_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import inspect
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from blurify.nn.source import (
     statement_of,
     written_name,
 )
+from blurify.nn.wrapped import WRAPPED, held_functions, holding
 
 Path = tuple[tuple[str, str, int], ...]
 _CLONE, _OWED = "_blurify_", "_blurify_owed"
@@ -36,7 +38,8 @@ class Expression(NamedTuple):
     """An expression of a forward, and how it goes through a child.
 
     Attributes:
-        path: the functions from the forward to it, outermost first: (name, source text, which of the equal ones).
+        path: the functions from the forward to it, outermost first: (name, source text, which of the equal ones). The
+            text `wrapped.WRAPPED` stands for what a decorator does with the function that it holds.
         child: the name of the child module.
         form: 'wrap' `f(x)` -> `self.child(f(x))`; 'input' `f(x)` -> `f(self.child(x))`; 'call' `f(x)` ->
             `self.child(f, x)` and `x[i]` -> `self.child(x, i)`. In a loop over modules, 'member' makes of `f(x)`
@@ -66,6 +69,11 @@ class _Tree:
         else:
             self.children.setdefault((text, which), []).append(wanted)
 
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether what changes is inside of what a decorator holds."""
+        return any(text == WRAPPED for text, _ in self.helpers)
+
 
 class Rewritten(NamedTuple):
     """The methods that change in a class.
@@ -77,7 +85,7 @@ class Rewritten(NamedTuple):
             for them: the methods serve instances with these alone.
     """
 
-    methods: dict[str, FunctionType]
+    methods: dict[str, Any]
     overridden: frozenset[str]
     stored: dict[str, FunctionType]
 
@@ -98,13 +106,18 @@ def rewrite(cls: type[nn.Module], wanted: Iterable[Expression], instance: nn.Mod
         trees.setdefault(expression.path[0][0], _Tree()).add(expression.path, expression)
     writer = _Writer(cls, instance)
     for name, tree in trees.items():
-        function = method(cls, name)
-        if function is None:
-            raise CannotRewriteError(f"{cls.__qualname__} has no longer a method {name}")
-        writer.write(function, tree, name, own=True)
+        static = inspect.getattr_static(cls, name, None)
+        if tree.is_wrapped:
+            writer.write_wrapped(static, tree, name)
+        else:
+            function = method(cls, name)
+            if function is None:
+                raise CannotRewriteError(f"{cls.__qualname__} has no longer a method {name}")
+            writer.write(function, tree, name, own=True)
         # `forward = _run` in the class: the same function by another name.
-        aliases = [other for base in cls.__mro__ for other, value in vars(base).items() if value is function]
-        writer.methods |= {other: writer.methods[name] for other in aliases if method(cls, other) is function}
+        aliases = [other for base in cls.__mro__ for other, value in vars(base).items() if value is static]
+        same = {other for other in aliases if inspect.getattr_static(cls, other, None) is static}
+        writer.methods |= dict.fromkeys(same, writer.methods[name])
     return Rewritten(writer.methods, frozenset(n for n in writer.methods if not n.startswith(_CLONE)), writer.stored)
 
 
@@ -114,8 +127,28 @@ class _Writer:
     def __init__(self, cls: type[nn.Module], instance: nn.Module | None) -> None:
         self.cls = cls
         self.instance = instance
-        self.methods: dict[str, FunctionType] = {}
+        self.methods: dict[str, Any] = {}
         self.stored: dict[str, FunctionType] = {}
+
+    def write_wrapped(self, value: Any, tree: _Tree, name: str) -> None:
+        """Make the method `name` anew as its decorator made it, around a changed function."""
+        held = held_functions(value)
+        rest = _Tree()
+        rest.children = tree.children
+        for number, ((text, which), (inner_name, inner)) in enumerate(tree.helpers.items()):
+            if text != WRAPPED:
+                rest.helpers[text, which] = inner_name, inner
+                continue
+            if which >= len(held) or held[which].__code__.co_name != inner_name:
+                raise CannotRewriteError(f"{self.cls.__qualname__}.{name} no longer holds {inner_name}")
+            clone = f"{_CLONE}{name}_wrapped_{number}_{inner_name.strip('<>')}"
+            self.write(held[which], inner, clone, own=True)
+            value = holding(value, held[which], self.methods[clone])
+        self.methods[name] = value
+        if rest.children or rest.helpers:
+            if not isinstance(value, FunctionType):
+                raise CannotRewriteError(f"{self.cls.__qualname__}.{name} is no plain function")
+            self.write(value, rest, name, own=True)
 
     def write(self, function: FunctionType, tree: _Tree, name: str, *, own: bool) -> None:
         """Compile `function` with its changes as the method `name`; `own` where it takes the instance by itself."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Sequence
-from types import FunctionType
+import inspect
+from collections.abc import Iterator, Sequence
+from types import CodeType, FunctionType
 
 from torch import nn
 
@@ -24,6 +25,7 @@ from blurify.nn.source import (
     statement_of,
     written_name,
 )
+from blurify.nn.wrapped import WRAPPED, held_functions
 
 
 def path_of(model: nn.Module, frames: Sequence[Frame]) -> tuple[str, Path, ast.AST]:
@@ -57,7 +59,37 @@ def path_of(model: nn.Module, frames: Sequence[Frame]) -> tuple[str, Path, ast.A
                 problem = error
                 continue
             return module, steps, expression
+    # What a decorator holds is changed inside of it, however that calls it.
+    for start in reversed(range(len(frames))):
+        code, _, module = frames[start]
+        if module is None:
+            continue
+        instance = model.get_submodule(module)
+        for name, which, function in _wrapped_with(original_class(instance), code):
+            if name in vars(instance):
+                continue
+            try:
+                steps, expression = _steps(instance, function.__code__.co_name, function, frames[start:])
+            except CannotRewriteError as error:
+                problem = error
+                continue
+            return module, ((name, WRAPPED, which), *steps), expression
     raise problem
+
+
+def _wrapped_with(cls: type, code: CodeType) -> Iterator[tuple[str, int, FunctionType]]:
+    """The decorated methods of a class that hold a function with that code: by which name, which one of theirs."""
+    seen = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("torch.nn.") or base is object:
+            continue
+        for name, value in vars(base).items():
+            if name in seen or name.startswith("__") or isinstance(value, type | nn.Module | property):
+                continue
+            seen.add(name)
+            for which, function in enumerate(held_functions(value)):
+                if function.__code__ is code:
+                    yield name, which, function
 
 
 def _looked_up(instance: nn.Module, name: str, function: FunctionType) -> bool:
@@ -128,7 +160,11 @@ def _function_at(model: nn.Module, module: str, path: Path) -> FunctionType | No
     instance = model.get_submodule(module)
     cls = original_class(instance)
     function = method(cls, path[0][0])
-    for _, text, which in path[:-1]:
+    for name, text, which in path[:-1]:
+        if text == WRAPPED:
+            held = held_functions(inspect.getattr_static(cls, name, None))
+            function = held[which] if which < len(held) else None
+            continue
         if function is None:
             return None
         expression = _equal(function_tree(function.__code__), text)[which]

@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx import Node
 
 from blurify.errors import BlurifyError
+from blurify.graph.filters import is_filtered, reads_image
 from blurify.graph.inputs import traced
 from blurify.graph.recorder import Key, Trace, trace
 from blurify.graph.regions import blur_points
@@ -21,9 +22,7 @@ from blurify.graph.sites import (
     Found,
     Op,
     find_sites,
-    is_filtered,
     is_mask,
-    reads_image,
     scripted_modules,
 )
 from blurify.graph.structure import tensors_in
@@ -205,7 +204,7 @@ class _Planner:
             return "global-pool", "" if always else "; where it does not, it is blurred"
         if left is not None:
             return "recipe", left
-        if op.kind == "conv" and any(reads_image(other) for other in site.ops):
+        if op.kind == "conv" and any(reads_image(other, self.model) for other in site.ops):
             splits = max(op.stride) >= 4 and not any(s % 2 and s > 1 for s in op.stride)
             if recipe.stem == "skip" or (recipe.stem == "split" and not splits):
                 return ("patchify-stem" if is_patchify(op) else "stem"), ""

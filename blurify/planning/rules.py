@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from blurify.graph.sites import Found, Op, function_name, reads_image
+from blurify.graph.filters import reads_image
+from blurify.graph.sites import Found, Op, function_name
 from blurify.planning.placement import Placed, Placer
 from blurify.spec.edits import Blur
 from blurify.spec.methods import Method
@@ -79,7 +80,7 @@ class Rules:
 
     def splits(self, op: Op) -> bool:
         """Whether the recipe splits this convolution's stride in two."""
-        return self.recipe.stem == "split" and reads_image(op)
+        return self.recipe.stem == "split" and reads_image(op, self.placer.model)
 
     def _blur(
         self, stride: tuple[int, ...], factor: tuple[int, ...] | None = None, shift: tuple[int, ...] = ()

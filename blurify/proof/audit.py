@@ -7,8 +7,9 @@ from collections import Counter
 from torch import nn
 
 from blurify.errors import BlurifyError, named_line
+from blurify.graph.filters import is_filtered
 from blurify.graph.recorder import trace
-from blurify.graph.sites import Found, find_sites, is_filtered
+from blurify.graph.sites import Found, find_sites
 from blurify.graph.structure import Inputs
 from blurify.spec.edits import Rewrite
 from blurify.spec.plan import Plan, Site
