@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from blurify.graph.patches import Cut, find_cuts, phases
 from blurify.graph.recorder import Call, Trace, unseen
 from blurify.nn.arguments import CONV_PARAMETERS, POOL_PARAMETERS, given_per_dim
 
@@ -46,7 +47,8 @@ class Op:
     returns_indices: bool
     source: Node
     weight: Node | None
-    dims: tuple[int, ...] = ()  # of a slice that a blur can replace: the spatial dimensions of what it slices
+    dims: tuple[int, ...] = ()  # of a slice that a blur can replace, of patches: the spatial dimensions of the source
+    readers: tuple[Node, ...] = ()  # of patches: all ops that read the source for them
 
     @property
     def rank(self) -> int:
@@ -68,6 +70,13 @@ class Op:
         """The shape of what it returns (of the values, where it returns indices too)."""
         shape = self.node.meta["shape"]
         return shape if shape is not None else next(iter(self.node.users)).meta["shape"]
+
+    @property
+    def channels(self) -> int:
+        """The number of channels that it reads."""
+        if self.kind == "patches":
+            return math.prod(n for dim, n in enumerate(self.input_shape) if dim and dim not in self.dims)
+        return self.input_shape[-self.rank - 1]
 
     @property
     def of_floats(self) -> bool:
@@ -151,8 +160,8 @@ def _named(groups: dict[tuple[Any, ...], list[Op]]) -> list[Found]:
             isinstance(call.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
             or not (call.has_calls or any(call.module.children()))
         )
-        if not one or not name or ops[0].kind == "slice":
-            name = f"{name}:{'slice' if ops[0].kind == 'slice' else function}"
+        if not one or not name or ops[0].kind in ("slice", "patches"):
+            name = f"{name}:{ops[0].kind if ops[0].kind in ('slice', 'patches') else function}"
         taken[name] += 1
         found.append(Found(f"{name}#{taken[name]}" if taken[name] > 1 else name, tuple(ops), key))
     return found
@@ -173,6 +182,18 @@ def _strided_ops(trace: Trace) -> Iterator[Op]:
             if steps:
                 slices[node.args[0], steps].append((node, starts))  # type: ignore[index]
     yield from _subsampling_slices(slices)
+    nodes = [node for node in trace.graph.nodes if not in_our_layers(node)]
+    for cut in (*find_cuts(nodes, function_name), *phases(slices, function_name)):
+        if _from_features(cut.source):
+            yield _patches(cut)
+
+
+def _patches(cut: Cut) -> Op:
+    rank = len(cut.dims)
+    return Op(
+        *(cut.node, "patches", cut.kernel_size, cut.stride, (0,) * rank, (1,) * rank, 1, False, False, cut.source, None),
+        dims=cut.dims, readers=cut.readers,
+    )  # fmt: skip
 
 
 def read_op(node: Node, name: str) -> Op:

@@ -33,6 +33,8 @@ class BlurPool(nn.Module):
     """Base of BlurPool1d/2d/3d."""
 
     ndim: ClassVar[int]
+    # Tensors are (N, *spatial, C), not (N, C, *spatial): set on the layers of a conversion that blur tokens.
+    channels_last = False
 
     def __init__(
         self,
@@ -97,6 +99,13 @@ class BlurPool(nn.Module):
         if x.is_quantized and x.qscheme() == torch.per_tensor_affine:  # as eager quantisation hands features on
             y = self.forward(x.dequantize(), output_size, extend=extend)
             return torch.quantize_per_tensor(y, x.q_scale(), x.q_zero_point(), x.dtype)
+        if self.channels_last and x.dim() == self.ndim + 2:
+            if self.is_identity and max(self.stride) == 1:
+                return x
+            return self._channels_first(x.movedim(-1, 1), output_size, extend).movedim(1, -1).contiguous()
+        return self._channels_first(x, output_size, extend)
+
+    def _channels_first(self, x: Tensor, output_size: Sequence[int] | None, extend: Sequence[int] | None) -> Tensor:
         if x.dim() == self.ndim + 1:
             return self.forward(x.unsqueeze(0), output_size, extend=extend).squeeze(0)
         if x.dim() != self.ndim + 2:
@@ -197,6 +206,7 @@ class BlurPool(nn.Module):
         parts += [f"padding={self.padding!r}"] * (self.padding != "reflect")
         parts += [f"factor={short(self.factor)}"] * (self.factor != self.stride)
         parts += [f"shift={short(self.shift)}"] * any(self.shift)
+        parts += ["channels_last=True"] * self.channels_last
         return ", ".join(parts)
 
 

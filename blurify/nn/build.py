@@ -12,7 +12,10 @@ from blurify.spec.methods import Taps
 
 def build(blur: Blur) -> BlurPool:
     """The layer for a blur, on the CPU; a kind of filter that is not `Taps` registers its own with `layer_for`."""
-    return layer_for(blur.method, blur)
+    layer = layer_for(blur.method, blur)
+    if blur.channels_last:
+        layer.channels_last = True
+    return layer
 
 
 @singledispatch

@@ -97,6 +97,7 @@ class Placer:
             dense_of: the dense ops that each blur point is for.
         """
         self.together = together
+        self._cuts = {node for key, nodes in together.items() if key[0] == "patches" for node in nodes}
         self.dense_of = dense_of
         self._children: dict[str, set[str]] = defaultdict(set)
         self._rewrites: dict[Rewrite, Rewrite] = {}
@@ -243,11 +244,11 @@ class Placer:
                     if not self.obeys_stride(site, stride):
                         return self.stand_in(site, "conv-blurred", blur, stride=stride)
                     dense = (SetStride(call.path, stride, stride_of(call.module)),)
-                where, edits = self._in_front(site, call, index, blur)
+                where, edits = self.in_front(site, call, index, blur)
                 return where, (*dense, *edits)
         return self.stand_in(site, "conv-blurred", blur, stride=stride)
 
-    def _in_front(self, site: Found, call: Call, index: int, blur: Blur) -> Placed:
+    def in_front(self, site: Found, call: Call, index: int, blur: Blur) -> Placed:
         assert call.path is not None
         if site.name not in self.local:
             try:
@@ -276,7 +277,7 @@ class Placer:
                 if index:
                     raise NoWay("it is no member of its container")
                 members = [c for o in self.calls_of[outer.path] for c in self._members(o).get(name, ())]
-                served: set[Any] = {n for n in ops if any(_within(n, c) for c in members)}
+                served: set[Any] = {n for n in ops if any(in_call(n, c) for c in members)}
                 child = self._free(str(outer.path), before_name(name))
                 edits.append(InsertBlur(str(outer.path), name, False, child, blur))
             else:
@@ -528,8 +529,9 @@ class Placer:
             if ops or any(call.path != path for call in calls):
                 return {None}
             return {
-                n for call in calls for n in self._nodes if function_name(n).startswith("conv") and _within(n, call)
-            }
+                n for call in calls for n in self._nodes
+                if (function_name(n).startswith("conv") or n in self._cuts) and in_call(n, call)
+            }  # fmt: skip
         return {other for other in ops if _subsamples(other)}  # the stand-ins pass on calls that do not subsample
 
     def _is_at(self, frames: list[Frame], spot: _Spot) -> bool:
@@ -612,7 +614,7 @@ class Placer:
         return type(module).forward is nn.Sequential.forward and "forward" not in vars(own)
 
 
-def _within(node: Node, call: Call) -> bool:
+def in_call(node: Node, call: Call) -> bool:
     return node.meta.get("call") is not None and call in node.meta["call"].stack()
 
 

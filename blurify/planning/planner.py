@@ -175,6 +175,10 @@ class _Planner:
         dense_of: dict[Node, list[Node]] = defaultdict(list)
         for site in sites:
             together[site.op.kind, site.op.stride].update(op.node for op in site.ops)
+            if site.op.kind == "patches":
+                together["wrap", (1,) * site.op.rank].update(op.source for op in site.ops)
+                for op in site.ops:
+                    dense_of[op.source].append(op.node)
             if site.name in points:
                 together["wrap", self.rules.after_blur(site.op).stride].update(points[site.name])
                 for op, point in zip(site.ops, points[site.name], strict=True):
@@ -192,7 +196,7 @@ class _Planner:
             return "already-filtered", ""
         if op.kind == "slice" and not op.dims:
             return "slice", ""
-        if op.kind not in ("conv", "maxpool", "avgpool", "slice"):
+        if op.kind not in ("conv", "maxpool", "avgpool", "slice", "patches"):
             return "other-pool", op.kind
         if not op.of_floats or (op.kind != "conv" and is_mask(op)):
             return "whole-numbers", ""
@@ -208,6 +212,10 @@ class _Planner:
             splits = max(op.stride) >= 4 and not any(s % 2 and s > 1 for s in op.stride)
             if recipe.stem == "skip" or (recipe.stem == "split" and not splits):
                 return ("patchify-stem" if is_patchify(op) else "stem"), ""
+        if op.kind == "patches":
+            if all(reads_image(other) for other in site.ops):
+                return ("patchify-stem", "") if recipe.stem != "convert" else None
+            return ("merging", "") if recipe.merging == "skip" else None
         return None
 
     def _left_by_recipe(self, site: Found) -> str | None:
@@ -218,7 +226,7 @@ class _Planner:
         glob = next((name for name in recipe.skip_names if fnmatch.fnmatchcase(site.name, name)), None)
         if glob is not None:
             return f"name {glob}"
-        channels = op.input_shape[-op.rank - 1]
+        channels = op.channels
         return f"{channels} channels, fewer than {recipe.min_channels}" if channels < recipe.min_channels else None
 
     def _check_patterns(self, sites: Sequence[Site]) -> None:

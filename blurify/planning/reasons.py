@@ -3,6 +3,7 @@
 REASONS: dict[str, str] = {
     "stem": "reads the image: its dense version would cost most; the recipe 'full' converts it",
     "patchify-stem": "cuts the image into patches (kernel <= stride); the recipe 'full' blurs the image first",
+    "merging": "merges tokens by a rearrangement and a linear layer; the recipe 'vit' blurs what is merged",
     "already-filtered": "already anti-aliased: what it reads or does is a fixed low-pass filter",
     "global-pool": "covers its whole input, so that nothing is left to alias{}",
     "recipe": "the recipe leaves it alone: {}",

@@ -6,6 +6,7 @@ Let y be the dense version's output, so that the original op's output is y[..., 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.fx import Node
 
 from blurify.graph.filters import reads_image
 from blurify.graph.sites import Found, Op, function_name
+from blurify.planning.patches import before_patches
 from blurify.planning.placement import Placed, Placer
 from blurify.spec.edits import Blur
 from blurify.spec.methods import Method
@@ -61,6 +63,8 @@ class Rules:
         op = site.op
         if op.kind == "slice":
             yield self._slice(site)
+        elif op.kind == "patches":
+            yield self._patches(site)
         elif op.kind == "maxpool":
             yield self._maxpool(site)
         elif op.kind == "avgpool":
@@ -118,7 +122,7 @@ class Rules:
     def _blurred_input(self, site: Found) -> Way:
         """Blur what the strided convolution reads."""
         op = site.op
-        blur = self._blur((1,) * op.rank, op.stride)
+        blur = self._blur((1,) * op.rank, self._guarded(op))
         reason = "no nonlinearity before what mixes positions: blur before it"
         if is_patchify(op):
             reason = "patchify conv: blur before it"
@@ -126,6 +130,20 @@ class Rules:
             reason = "cheap form: blur before it"
         macs = self._macs(blur, op.input_shape)
         return Way("blurred-input", reason, macs, lambda: self.placer.before(site, blur, op.stride))
+
+    def _guarded(self, op: Op) -> tuple[int, ...]:
+        """The subsampling that the blur in front of a strided op guards against: its stride, or less for patches."""
+        most = self.recipe.patch_factor if op.kind == "patches" or is_patchify(op) else 0
+        return tuple(min(s, most) if most else s for s in op.stride)
+
+    def _patches(self, site: Found) -> Way:
+        """Blur what is cut into patches by a rearrangement: as a strided convolution, it reads a blurred input."""
+        op = site.op
+        last = op.dims[0] == 1
+        blur = dataclasses.replace(self._blur((1,) * op.rank, self._guarded(op)), channels_last=last)
+        macs = self._macs(blur, op.input_shape)
+        reason = "patches cut by a rearrangement: blur before it"
+        return Way("blurred-input", reason, macs, lambda: before_patches(self.placer, site, blur))
 
     def _maxpool(self, site: Found) -> Way:
         """Dense max pool, then blur and subsample."""

@@ -40,6 +40,8 @@ def wrong_filters(converted: nn.Module, plan: Plan) -> list[str]:
 
 def _is_right(layer: BlurPool, blur: Blur) -> bool:
     filters = [compose_taps(blur.method.taps, factor) for factor in blur.factor]
+    if layer.channels_last != blur.channels_last:
+        return False
     sizes = [4 * len(taps) + 8 * stride for taps, stride in zip(filters, blur.stride, strict=True)]
     generator = torch.Generator(device="cpu").manual_seed(0)
     x = torch.rand((1, 1, *sizes), generator=generator, dtype=torch.float64, device="cpu")
@@ -50,7 +52,8 @@ def _is_right(layer: BlurPool, blur: Blur) -> bool:
     if like.is_meta:  # there is nothing to compute with
         return True
     with torch.no_grad():  # as it is: moving a layer would make its taps anew
-        y = own(x.to(like.device, like.dtype)).cpu().double()
+        y = own(_laid_out(layer, x.to(like.device, like.dtype))).cpu().double()
+        y = y.movedim(-1, 1) if layer.channels_last else y
     if list(y.shape[2:]) != [-(-n // stride) for n, stride in zip(sizes, blur.stride, strict=True)]:
         return False
     shifts = blur.shift or (0,) * len(blur.stride)
@@ -63,3 +66,8 @@ def _is_right(layer: BlurPool, blur: Blur) -> bool:
             place.append(blur.stride[dim] * middle[dim] - (len(filters[dim]) - 1) // 2 + shifts[dim] + k)
         expected += weight * x[(0, 0, *place)].item()
     return abs(y[(0, 0, *middle)].item() - expected) <= max(_MOST, 8 * torch.finfo(like.dtype).eps)
+
+
+def _laid_out(layer: BlurPool, x: torch.Tensor) -> torch.Tensor:
+    """(N, C, *spatial) as the layer takes it."""
+    return x.movedim(1, -1) if layer.channels_last else x

@@ -33,6 +33,7 @@ class Blur:
         method: the filter.
         padding: 'reflect' | 'replicate' | 'zeros' | 'circular'.
         shift: samples by which the filter's window moves to the right of the published alignment.
+        channels_last: it blurs tensors (N, *spatial, C), as the tokens of transformers are, and not (N, C, *spatial).
     """
 
     stride: tuple[int, ...]
@@ -40,6 +41,7 @@ class Blur:
     method: Method
     padding: str = "reflect"
     shift: tuple[int, ...] = ()
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)

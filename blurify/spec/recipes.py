@@ -1,7 +1,7 @@
 """Recipes: what the user wants done to a model. Immutable data, read from a TOML file, a mapping or a shipped name.
 
 A recipe knows nothing of any model. Planning turns a recipe and the sites of one model into a plan. The same nested
-form (tables `filter`, `conv`, `maxpool`, `skip`) is used by the files in `configs/`, by mappings and inside plans.
+form (tables `filter`, `conv`, `patches`, `maxpool`, `skip`) is used by the files in `configs/`, by mappings and inside plans.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from blurify.spec.words import nearest
 DEFAULT = "zhang2019"
 PLACEMENTS = ("after-activation", "cheap")
 STEMS = ("skip", "convert", "split")
-KINDS = ("conv", "maxpool", "avgpool", "slice")
+MERGING = ("skip", "blur")
+KINDS = ("conv", "maxpool", "avgpool", "slice", "patches")
 _LARGEST_TAP = 1e6  # also keeps nan, inf and integers beyond float out
 
 
@@ -40,8 +41,14 @@ class Recipe:
             behind its nonlinearity (Zhang 2019, section 3); 'cheap' keeps its stride and blurs its input.
         stem: what happens to the convolution that reads the image: 'skip' it, 'convert' it like any other, or
             'split' an even stride into a strided convolution and a blur of stride 2.
+        merging: what happens where the network itself merges tokens by a rearrangement and a linear layer (Swin):
+            'skip' it, or 'blur' what is merged.
+        patch_factor: where patches are cut (kernel <= stride: a vision transformer's stem, token merging), the
+            subsampling that the blur guards against, where it is less than the stride; 0: the stride itself. A linear
+            layer that reads all samples of a patch loses none of them, so that a cut-off at pi / stride may take more
+            detail than aliasing does (docs/transformers.md).
         maxpool_kernel_size: replaces the kernel of the max pools, which then have no padding; None keeps theirs.
-        skip_kinds: kinds of site to leave alone: 'conv', 'maxpool', 'avgpool', 'slice'.
+        skip_kinds: kinds of site to leave alone: 'conv', 'maxpool', 'avgpool', 'slice', 'patches'.
         skip_names: globs on the site's name, such as 'layer4.*', to leave alone.
         min_channels: sites with fewer channels are left alone; 0 takes all.
 
@@ -56,6 +63,8 @@ class Recipe:
     padding: str = "reflect"
     conv: Literal["after-activation", "cheap"] = "after-activation"
     stem: Literal["skip", "convert", "split"] = "skip"
+    merging: Literal["skip", "blur"] = "skip"
+    patch_factor: int = 0
     maxpool_kernel_size: int | None = None
     skip_kinds: tuple[str, ...] = ()
     skip_names: tuple[str, ...] = ()
@@ -105,7 +114,7 @@ class Recipe:
         """Read the form that the TOML files have. What is not given keeps its default.
 
         Args:
-            data: the top-level keys and the tables `filter`, `conv`, `maxpool`, `skip`.
+            data: the top-level keys and the tables `filter`, `conv`, `patches`, `maxpool`, `skip`.
             where: how errors call the source, for example its file.
             name: the recipe's name where the data do not give one.
 
@@ -298,6 +307,8 @@ _ENTRIES = (
     _Entry("filter", "padding", "padding", _choice(*PADDINGS)),
     _Entry("conv", "placement", "conv", _choice(*PLACEMENTS)),
     _Entry("conv", "stem", "stem", _choice(*STEMS)),
+    _Entry("patches", "merging", "merging", _choice(*MERGING)),
+    _Entry("patches", "factor", "patch_factor", _integer(0, 64)),
     _Entry("maxpool", "kernel_size", "maxpool_kernel_size", _integer(1)),
     _Entry("skip", "kinds", "skip_kinds", _list_of(_choice(*KINDS), '["conv"]')),
     _Entry("skip", "names", "skip_names", _list_of(_glob, '["layer4.*"]')),
