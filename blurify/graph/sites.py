@@ -126,11 +126,15 @@ def find_sites(trace: Trace) -> list[Found]:
     """Every strided convolution and pooling op of a trace, in running order, calls of the same module together."""
     groups: dict[tuple[Any, ...], list[Op]] = defaultdict(list)
     for op in _strided_ops(trace):
-        call = op.call
-        within = [node for node in call.nodes if function_name(node) == function_name(op.node)] if call else []
-        key = (_who(call), function_name(op.node), within.index(op.node) if call else id(op.node))
-        groups[key].append(op)
+        groups[key_of(op)].append(op)
     return _named(groups)
+
+
+def key_of(op: Op) -> tuple[Any, ...]:
+    """What an op is, the same in every trace of the model: (module, function, which of these calls in it)."""
+    call, name = op.call, function_name(op.node)
+    within = [node for node in call.nodes if function_name(node) == name] if call else []
+    return _who(call), name, within.index(op.node) if call else id(op.node)
 
 
 def _who(call: Call | None) -> Any:
@@ -299,7 +303,7 @@ def is_low_pass(op: Op, stride: tuple[int, ...], model: nn.Module) -> bool:
     """
     if op.kind != "conv" or op.weight is None or op.groups != op.input_shape[-op.rank - 1]:
         return False
-    if not _is_constant(op.weight):
+    if not is_constant(op.weight):
         return False
     kernel = constant_value(op.weight, model)
     return kernel is None or aliased_share(kernel, stride) < _MOST_ALIASED
@@ -359,7 +363,7 @@ def _evaluated(node: Node, buffers: dict[str, Tensor]) -> Any:
     return target(*value(node.args), **{key: value(item) for key, item in node.kwargs.items()})
 
 
-def _is_constant(weight: Node) -> bool:
+def is_constant(weight: Node) -> bool:
     """Whether a tensor comes from buffers and constants alone."""
     seen, todo = set(), [weight]
     while todo:
