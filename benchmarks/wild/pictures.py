@@ -79,7 +79,9 @@ def _torchreid() -> Iterator[Model]:
     )
     for name in names.split():
         size = {"hacnn": (160, 64), "mudeep": (256, 128), "inceptionv4": (299, 299), "inceptionresnetv2": (299, 299)}
-        build = _called("torchreid.reid.models", "build_model", name, 10, loss="softmax", pretrained=False, use_gpu=False)
+        build = _called(
+            "torchreid.reid.models", "build_model", name, 10, loss="softmax", pretrained=False, use_gpu=False
+        )
         if name == "nasnetamobile":
             size[name] = (224, 224)
         if name == "xception":
@@ -113,15 +115,17 @@ def _pytorchcv() -> Iterator[Model]:
     for name in names.split():
         options: dict[str, Any] = {"pretrained": False}
         side = 224
-        if name.endswith("cityscapes") or name.endswith("celebamaskhq"):
+        if name.endswith(("cityscapes", "celebamaskhq")):
             side = 480
             options["in_size"] = (480, 480)
-        yield Model(name, _called("pytorchcv.model_provider", "get_model", name, **options), special.get(name, image(side)))
+        yield Model(
+            name, _called("pytorchcv.model_provider", "get_model", name, **options), special.get(name, image(side))
+        )
 
 
 def _vit_pytorch() -> Iterator[Model]:
     plain = {"image_size": 64, "patch_size": 16, "num_classes": 10, "dim": 64, "depth": 2, "heads": 2, "mlp_dim": 64}
-    mean = {key: value for key, value in plain.items()}
+    mean = dict(plain.items())
     rows: list[tuple[str, str, dict[str, Any], Any]] = [
         ("vit", "ViT", plain, image()), ("simple_vit", "SimpleViT", mean, image()), ("deepvit", "DeepViT", plain, image()),
         ("cait", "CaiT", {**plain, "cls_depth": 1}, image()), ("parallel_vit", "ViT", plain, image()),
@@ -183,12 +187,22 @@ def _kornia() -> Iterator[Model]:
 def _others() -> Iterator[Model]:
     yield Model("segment_anything vit_b encoder", lambda: _sam(), image(128))
     for name in "RN50 RN50x4 ViT-B-32 ViT-B-16-SigLIP convnext_base coca_ViT-B-32".split():
-        yield Model(f"open_clip {name} visual", lambda name=name: _open_clip(name), image(288 if name == "RN50x4" else 224))
-    yield Model("facenet InceptionResnetV1", _called("facenet_pytorch", "InceptionResnetV1", pretrained=None, classify=True, num_classes=10), image(160))
+        yield Model(
+            f"open_clip {name} visual", lambda name=name: _open_clip(name), image(288 if name == "RN50x4" else 224)
+        )
+    yield Model(
+        "facenet InceptionResnetV1",
+        _called("facenet_pytorch", "InceptionResnetV1", pretrained=None, classify=True, num_classes=10),
+        image(160),
+    )
     for name, side in (("PNet", 24), ("RNet", 24), ("ONet", 48)):
-        yield Model(f"facenet {name}", _called("facenet_pytorch.models.mtcnn", name, pretrained=False), noise(2, 3, side, side))
+        yield Model(
+            f"facenet {name}", _called("facenet_pytorch.models.mtcnn", name, pretrained=False), noise(2, 3, side, side)
+        )
     yield Model("torchxrayvision DenseNet", _called("torchxrayvision.models", "DenseNet", weights=None), image(224, 1))
-    yield Model("torchxrayvision ResNetAE", _called("torchxrayvision.autoencoders", "ResNetAE", weights=None), image(224, 1))
+    yield Model(
+        "torchxrayvision ResNetAE", _called("torchxrayvision.autoencoders", "ResNetAE", weights=None), image(224, 1)
+    )
 
 
 def _sam() -> Any:

@@ -134,11 +134,15 @@ def find_sites(trace: Trace) -> list[Found]:
     """Every strided convolution and pooling op of a trace, in running order, calls of the same module together."""
     groups: dict[tuple[Any, ...], list[Op]] = defaultdict(list)
     for op in _strided_ops(trace):
-        call = op.call
-        within = [node for node in call.nodes if function_name(node) == function_name(op.node)] if call else []
-        key = (_who(call), function_name(op.node), within.index(op.node) if call else id(op.node))
-        groups[key].append(op)
+        groups[key_of(op)].append(op)
     return _named(groups)
+
+
+def key_of(op: Op) -> tuple[Any, ...]:
+    """What an op is, the same in every trace of the model: (module, function, which of these calls in it)."""
+    call, name = op.call, function_name(op.node)
+    within = [node for node in call.nodes if function_name(node) == name] if call else []
+    return _who(call), name, within.index(op.node) if call else id(op.node)
 
 
 def _who(call: Call | None) -> Any:
@@ -191,7 +195,8 @@ def _strided_ops(trace: Trace) -> Iterator[Op]:
 def _patches(cut: Cut) -> Op:
     rank = len(cut.dims)
     return Op(
-        *(cut.node, "patches", cut.kernel_size, cut.stride, (0,) * rank, (1,) * rank, 1, False, False, cut.source, None),
+        *(cut.node, "patches", cut.kernel_size, cut.stride, (0,) * rank, (1,) * rank),
+        *(1, False, False, cut.source, None),
         dims=cut.dims, readers=cut.readers,
     )  # fmt: skip
 

@@ -44,6 +44,15 @@ Placed = tuple[str, tuple[Edit, ...]]
 """Where a blur goes, in words, and the edits that put it there."""
 
 
+RESAMPLERS = ("resamplers",)
+"""Among the wishes: all calls whose input is blurred and that are no convolutions."""
+
+
+def wish(blur: Blur) -> tuple[Any, ...]:
+    """What nodes that want their value blurred alike have in common: the subsampling, or a filter that only filters."""
+    return ("wrap", blur.stride) if blur.stride == blur.factor else ("wrap", blur.stride, blur.factor)
+
+
 class NoWay(Exception):
     """This way of editing the model does not fit; another may."""
 
@@ -98,6 +107,7 @@ class Placer:
         """
         self.together = together
         self._cuts = {node for key, nodes in together.items() if key[0] == "patches" for node in nodes}
+        self._resamplers = together.get(RESAMPLERS, set())
         self.dense_of = dense_of
         self._children: dict[str, set[str]] = defaultdict(set)
         self._rewrites: dict[Rewrite, Rewrite] = {}
@@ -114,7 +124,7 @@ class Placer:
         return self._after[key]
 
     def _placed_after(self, points: tuple[Node, ...], blur: Blur, local: bool) -> Placed:
-        alike = self.together["wrap", blur.stride]
+        alike = self.together[wish(blur)]
         first = points[0]
         calls = list(first.meta["call"].stack()) if first.meta["call"] else []
         if not calls:
@@ -246,9 +256,26 @@ class Placer:
                     dense = (SetStride(call.path, stride, stride_of(call.module)),)
                 where, edits = self.in_front(site, call, index, blur)
                 return where, (*dense, *edits)
+        if op.kind != "conv":
+            return self._before_call(site, blur)
         return self.stand_in(site, "conv-blurred", blur, stride=stride)
 
+    def _before_call(self, site: Found, blur: Blur) -> Placed:
+        """A blur of the first argument of a torch call in a forward: `F.interpolate(self.blur(x), ...)`."""
+        ops, left = {op.node for op in site.ops}, [op.node for op in site.ops]
+        if any(op.node.args[:1] != (op.source,) for op in site.ops):
+            raise NoWay("its input is not given as an argument of its own")
+        where: list[str] = []
+        edits: list[Edit] = []
+        while left:
+            served, place, new = self._expression(left[0], 0, ops, "wrap-input", blur, index=0)
+            left = [other for other in left if other not in served]
+            where.append(place)
+            edits += new
+        return ", ".join(dict.fromkeys(where)), tuple(edits)
+
     def in_front(self, site: Found, call: Call, index: int, blur: Blur) -> Placed:
+        """A blur of what a module's call reads."""
         assert call.path is not None
         if site.name not in self.local:
             try:
@@ -524,10 +551,14 @@ class Placer:
         calls = [call for call in self._calls_at.get(last, ()) if self._is_at(call.frames, spot)]
         if op == "wrap":
             return {*ops, *(call.output for call in calls)}
+        if op == "wrap-input" and not level:
+            return set(ops)
         if op == "wrap-input":
             path = _inner(node, level - 1).path
             if ops or any(call.path != path for call in calls):
                 return {None}
+            if node in self._resamplers:
+                return {n for call in calls for n in self._resamplers if in_call(n, call)}
             return {
                 n for call in calls for n in self._nodes
                 if (function_name(n).startswith("conv") or n in self._cuts) and in_call(n, call)
@@ -615,6 +646,7 @@ class Placer:
 
 
 def in_call(node: Node, call: Call) -> bool:
+    """Whether a node was made within a call of a module."""
     return node.meta.get("call") is not None and call in node.meta["call"].stack()
 
 

@@ -18,6 +18,7 @@ from blurify.graph.filters import is_filtered, reads_image
 from blurify.graph.inputs import traced
 from blurify.graph.recorder import Key, Trace, trace
 from blurify.graph.regions import blur_points
+from blurify.graph.resampling import Resampler, find_resampling, is_smoothed
 from blurify.graph.sites import (
     Found,
     Op,
@@ -28,8 +29,9 @@ from blurify.graph.sites import (
 from blurify.graph.structure import tensors_in
 from blurify.nn.arguments import given_per_dim
 from blurify.nn.source import CannotRewriteError
-from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, NoWay, Placer
+from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, RESAMPLERS, NoWay, Placer, wish
 from blurify.planning.reasons import REASONS
+from blurify.planning.resampling import resampling_blur, resampling_way
 from blurify.planning.rules import Rules, halves, is_patchify
 from blurify.spec.methods import Taps
 from blurify.spec.plan import Plan, Site
@@ -37,6 +39,12 @@ from blurify.spec.recipes import Recipe
 from blurify.spec.words import nearest
 
 _AFTER = ("after-activation", "split")
+_RESAMPLER_CLASSES: dict[type[nn.Module], str] = {
+    nn.ConvTranspose1d: "convtranspose", nn.ConvTranspose2d: "convtranspose", nn.ConvTranspose3d: "convtranspose",
+    nn.Upsample: "upsample", nn.UpsamplingNearest2d: "upsample", nn.UpsamplingBilinear2d: "upsample",
+    nn.PixelShuffle: "pixelshuffle", nn.PixelUnshuffle: "pixelunshuffle",
+}  # fmt: skip
+_WITHOUT_STRIDE = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.PixelShuffle, nn.PixelUnshuffle)
 
 
 @dataclass(frozen=True)
@@ -145,9 +153,10 @@ class _Planner:
 
     def _found(self) -> list[Found]:
         """The sites of an eval forward, each with its runs in all traces."""
-        sites = find_sites(self.trace)
+        order = {node: place for place, node in enumerate(self.trace.graph.nodes)}
+        sites = sorted([*find_sites(self.trace), *find_resampling(self.trace)], key=lambda site: order[site.op.node])
         for other in self.traces[1:]:
-            more = {site.key: site.ops for site in find_sites(other)}
+            more = {site.key: site.ops for site in (*find_sites(other), *find_resampling(other))}
             sites = [Found(site.name, (*site.ops, *more.get(site.key, ())), site.key) for site in sites]
         return sites
 
@@ -174,6 +183,11 @@ class _Planner:
         together: dict[tuple[Any, ...], set[Node]] = defaultdict(set)
         dense_of: dict[Node, list[Node]] = defaultdict(list)
         for site in sites:
+            if isinstance(site.op, Resampler):
+                nodes, up = [op.node for op in site.ops], site.op.is_upsampling
+                together[wish(resampling_blur(self.rules, site.op)) if up else RESAMPLERS].update(nodes)
+                dense_of.update({node: [node] for node in nodes} if up else {})
+                continue
             together[site.op.kind, site.op.stride].update(op.node for op in site.ops)
             if site.op.kind == "patches":
                 together["wrap", (1,) * site.op.rank].update(op.source for op in site.ops)
@@ -188,6 +202,8 @@ class _Planner:
     def _skip(self, site: Found) -> tuple[str, str] | None:
         """The (rule, detail) for which a site is left alone, if there is one."""
         op, recipe = site.op, self.recipe
+        if isinstance(op, Resampler):
+            return self._skip_resampler(site, op)
         if any(other.stride != op.stride or other.kernel_size != op.kernel_size for other in site.ops):
             return "varies", ""
         if op.call is not None and len(site.ops) != len(self.placer.calls_of[op.call.path]):
@@ -213,9 +229,28 @@ class _Planner:
             if recipe.stem == "skip" or (recipe.stem == "split" and not splits):
                 return ("patchify-stem" if is_patchify(op) else "stem"), ""
         if op.kind == "patches":
-            if all(reads_image(other) for other in site.ops):
+            if all(reads_image(other, self.model) for other in site.ops):
                 return ("patchify-stem", "") if recipe.stem != "convert" else None
             return ("merging", "") if recipe.merging == "skip" else None
+        return None
+
+    def _skip_resampler(self, site: Found, op: Resampler) -> tuple[str, str] | None:
+        """The same, for what upsamples, or subsamples in another way than by a stride."""
+        up, ops = op.is_upsampling, [other for other in site.ops if isinstance(other, Resampler)]
+        never = next((other for other in ops if other.rule), None)
+        if never is not None:
+            return never.rule, never.detail
+        if is_smoothed(site, self.traces, self.model):
+            return "already-filtered", ""
+        if not op.of_floats or is_mask(op):
+            return "whole-numbers", ""
+        left = self._left_by_recipe(site)
+        if left is not None:
+            return "recipe", left
+        if (self.recipe.upsampling if up else self.recipe.resampling) == "skip":
+            return ("upsampling", "") if up else ("resampling", op.detail)
+        if any(other.stride != op.stride for other in ops):
+            return "varies", ""
         return None
 
     def _left_by_recipe(self, site: Found) -> str | None:
@@ -269,9 +304,12 @@ class _Planner:
         names = {site.name for site in found}
         for name, module in self.model.named_modules():
             kind = "conv" if isinstance(module, CONV_CLASSES) else POOL_CLASSES.get(type(module))
+            kind = kind or _RESAMPLER_CLASSES.get(type(module))
             if kind is None or name in ran or name in names or isinstance(module, torch.jit.ScriptModule):
                 continue
-            if max(given_per_dim(module.stride, 1)) > 1:
+            if type(module) in _WITHOUT_STRIDE:
+                yield _listed(name, kind, "not-run")
+            elif max(given_per_dim(module.stride, 1)) > 1:
                 yield _listed(name, kind, "not-run", module)
 
     # --- what is done
@@ -292,7 +330,8 @@ class _Planner:
     def _planned(self, site: Found, points: tuple[Node, ...] | None) -> Site:
         op = site.op
         problem = ""
-        for way in self.rules.ways(site, points):
+        ways = [resampling_way(self.rules, site)] if isinstance(op, Resampler) else self.rules.ways(site, points)
+        for way in ways:
             try:
                 where, edits = way.place()
             except (NoWay, CannotRewriteError) as error:

@@ -91,7 +91,7 @@ class Rules:
     ) -> Blur:
         return Blur(stride, factor or stride, self.method, self.recipe.padding, shift or (0,) * len(stride))
 
-    def _macs(self, blur: Blur, shape: Sequence[int]) -> int:
+    def macs(self, blur: Blur, shape: Sequence[int]) -> int:
         """Multiply-adds of a blur whose output has this shape."""
         return math.prod(shape) * blur.method.macs(blur.factor)
 
@@ -100,7 +100,7 @@ class Rules:
         op, blur = site.op, self.after_blur(site.op)
         keep = tuple(s // b for s, b in zip(op.stride, blur.stride, strict=True))
         times = math.prod(o // k for o, k in zip(op.stride, keep, strict=True)) - 1
-        macs = op.macs * times + self._macs(blur, points[0].meta["shape"])
+        macs = op.macs * times + self.macs(blur, points[0].meta["shape"])
 
         def place() -> Placed:
             edits = self.placer.strided(site, keep)
@@ -115,7 +115,7 @@ class Rules:
         """A pointwise convolution commutes with the blur, so blur and subsample first: the same function, cheaper."""
         op = site.op
         blur, dense = self._blur(op.stride), (1,) * op.rank
-        macs = self._macs(blur, (*op.input_shape[: -op.rank], *op.output_shape[-op.rank :]))
+        macs = self.macs(blur, (*op.input_shape[: -op.rank], *op.output_shape[-op.rank :]))
         reason = "1x1 conv: the same as blurring its output, and cheaper"
         return Way("commuted", reason, macs, lambda: self.placer.before(site, blur, dense))
 
@@ -128,7 +128,7 @@ class Rules:
             reason = "patchify conv: blur before it"
         elif self.recipe.conv == "cheap":
             reason = "cheap form: blur before it"
-        macs = self._macs(blur, op.input_shape)
+        macs = self.macs(blur, op.input_shape)
         return Way("blurred-input", reason, macs, lambda: self.placer.before(site, blur, op.stride))
 
     def _guarded(self, op: Op) -> tuple[int, ...]:
@@ -141,7 +141,7 @@ class Rules:
         op = site.op
         last = op.dims[0] == 1
         blur = dataclasses.replace(self._blur((1,) * op.rank, self._guarded(op)), channels_last=last)
-        macs = self._macs(blur, op.input_shape)
+        macs = self.macs(blur, op.input_shape)
         reason = "patches cut by a rearrangement: blur before it"
         return Way("blurred-input", reason, macs, lambda: before_patches(self.placer, site, blur))
 
@@ -151,7 +151,7 @@ class Rules:
         kernel = None if size is None else (size,) * op.rank
         blur = self._blur(op.stride)
         reason = "dense max pool, then blur" if kernel is None else f"dense max pool of kernel {size}, then blur"
-        macs = self._macs(blur, op.output_shape)
+        macs = self.macs(blur, op.output_shape)
         return Way("maxpool", reason, macs, lambda: self.placer.pooling(site, blur, kernel))
 
     def avgpool(self, site: Found, *, unless_global: bool = False) -> Way:
@@ -173,14 +173,14 @@ class Rules:
         blur = self._blur(op.stride, shift=shift)
         kernel = kept if max(kept) > 1 else None
         reason = "average pool replaced by the filter" if kernel is None else "dense average pool, then blur"
-        macs = self._macs(blur, op.output_shape)
+        macs = self.macs(blur, op.output_shape)
         return Way("avgpool", reason, macs, lambda: self.placer.pooling(site, blur, kernel, unless_global))
 
     def _slice(self, site: Found) -> Way:
         """A strided slice is a subsampling and nothing else: the blur takes its place."""
         op = site.op
         blur = self._blur(op.stride)
-        macs = self._macs(blur, op.output_shape)
+        macs = self.macs(blur, op.output_shape)
         reason = "strided slice replaced by the filter"
         return Way("slice-blurred", reason, macs, lambda: self.placer.stand_in(site, "slice", blur, dims=op.dims))
 

@@ -9,9 +9,11 @@ from torch import nn
 from blurify.errors import BlurifyError, named_line
 from blurify.graph.filters import is_filtered
 from blurify.graph.recorder import trace
+from blurify.graph.resampling import find_resampling, is_smoothed
 from blurify.graph.sites import Found, find_sites
 from blurify.graph.structure import Inputs
 from blurify.spec.edits import Rewrite
+from blurify.spec.kinds import RULES
 from blurify.spec.plan import Plan, Site
 
 
@@ -34,6 +36,14 @@ def sites_left(converted: nn.Module, plan: Plan, inputs: Inputs) -> list[str]:
     strided = {site.name for site in behind_blur if not any(_is_stand_in(edit) for edit in site.edits)}
     kept = Counter(_kind_of(site) for site in plan.sites if site.action == "skip" or site.name in strided)
     unfiltered = {site.name for site in again if site.name in strided and not is_filtered(site, [seen], converted)}
+    # Their ops stay: they must stand beside a filter now.
+    resampled = {site.name for site in plan.converted if site.rule in RULES}
+    unfiltered |= {
+        site.name
+        for site in (find_resampling(seen) if resampled else ())
+        if site.name in resampled and not is_smoothed(site, [seen], converted)
+    }
+    strided |= resampled
     return [
         site.name
         for site in plan.converted

@@ -1,7 +1,8 @@
 """Recipes: what the user wants done to a model. Immutable data, read from a TOML file, a mapping or a shipped name.
 
 A recipe knows nothing of any model. Planning turns a recipe and the sites of one model into a plan. The same nested
-form (tables `filter`, `conv`, `patches`, `maxpool`, `skip`) is used by the files in `configs/`, by mappings and inside plans.
+form (tables `filter`, `conv`, `patches`, `maxpool`, `resampling`, `skip`) is used by the files in `configs/`, by
+mappings and inside plans.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any, Literal, TypeAlias
 
 from blurify.errors import BlurifyError
 from blurify.spec.filters import MAX_FILTER_SIZE, MAX_TAPS, PADDINGS, resolve_taps
+from blurify.spec.kinds import KINDS
 from blurify.spec.words import nearest
 
 DEFAULT = "zhang2019"
 PLACEMENTS = ("after-activation", "cheap")
 STEMS = ("skip", "convert", "split")
 MERGING = ("skip", "blur")
-KINDS = ("conv", "maxpool", "avgpool", "slice", "patches")
+RESAMPLINGS = ("skip", "blur")
 _LARGEST_TAP = 1e6  # also keeps nan, inf and integers beyond float out
 
 
@@ -48,7 +50,11 @@ class Recipe:
             layer that reads all samples of a patch loses none of them, so that a cut-off at pi / stride may take more
             detail than aliasing does (docs/transformers.md).
         maxpool_kernel_size: replaces the kernel of the max pools, which then have no padding; None keeps theirs.
-        skip_kinds: kinds of site to leave alone: 'conv', 'maxpool', 'avgpool', 'slice', 'patches'.
+        upsampling: 'blur' filters what transposed convolutions, nearest upsampling and pixel shuffles make; 'skip'
+            leaves them alone.
+        resampling: 'blur' filters what is read by whatever subsamples without being a convolution, pool or slice with
+            a stride (shrinking interpolation, adaptive average pools, pixel unshuffles ...); 'skip' leaves it alone.
+        skip_kinds: kinds of site to leave alone: 'conv', 'maxpool', 'avgpool', 'slice' ... (`spec.kinds`).
         skip_names: globs on the site's name, such as 'layer4.*', to leave alone.
         min_channels: sites with fewer channels are left alone; 0 takes all.
 
@@ -66,6 +72,8 @@ class Recipe:
     merging: Literal["skip", "blur"] = "skip"
     patch_factor: int = 0
     maxpool_kernel_size: int | None = None
+    upsampling: Literal["skip", "blur"] = "skip"
+    resampling: Literal["skip", "blur"] = "skip"
     skip_kinds: tuple[str, ...] = ()
     skip_names: tuple[str, ...] = ()
     min_channels: int = 0
@@ -114,7 +122,7 @@ class Recipe:
         """Read the form that the TOML files have. What is not given keeps its default.
 
         Args:
-            data: the top-level keys and the tables `filter`, `conv`, `patches`, `maxpool`, `skip`.
+            data: the top-level keys and the tables `filter`, `conv`, `patches`, `maxpool`, `resampling`, `skip`.
             where: how errors call the source, for example its file.
             name: the recipe's name where the data do not give one.
 
@@ -310,6 +318,8 @@ _ENTRIES = (
     _Entry("patches", "merging", "merging", _choice(*MERGING)),
     _Entry("patches", "factor", "patch_factor", _integer(0, 64)),
     _Entry("maxpool", "kernel_size", "maxpool_kernel_size", _integer(1)),
+    _Entry("resampling", "up", "upsampling", _choice(*RESAMPLINGS)),
+    _Entry("resampling", "down", "resampling", _choice(*RESAMPLINGS)),
     _Entry("skip", "kinds", "skip_kinds", _list_of(_choice(*KINDS), '["conv"]')),
     _Entry("skip", "names", "skip_names", _list_of(_glob, '["layer4.*"]')),
     _Entry("skip", "min_channels", "min_channels", _integer(0)),
