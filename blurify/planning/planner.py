@@ -29,6 +29,7 @@ from blurify.graph.sites import (
 from blurify.graph.structure import tensors_in
 from blurify.nn.arguments import given_per_dim
 from blurify.nn.source import CannotRewriteError
+from blurify.planning import phases
 from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, NoWay, Placer
 from blurify.planning.reasons import REASONS
 from blurify.planning.rules import Rules, halves, is_patchify
@@ -140,6 +141,8 @@ class _Planner:
         for site, one in zip(sites, found, strict=False):
             if site.action == "blur":
                 places[site.name] = points[site.name] if site.rule in _AFTER else tuple(op.node for op in one.ops)
+        if self.recipe.sampling is not None:
+            plan, places = phases.with_phases(plan, found, places, self.traces, self.placer)
         return Decided(plan, places, tuple(self.traces))
 
     # --- which sites
