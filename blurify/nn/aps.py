@@ -223,7 +223,7 @@ def polyphase(x: Tensor, stride: Sequence[int]) -> Tensor:
 def strongest_phase(x: Tensor, stride: Sequence[int], norm: int = 2) -> Tensor:
     """The phase with the largest norm, of each sample: (N, dims), the first of equal ones.
 
-    What a map has beyond a multiple of the stride does not count. The norms are summed in float64 where there is such a
+    What a map has beyond a multiple of the stride does not count. The powers are summed in float64 where there is such a
     thing: two phases of a trained network may differ by little more than the rounding of float32.
     """
     x = x.detach()
@@ -231,11 +231,12 @@ def strongest_phase(x: Tensor, stride: Sequence[int], norm: int = 2) -> Tensor:
         x = x.narrow(dim, 0, x.shape[dim] // step * step) if x.shape[dim] >= step else x
     if any(n < step for n, step in zip(x.shape[2:], stride, strict=True)):
         return torch.zeros(x.shape[0], len(stride), dtype=torch.int64, device=x.device)
-    phases = polyphase(x.abs() if x.is_complex() else x, stride)
+    x = x.abs() if x.is_complex() else x
     rank = len(stride)
-    dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    sums = torch.linalg.vector_norm(phases, norm, dim=tuple(range(1 + rank, 2 + 2 * rank)), dtype=dtype)
-    best = sums.flatten(1).argmax(1)
+    # Over the channels first, where no copy in another layout or precision is needed.
+    at_each = torch.linalg.vector_norm(x, norm, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    sums = (at_each if x.device.type == "mps" else at_each.double()) ** norm
+    best = polyphase(sums, stride).sum(dim=tuple(range(1 + rank, 2 + 2 * rank))).flatten(1).argmax(1)
     found = []
     for position in range(rank):
         after = math.prod(stride[position + 1 :])
