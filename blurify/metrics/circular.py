@@ -35,8 +35,9 @@ def circular_padding(model: nn.Module, *, whole: bool = False) -> Iterator[None]
 
     Then a convolutional network is exactly periodic: for an input whose size is a multiple of a layer's total stride,
     rolling the input by that stride rolls the layer's map by one. Convolutions, max and average pools, `F.pad` of
-    feature maps (N, C, H, W) and blurify's own layers are made circular. Left alone: paddings of other tensors (tables,
-    channels, parameters), max pools that return indices, transposed convolutions, `F.interpolate` and `F.unfold`. A
+    feature maps (N, C, H, W), transposed convolutions and linear interpolations by whole numbers, and blurify's own layers
+    are made circular. Left alone: paddings of other tensors (tables, channels, parameters), max pools that return indices,
+    other interpolations and `F.unfold`. A
     network whose sizes do not divide (an unpadded stem, say) stays aperiodic, unless `whole`.
 
     Args:
@@ -126,6 +127,10 @@ class _Circular(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "pad":
             return self._pad(func, args, kwargs)
+        if name == "interpolate":
+            return self._interpolated(func, args, kwargs)
+        if name.startswith("conv_transpose"):
+            return self._transposed(func, int(name[-2]), args, kwargs)
         if name in PARAMETERS and name.startswith(_KINDS) and not name.endswith("_with_indices"):
             given = dict(zip(PARAMETERS[name], args, strict=False)) | kwargs
             if not given.get("return_indices"):
@@ -183,6 +188,45 @@ class _Circular(TorchFunctionMode):
         changed = {"padding": 0} | ({"ceil_mode": False} if "ceil_mode" in given else {})
         given = given | changed | {"input": wrapped(x, pads)}
         return func(given.pop("input"), **given)
+
+    def _interpolated(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Interpolate a map that goes on, and take what belongs to the map itself."""
+        names = ("input", "size", "scale_factor", "mode", "align_corners")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        x, mode = given["input"], given.get("mode", "nearest")
+        if mode not in ("linear", "bilinear", "bicubic", "trilinear") or given.get("align_corners"):
+            return func(*args, **kwargs)
+        rank = x.dim() - 2
+        with torch._C.DisableTorchFunction():
+            scales = [m / n for m, n in zip(func(*args, **kwargs).shape[2:], x.shape[2:], strict=True)]
+            if any(scale != int(scale) for scale in scales):
+                return func(*args, **kwargs)
+            around = wrapped(x, [(2, 2)] * rank)
+            sizes = [int(scale) * n for scale, n in zip(scales, around.shape[2:], strict=True)]
+            out = func(around, size=sizes, mode=mode, align_corners=False)
+            for dim, (scale, n) in enumerate(zip(scales, x.shape[2:], strict=True), start=2):
+                out = out.narrow(dim, 2 * int(scale), int(scale) * n)
+            return out
+
+    def _transposed(self, func: Callable[..., Any], rank: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A transposed convolution that gives `stride` samples for each: those that reach over a border come around."""
+        names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        x = given["input"]
+        stride, padding = per_dim(given.get("stride", 1), rank), per_dim(given.get("padding", 0), rank)
+        dilation = per_dim(given.get("dilation", 1), rank)
+        with torch._C.DisableTorchFunction():
+            sizes = func(*args, **kwargs).shape[-rank:]
+            fits = all(m == s * n for m, s, n in zip(sizes, stride, x.shape[-rank:], strict=True))
+            if not fits or x.dim() != rank + 2:
+                return func(*args, **kwargs)
+            reach = [d * (k - 1) for d, k in zip(dilation, given["weight"].shape[2:], strict=True)]
+            more = [max(r, p) // s + 1 for r, p, s in zip(reach, padding, stride, strict=True)]
+            changed = given | {"input": wrapped(x, [(m, m) for m in more]), "padding": 0, "output_padding": 0}
+            out = func(changed.pop("input"), changed.pop("weight"), **changed)
+            for dim, (m, s, p, n) in enumerate(zip(more, stride, padding, sizes, strict=True), start=2):
+                out = out.narrow(dim, m * s + p, n)
+            return out
 
     def source(self, x: Tensor, rank: int) -> tuple[Tensor, Pads]:
         """What a tensor was padded from, and by how much, where `F.pad` just did that."""

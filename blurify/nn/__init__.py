@@ -3,6 +3,7 @@
 Knows nothing of graphs, recipes and plans; importing it loads torch and the filters.
 """
 
+from blurify.nn.aps import ApsPool1d, ApsPool2d, ApsPool3d
 from blurify.nn.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d, blurpool
 from blurify.nn.pools import (
     AvgBlurPool1d,
@@ -18,6 +19,9 @@ from blurify.nn.pools import (
 )
 
 __all__ = [
+    "ApsPool1d",
+    "ApsPool2d",
+    "ApsPool3d",
     "AvgBlurPool1d",
     "AvgBlurPool2d",
     "AvgBlurPool3d",

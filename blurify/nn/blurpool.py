@@ -70,6 +70,11 @@ class BlurPool(nn.Module):
         return not self._groups
 
     @property
+    def wraps(self) -> bool:
+        """Whether a pool in front of it must give the whole period of its map: of layers that look at all of it."""
+        return False
+
+    @property
     def is_identity(self) -> bool:
         """Whether nothing is filtered or shifted: the layer then only subsamples, `x[..., ::stride]`."""
         return not self._groups and not any(self.shift)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import singledispatch
 from typing import Any
 
+from blurify.nn.aps import apspool
 from blurify.nn.blurpool import BlurPool, blurpool
 from blurify.spec.edits import Blur
 from blurify.spec.methods import Taps
@@ -12,6 +14,11 @@ from blurify.spec.methods import Taps
 
 def build(blur: Blur) -> BlurPool:
     """The layer for a blur, on the CPU; a kind of filter that is not `Taps` registers its own with `layer_for`."""
+    if blur.phase is not None:
+        rank, phase = len(blur.stride), blur.phase
+        dense = dataclasses.replace(blur, stride=(1,) * rank, phase=None)
+        parts = {"role": phase.role, "groups": phase.groups, "strides": phase.strides, "back": phase.back}
+        return apspool(rank)(blur.stride, build(dense), norm=phase.norm, **parts)
     layer = layer_for(blur.method, blur)
     if blur.channels_last:
         layer.channels_last = True

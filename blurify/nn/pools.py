@@ -16,7 +16,7 @@ from blurify.errors import BlurifyError
 from blurify.nn.arguments import per_dim, short
 from blurify.nn.autograd import is_traced, lean
 from blurify.nn.blurpool import BlurPool, blurpool
-from blurify.nn.padding import flat_pads
+from blurify.nn.padding import extend_by, flat_pads
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVG_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -125,6 +125,10 @@ def max_blur_pool(
         space = extent if isinstance(x, Proxy) else x.shape[-layer.ndim :]
         kernel = tuple(k if n >= e else 1 for k, n, e in zip(window, space, extent, strict=True))
         pad = (0,) * layer.ndim
+    if layer.wraps:
+        return cast(Tensor, _in_batches(x, layer, lambda x: layer(
+            dense_max_pool(_periodic(x, size, kernel, step, pad, gap), kernel, (0,) * layer.ndim, gap)
+        )))  # fmt: skip
     dense = [_pool_extend(k, 1, p, g, False) for k, p, g in zip(kernel, pad, gap, strict=True)]
     missing = [total - done for total, done in zip(size, dense, strict=True)]
     if dense_kernel_size is not None:
@@ -170,8 +174,11 @@ def avg_blur_pool(
     _check_pool_input(x, size, kernel)
     kept = tuple(dense_kernel_size or (1,) * layer.ndim)
     missing = size
-    if max(kept) > 1:
-        own = tuple(p if k > 1 else 0 for p, k in zip(pad, kept, strict=True))
+    own = tuple(p if k > 1 else 0 for p, k in zip(pad, kept, strict=True))
+    if layer.wraps:
+        x, missing = _in_batches(x, layer, lambda x: _periodic(x, size, kept, step, own, gap)), [0] * layer.ndim
+        x = _AVG_POOL[layer.ndim](x, kept, 1) if max(kept) > 1 else x
+    elif max(kept) > 1:
         x = _AVG_POOL[layer.ndim](x, kept, 1, own, False, count_include_pad)
         missing = [more - (2 * p - (k - 1)) for more, p, k in zip(size, own, kept, strict=True)]
     out = cast(Tensor, layer(x, extend=missing))
@@ -209,6 +216,9 @@ class _MaxBlurPool:
     def forward(self, input: Tensor) -> Tensor:
         """Pool (N, C, *spatial) or (C, *spatial)."""
         pool = cast(Any, self)
+        if isinstance(input, Proxy) and self.blurpool.wraps:  # symbolic tracing knows no sizes: a leaf, then
+            path = cast(Any, input.tracer).path_of_module(self)
+            return cast(Tensor, input.tracer.create_proxy("call_module", path, (input,), {}))
         if pool.return_indices:
             raise BlurifyError("return_indices=True: an anti-aliased max pool has no indices; leave it False")
         return max_blur_pool(
@@ -248,7 +258,9 @@ class _AvgBlurPool:
     def forward(self, input: Tensor) -> Tensor:
         """Pool (N, C, *spatial) or (C, *spatial)."""
         pool = cast(Any, self)
-        if self.unless_global and isinstance(input, Proxy):  # symbolic tracing knows no sizes: a leaf, then
+        if isinstance(input, Proxy) and (
+            self.unless_global or self.blurpool.wraps
+        ):  # symbolic tracing knows no sizes: a leaf, then
             path = cast(Any, input.tracer).path_of_module(self)
             return cast(Tensor, input.tracer.create_proxy("call_module", path, (input,), {}))
         return avg_blur_pool(
@@ -314,6 +326,35 @@ def _pool_arguments(
         per_dim(padding, ndim, "padding", least=0),
         per_dim(dilation, ndim, "dilation", least=1),
     )
+
+
+def _periodic(
+    x: Tensor,
+    extend: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """A periodic map, continued so far that a dense pool without padding gives `stride` samples for each of the pool's.
+
+    Args:
+        x: (N, C, *spatial).
+        extend: the constants of `_pool_extend`.
+        kernel, stride, padding, dilation: of the pool.
+    """
+    pads = []
+    for n, more, k, step, left, gap in zip(x.shape[2:], extend, kernel, stride, padding, dilation, strict=True):
+        whole = step * -(-(n + more) // step)
+        pads.append((left, whole + gap * (k - 1) - n - left))
+    return extend_by(x, pads, "circular")
+
+
+def _in_batches(x: Tensor, layer: BlurPool, run: Any) -> Tensor:
+    """`run(x)`, also of one map without a batch."""
+    single = x.dim() == layer.ndim + 1
+    out: Tensor = run(x.unsqueeze(0) if single else x)
+    return out.squeeze(0) if single else out
 
 
 def _check_pool_input(x: Tensor, extend: Sequence[int], kernel: tuple[int, ...]) -> None:

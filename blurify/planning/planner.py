@@ -29,6 +29,7 @@ from blurify.graph.sites import (
 from blurify.graph.structure import tensors_in
 from blurify.nn.arguments import given_per_dim
 from blurify.nn.source import CannotRewriteError
+from blurify.planning import phases
 from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, RESAMPLERS, NoWay, Placer, wish
 from blurify.planning.reasons import REASONS
 from blurify.planning.resampling import resampling_blur, resampling_way
@@ -147,6 +148,8 @@ class _Planner:
         for site, one in zip(sites, found, strict=False):
             if site.action == "blur":
                 places[site.name] = points[site.name] if site.rule in _AFTER else tuple(op.node for op in one.ops)
+        if self.recipe.sampling is not None:
+            plan, places = phases.with_phases(plan, found, places, self.traces, self.placer)
         return Decided(plan, places, tuple(self.traces))
 
     # --- which sites

@@ -53,6 +53,11 @@ class Rules:
         self.method = method
         self.placer = placer
 
+    @property
+    def _choosing(self) -> bool:
+        """Whether the phase of a subsampling is chosen: an average that no filter replaces is then taken densely."""
+        return self.recipe.sampling is not None
+
     def ways(self, site: Found, points: tuple[Node, ...] | None) -> Iterator[Way]:
         """All feasible ways for a site, the best first.
 
@@ -163,7 +168,9 @@ class Rules:
         op = site.op
         padding = op.padding if isinstance(op.padding, tuple) else (0,) * op.rank
         kept = tuple(
-            k if k > s and not self.method.is_identity and 1 / k < self.method.smoothing(s) else 1
+            k
+            if s > 1 and (self._choosing if self.method.is_identity else k > s and 1 / k < self.method.smoothing(s))
+            else 1
             for k, s in zip(op.kernel_size, op.stride, strict=True)
         )
         # The filter is centred where the pool's windows are centred.

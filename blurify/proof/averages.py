@@ -7,12 +7,14 @@ filter are both of sum one and symmetric: of a ramp they give the place of their
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from blurify.errors import VerificationError
+from blurify.nn.build import build
 from blurify.spec.edits import BlurPooling
 from blurify.spec.plan import Plan
 
@@ -33,7 +35,9 @@ def check_averages(original: nn.Module, converted: nn.Module, plan: Plan) -> fro
             before, after = (model.get_submodule(edit.module) for model in (original, converted))
             if getattr(before, "divisor_override", None):  # another scale
                 continue
-            pools = [_in_double(module) for module in (before, after)]
+            pools: list[Any] = [_in_double(module) for module in (before, after)]
+            if edit.blur.phase is not None:  # of an average it is the place of the filter that counts, at one phase
+                pools[1].blurpool = build(dataclasses.replace(edit.blur, phase=None)).double()
             for dim in range(len(site.stride)):
                 _compare(site.name, pools, _ramp(site.kernel_size, site.stride, dim), dim)
             shown.add(site.name)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from typing import Any
 
 import torch
 from torch import nn
 
+from blurify.nn.aps import ApsPool
 from blurify.nn.blurpool import BlurPool
 from blurify.spec.edits import Blur
 from blurify.spec.filters import compose_taps
@@ -33,9 +35,49 @@ def wrong_filters(converted: nn.Module, plan: Plan) -> list[str]:
         layer = converted.get_submodule(path)
         if not isinstance(layer, BlurPool):
             found.append(f"{path!r} is no blur")
+        elif edit.blur.phase is not None:
+            found += _wrong_phase(path, layer, edit.blur)
         elif not _is_right(layer, edit.blur):
             found.append(f"the blur {path!r} does not compute its filter")
     return found
+
+
+def _wrong_phase(path: str, layer: BlurPool, blur: Blur) -> list[str]:
+    """What of a blur with adaptive polyphase sampling is not as planned: its filter, or the samples that it takes."""
+    phase = blur.phase
+    assert phase is not None
+    own: Any = copy.deepcopy(layer)
+    dense = dataclasses.replace(blur, stride=(1,) * len(blur.stride), phase=None)
+    if not isinstance(own, ApsPool) or (own.role, own.groups, own.back) != (phase.role, phase.groups, phase.back):
+        return [f"{path!r} does not sample adaptively, as planned"]
+    if not _is_right(own.lowpass, dense):
+        return [f"the blur {path!r} does not compute its filter"]
+    own._forward_hooks.clear()
+    own._forward_pre_hooks.clear()
+    like = next(iter(own.buffers()), torch.zeros((), dtype=torch.float64, device="cpu"))
+    if like.is_meta:
+        return []
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    sizes = [4 * step for step in blur.factor]
+    x = torch.rand((1, 2, *sizes), generator=generator, dtype=torch.float64, device="cpu").to(like.device, like.dtype)
+    chosen = [[step - 1 for step in steps] for steps in phase.strides]  # for those that follow
+    for one, holder in zip(chosen, own.shared, strict=True):
+        for _ in range(holder.depth):
+            holder.put(torch.tensor([one], device=like.device))
+    with torch.no_grad():
+        y, filtered = own(x), own.lowpass(x)
+    dims = tuple(range(2, x.dim()))
+    moved = {at: torch.roll(filtered, [-one for one in at], dims) for at in itertools.product(*map(range, blur.factor))}
+    if phase.role == "leads":  # the first of those with the largest sum of powers
+        taken = {at: one[(..., *(slice(None, None, step) for step in blur.factor))] for at, one in moved.items()}
+        at = max(taken, key=lambda at: taken[at].double().abs().pow(phase.norm).sum().item())
+    else:
+        at = tuple(step - 1 for step in blur.factor)
+    expected = torch.roll(filtered, at, dims) if phase.role == "restores" else moved[at]
+    expected = expected[(..., *(slice(None, None, step) for step in blur.stride))]
+    if y.shape != expected.shape or not torch.equal(y, expected):
+        return [f"the blur {path!r} does not take the samples of its phase"]
+    return []
 
 
 def _is_right(layer: BlurPool, blur: Blur) -> bool:

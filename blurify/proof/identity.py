@@ -25,6 +25,7 @@ from blurify.graph.copies import copy_model, sharing_copy
 from blurify.graph.observing import Observer, observing
 from blurify.graph.recorder import Key, Trace, structure_of
 from blurify.graph.structure import Inputs, map_tensors, tensors_in
+from blurify.planning import phases
 from blurify.planning.planner import Decided
 from blurify.spec import kinds
 from blurify.spec.edits import BlurPooling, Rewrite
@@ -293,7 +294,7 @@ def _result_paths(site: Site) -> list[str]:
     """The modules whose outputs are a site's value in the conversion; none where that is its convolution's own op."""
     if site.rule in ("commuted", "blurred-input", kinds.BEFORE) and not _stand_ins(site):
         return []
-    if site.rule in ("after-activation", "split", kinds.AFTER):
+    if site.rule in ("after-activation", "split", kinds.AFTER, phases.RULE):
         return sorted(site.blur_paths)
     pools = [edit.module for edit in site.edits if isinstance(edit, BlurPooling)]
     return sorted({*pools, *_stand_ins(site)})

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from blurify.spec.filters import PADDINGS
 from blurify.spec.methods import Method, method_from_dict, method_to_dict, taps_from
+from blurify.spec.phases import Phase, phase_from_dict, phase_to_dict
 from blurify.spec.reading import read_fields, require
 
 _LARGEST_STRIDE = 4096  # of what a file says: audio networks stride by some hundred samples
@@ -34,6 +35,7 @@ class Blur:
         padding: 'reflect' | 'replicate' | 'zeros' | 'circular'.
         shift: samples by which the filter's window moves to the right of the published alignment.
         channels_last: it blurs tensors (N, *spatial, C), as the tokens of transformers are, and not (N, C, *spatial).
+        phase: of adaptive polyphase sampling; None subsamples at the first sample, as strided ops do.
     """
 
     stride: tuple[int, ...]
@@ -42,6 +44,7 @@ class Blur:
     padding: str = "reflect"
     shift: tuple[int, ...] = ()
     channels_last: bool = False
+    phase: Phase | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,9 @@ def edit_to_dict(edit: Edit) -> dict[str, Any]:
     data = {"edit": type(edit).__name__, **dataclasses.asdict(edit)}
     if edit.blur is not None:
         data["blur"] = {**dataclasses.asdict(edit.blur), "method": method_to_dict(edit.blur.method)}
+        del data["blur"]["phase"]  # said where there is one: plans of other blurs stay as they were
+        if edit.blur.phase is not None:
+            data["blur"]["phase"] = phase_to_dict(edit.blur.phase)
     elif isinstance(edit, SetStride):
         del data["blur"]
     return data
@@ -225,10 +231,12 @@ def edit_from_dict(data: Mapping[str, Any]) -> Edit:
     """Read what `edit_to_dict` wrote, in this version or in 0.1.0 (whose blurs had taps and no method)."""
     fields = {key: tuples(value) for key, value in data.items() if key not in ("edit", "blur")}
     if data.get("blur") is not None:
-        blur = {key: tuples(value) for key, value in data["blur"].items() if key not in ("method", "taps")}
+        blur = {key: tuples(value) for key, value in data["blur"].items() if key not in ("method", "taps", "phase")}
         method = data["blur"].get("method")
         taps = data["blur"].get("taps", ())
         blur["method"] = method_from_dict(method) if method is not None else taps_from(taps)
+        if data["blur"].get("phase") is not None:
+            blur["phase"] = phase_from_dict(data["blur"]["phase"], blur["factor"], blur["stride"])
         fields["blur"] = _possible(read_fields(Blur, blur))
     require(str(data["edit"]) in EDITS, f"unknown edit {str(data['edit'])[:80]!r}")
     edit: Any = read_fields(EDITS[str(data["edit"])], fields)

@@ -96,7 +96,10 @@ class Plan:
             path
             for site in self.sites
             for edit in site.edits
-            if site.kind in ("avgpool", "slice") and edit.blur is not None and edit.blur.method.is_identity
+            if site.kind in ("avgpool", "slice")
+            and edit.blur is not None
+            and edit.blur.method.is_identity
+            and edit.blur.phase is None
             if (path := edit.blur_path) is not None
         )
 
@@ -117,12 +120,12 @@ class Plan:
         return {"format": FORMAT, **data}
 
     def with_method(self, method: Callable[[Method], Method]) -> Plan:
-        """The same plan with other filters (a function of each edit's own), and without changes of kernels."""
+        """The same plan with other filters (a function of each edit's own), at the first phase, with the pools' own kernels."""
 
         def changed(edit: Any) -> Any:
             changes: dict[str, Any] = {}
             if edit.blur is not None:
-                changes["blur"] = dataclasses.replace(edit.blur, method=method(edit.blur.method))
+                changes["blur"] = dataclasses.replace(edit.blur, method=method(edit.blur.method), phase=None)
                 if getattr(edit, "kernel_size", None) is not None:
                     changes["kernel_size"] = None
             return dataclasses.replace(edit, **changes)

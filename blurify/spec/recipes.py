@@ -1,8 +1,8 @@
 """Recipes: what the user wants done to a model. Immutable data, read from a TOML file, a mapping or a shipped name.
 
 A recipe knows nothing of any model. Planning turns a recipe and the sites of one model into a plan. The same nested
-form (tables `filter`, `conv`, `patches`, `maxpool`, `resampling`, `skip`) is used by the files in `configs/`, by
-mappings and inside plans.
+form (tables `filter`, `sampling`, `conv`, `patches`, `maxpool`, `resampling`, `skip`) is used by the files in
+`configs/`, by mappings and inside plans.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ PLACEMENTS = ("after-activation", "cheap")
 STEMS = ("skip", "convert", "split")
 MERGING = ("skip", "blur")
 RESAMPLINGS = ("skip", "blur")
+SAMPLINGS = ("grid", "aps")
 _LARGEST_TAP = 1e6  # also keeps nan, inf and integers beyond float out
 
 
@@ -57,6 +58,9 @@ class Recipe:
         skip_kinds: kinds of site to leave alone: 'conv', 'maxpool', 'avgpool', 'slice' ... (`spec.kinds`).
         skip_names: globs on the site's name, such as 'layer4.*', to leave alone.
         min_channels: sites with fewer channels are left alone; 0 takes all.
+        sampling: 'aps' subsamples at the phase with the largest norm (`spec.phases`); None (in files 'grid') at the
+            first sample, as strided ops do.
+        norm: by which norm 'aps' chooses, 1 or 2; None is 2.
 
     Raises:
         BlurifyError: for a value that is not among these; the message names it.
@@ -77,6 +81,8 @@ class Recipe:
     skip_kinds: tuple[str, ...] = ()
     skip_names: tuple[str, ...] = ()
     min_channels: int = 0
+    sampling: Literal["aps"] | None = None
+    norm: int | None = None
 
     def __post_init__(self) -> None:
         if self.taps is not None:
@@ -122,7 +128,7 @@ class Recipe:
         """Read the form that the TOML files have. What is not given keeps its default.
 
         Args:
-            data: the top-level keys and the tables `filter`, `conv`, `patches`, `maxpool`, `resampling`, `skip`.
+            data: the top-level keys and the tables, as the files in `configs/` have them.
             where: how errors call the source, for example its file.
             name: the recipe's name where the data do not give one.
 
@@ -263,6 +269,12 @@ def _choice(*allowed: str) -> Check:
     return check
 
 
+def _sampling(value: Any, where: str) -> str | None:
+    # The default is not said in plans, so that those of other recipes stay as they were.
+    chosen: str = _choice(*SAMPLINGS)(value, where)
+    return None if chosen == "grid" else chosen
+
+
 def _list_of(item: Check, example: str) -> Check:
     def check(value: Any, where: str) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):
@@ -313,6 +325,8 @@ _ENTRIES = (
     _Entry("filter", "size", "filter_size", _integer(1, MAX_FILTER_SIZE)),
     _Entry("filter", "taps", "taps", _taps),
     _Entry("filter", "padding", "padding", _choice(*PADDINGS)),
+    _Entry("sampling", "method", "sampling", _sampling),
+    _Entry("sampling", "norm", "norm", _integer(1, 2)),
     _Entry("conv", "placement", "conv", _choice(*PLACEMENTS)),
     _Entry("conv", "stem", "stem", _choice(*STEMS)),
     _Entry("patches", "merging", "merging", _choice(*MERGING)),

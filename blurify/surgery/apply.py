@@ -9,6 +9,7 @@ from torch import nn
 
 from blurify import nn as layers
 from blurify.errors import BlurifyError
+from blurify.nn.aps import ApsPool, SharedPhase
 from blurify.nn.arguments import set_stride
 from blurify.nn.build import build
 from blurify.nn.calls import BlurredAvgPool, BlurredConv, BlurredMaxPool, BlurredSlice, DenseConv, MemberBlur
@@ -61,7 +62,22 @@ def _apply_plan(model: nn.Module, plan: Plan) -> None:
         raise
     for edit in plan.edits:
         _apply(modules[edit.module], edit, _device_of(modules[edit.module], model))
+    _share_phases(model, plan)
     carry_plan(model, plan)
+
+
+def _share_phases(model: nn.Module, plan: Plan) -> None:
+    """Give the blurs of adaptive polyphase sampling that belong together the same holder of their phase."""
+    holders: dict[str, SharedPhase] = {}
+    for edit in plan.edits:
+        if edit.blur is None or edit.blur.phase is None or edit.blur_path is None:
+            continue
+        layer = model.get_submodule(edit.blur_path)
+        if isinstance(layer, ApsPool):
+            for i, (group, back) in enumerate(zip(layer.groups, layer.back, strict=True)):
+                holder = holders.setdefault(group, layer.shared[i])
+                holder.depth = max(holder.depth, back + 1)
+                layer.add_module(f"phase{i}", holder)
 
 
 def changes_in(plan: Plan) -> dict[str, list[Change]]:

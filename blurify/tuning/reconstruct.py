@@ -10,6 +10,7 @@ ridge towards the weights that it had, as in post-training quantisation and prun
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -151,7 +152,10 @@ def _outputs(model: nn.Module, batches: Sequence[Inputs], paths: list[str]) -> d
 
 def _responses(module: nn.Module, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
     """(input, weight) -> the layer's output without bias, through its blur where it has one: linear in the weight."""
-    blur = build(layer.blur).to(next(module.parameters()).device) if layer.blur is not None else None
+    # A phase is chosen, or followed, in the whole model: here, the filter at the first phase.
+    blur: nn.Module | None = None
+    if layer.blur is not None:
+        blur = build(dataclasses.replace(layer.blur, phase=None)).to(next(module.parameters()).device)
     bias = getattr(module, "bias", None)
     fixed = {} if bias is None else {"bias": torch.zeros_like(bias)}
 

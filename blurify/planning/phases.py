@@ -1,0 +1,334 @@
+"""Adaptive polyphase sampling: which blur chooses the phase, and which ones must follow it.
+
+Every feature map lies on a grid of samples of the input: it is known by the subsamplings on the way to it. Where two
+maps meet (are added, concatenated, multiplied), their grids must be one: of the blurs that made them, the one that runs
+first leads, and the others follow it. Behind an upsampling by the last subsamplings' stride, the map is moved by their
+phases, and so lies on the grid from before them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from blurify.graph.recorder import Trace
+from blurify.graph.sites import PARAMETERS, Found, function_name, read_op
+from blurify.nn.source import CannotRewriteError
+from blurify.planning.placement import NoWay, Placer
+from blurify.spec.edits import Blur, Edit
+from blurify.spec.methods import Taps
+from blurify.spec.phases import Phase
+from blurify.spec.plan import Plan, Site
+
+RULE = "phase-restored"
+KIND = "upsample"
+_UPSAMPLING = frozenset(
+    "interpolate upsample upsample_nearest upsample_bilinear conv_transpose1d conv_transpose2d conv_transpose3d "
+    "pixel_shuffle repeat_interleave".split()
+)
+_RESIZING = frozenset("pad getitem narrow unfold".split())  # at the borders only, or by a step that is a site
+
+Run = tuple[str, int]
+"""One subsampling in a forward: the name of its site, and which of the site's runs it is."""
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One subsampling on the way to a map; without a run, one at a fixed phase."""
+
+    stride: tuple[int, ...]
+    run: Run | None
+
+
+@dataclass
+class _Map:
+    """Where a feature map lies: the subsamplings on the way to it, and its spatial sizes."""
+
+    grid: tuple[_Level, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass
+class Grids:
+    """What a trace tells of phases.
+
+    Attributes:
+        restored: the upsampling ops, and the subsamplings that they undo.
+        begins: when each subsampling's blur runs, as a place in the graph.
+        strides: by how much each subsamples.
+        same: union-find over runs: those that must have one phase.
+    """
+
+    restored: dict[Node, tuple[_Level, ...]] = field(default_factory=dict)
+    begins: dict[Run, int] = field(default_factory=dict)
+    strides: dict[Run, tuple[int, ...]] = field(default_factory=dict)
+    same: dict[Run, Run] = field(default_factory=dict)
+
+    def leader(self, run: Run) -> Run:
+        """The run that leads those which must have the phase of this one: the one that comes first."""
+        while self.same.get(run, run) != run:
+            run = self.same[run]
+        return run
+
+    def join(self, one: Run, other: Run) -> None:
+        """Two runs must have one phase."""
+        first, second = sorted((self.leader(one), self.leader(other)), key=lambda run: self.begins[run])
+        self.same[second] = first
+
+
+def with_phases(
+    plan: Plan,
+    found: Sequence[Found],
+    points: dict[str, tuple[Node, ...]],
+    traces: Sequence[Trace],
+    placer: Placer,
+) -> tuple[Plan, dict[str, tuple[Node, ...]]]:
+    """The plan, with adaptive polyphase sampling at each of its blurs.
+
+    Args:
+        plan: its blurs subsample at the first sample.
+        found: where its sites are.
+        points: of each converted site, the ops whose values are the same in a conversion that filters nothing.
+        traces: of the model; the first one is of eval mode.
+        placer: it placed the edits.
+
+    Returns:
+        the plan with a phase in every blur, and with a site for every upsampling that must restore one; and the points.
+    """
+    grids = _grids(traces[0].graph, plan, found, points)
+    paths: dict[str, list[Run]] = defaultdict(list)  # the runs of each blur
+    home: dict[Run, str] = {}  # the group that a run leads, if it does: named by the first blur of its site
+    names: dict[str, str] = {}
+    by_name = {site.name: site for site in plan.sites}
+    for run in grids.begins:
+        own = sorted(by_name[run[0]].blur_paths)
+        for path in own:
+            paths[path].append(run)
+            names.setdefault(path, names.get(own[0], own[0]))
+        home[run] = names[own[0]]
+    for runs in paths.values():  # sites that share a blur share its phase
+        by_time: dict[int, Run] = {}
+        for run in runs:
+            place = grids.begins[run]
+            grids.join(by_time.setdefault(place, run), run)
+    norm = plan.recipe.norm or 2
+    phases = {path: _phase(names[path], runs, grids, home, norm) for path, runs in paths.items()}
+
+    def chosen(edit: Edit) -> Edit:
+        if edit.blur is None or edit.blur_path is None:
+            return edit
+        path = edit.blur_path
+        leads = Phase("leads", (names.get(path, path),), (edit.blur.factor,), (0,), norm)
+        return _replaced(edit, phase=phases.get(path) or leads)
+
+    sites = [dataclasses.replace(site, edits=tuple(map(chosen, site.edits))) for site in plan.sites]
+    sites = [dataclasses.replace(site, reason=_reason(site)) if site.action == "blur" else site for site in sites]
+    more = dict(points)
+    for node, levels in grids.restored.items():
+        site, nodes = _restoring(node, levels, grids, home, traces, placer, {*more, *by_name}, norm)
+        sites.append(site)
+        if site.action == "blur":
+            more[site.name] = nodes
+    return dataclasses.replace(plan, sites=tuple(sites)), more
+
+
+def _replaced(edit: Edit, **changes: Any) -> Edit:
+    assert edit.blur is not None
+    blur = dataclasses.replace(edit.blur, **changes)
+    return dataclasses.replace(edit, blur=blur)  # type: ignore[arg-type]
+
+
+def _reason(site: Site) -> str:
+    phases = [edit.blur.phase for edit in site.edits if edit.blur is not None and edit.blur.phase is not None]
+    if any(phase.role == "follows" for phase in phases):
+        return f"{site.reason}; at the phase that {', '.join(phases[0].groups)} chose"
+    return f"{site.reason}; at the phase with the largest norm"
+
+
+# --- what the graph tells
+
+
+def _grids(graph: Graph, plan: Plan, found: Sequence[Found], points: dict[str, tuple[Node, ...]]) -> Grids:
+    """Follow all feature maps through a graph."""
+    grids = Grids()
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    converted = {site.name: site for site in plan.converted}
+    ops: dict[Node, tuple[Found, Run | None]] = {}
+    for one in found:
+        own = [op.node for op in one.ops if op.node.graph is graph]
+        places = [node for node in points.get(one.name, ()) if node.graph is graph]
+        for number, node in enumerate(own):
+            run = (one.name, number) if one.name in converted else None
+            ops[node] = one, run
+            if run is not None:
+                grids.begins[run] = order[places[number] if number < len(places) else node]
+                grids.strides[run] = _levels(one.op.stride, converted[one.name], run)[-1].stride
+    maps: dict[Node, _Map] = {}
+    for node in graph.nodes:
+        made = _made(node, maps, ops, converted, grids)
+        if made is not None:
+            maps[node] = made
+    return grids
+
+
+def _made(
+    node: Node,
+    maps: dict[Node, _Map],
+    ops: dict[Node, tuple[Found, Run | None]],
+    converted: dict[str, Site],
+    grids: Grids,
+) -> _Map | None:
+    """Where what a node makes lies; None for what has no place (vectors, tokens, tables)."""
+    shape = node.meta.get("shape")
+    if node.op == "placeholder":
+        floats = node.meta["dtype"].is_floating_point
+        return _Map((), tuple(shape[2:])) if floats and len(shape) > 2 else None
+    operands = [arg for arg in node.all_input_nodes if arg in maps]
+    if node.op != "call_function" or not operands:
+        return None
+    first = maps[operands[0]]
+    rank, name = len(first.sizes), function_name(node)
+    if node in ops:
+        site, run = ops[node]
+        op = next(op for op in site.ops if op.node is node)
+        sizes = tuple(op.output_shape[-op.rank :]) if op.kind != "slice" else tuple(op.output_shape[d] for d in op.dims)
+        return _Map(first.grid + _levels(op.stride, converted.get(site.name), run), sizes)
+    if shape is None:  # of several outputs
+        return first
+    if name in _UPSAMPLING:
+        return _upsampled(node, first, rank, grids)
+    if name in PARAMETERS or name in _RESIZING:
+        if name in PARAMETERS and max(read_op(node, name).stride) > 1:
+            return None
+        return _Map(first.grid, tuple(shape[-rank:])) if len(shape) == rank + 2 else None
+    if not _lies_in(first.sizes, shape):
+        return None
+    for other in operands[1:]:
+        if maps[other].sizes == first.sizes:
+            _meet(first.grid, maps[other].grid, grids)
+    return first
+
+
+def _levels(stride: tuple[int, ...], site: Site | None, run: Run | None) -> tuple[_Level, ...]:
+    """The subsamplings of one site: of a stride that is split, the convolution's at a fixed phase first."""
+    factors = [edit.blur.factor for edit in site.edits if edit.blur is not None] if site is not None else []
+    if factors and factors[0] != stride:
+        kept = tuple(s // f for s, f in zip(stride, factors[0], strict=True))
+        return _Level(kept, None), _Level(factors[0], run)
+    return (_Level(stride, run),)
+
+
+def _upsampled(node: Node, source: _Map, rank: int, grids: Grids) -> _Map | None:
+    """Behind an upsampling: on the grid before the last subsamplings, if their strides are its factors."""
+    shape = node.meta["shape"]
+    sizes = tuple(shape[-rank:])
+    if len(shape) != rank + 2 or any(not n or m % n for m, n in zip(sizes, source.sizes, strict=True)):
+        return None
+    factor = tuple(m // n for m, n in zip(sizes, source.sizes, strict=True))
+    if max(factor, default=1) == 1:
+        return source
+    for count in range(1, len(source.grid) + 1):
+        levels = source.grid[-count:]
+        if tuple(math.prod(steps) for steps in zip(*(one.stride for one in levels), strict=True)) == factor:
+            if all(one.run is not None for one in levels):
+                grids.restored[node] = levels
+            return _Map(source.grid[:-count], sizes)
+    return None
+
+
+def _lies_in(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a shape has these spatial sizes, one after the other."""
+    rank = len(sizes)
+    return any(tuple(shape[at : at + rank]) == sizes for at in range(1, len(shape) - rank + 1))
+
+
+def _meet(one: tuple[_Level, ...], other: tuple[_Level, ...], grids: Grids) -> None:
+    """Two maps meet: subsampling by subsampling, they must have taken the same phases."""
+    if [level.stride for level in one] != [level.stride for level in other]:
+        return  # the certificate names where they meet
+    for a, b in zip(one, other, strict=True):
+        if a.run is not None and b.run is not None:
+            grids.join(a.run, b.run)
+
+
+# --- what follows from it
+
+
+def _phase(own: str, runs: list[Run], grids: Grids, home: dict[Run, str], norm: int) -> Phase | None:
+    """The part of a blur that follows; None for one that leads, or that would have to lead in one run and not in others.
+
+    Args:
+        own: the group that it would lead.
+        runs: its own.
+        grids: what follows what.
+        home: the groups that runs would lead.
+        norm: by which phases are chosen.
+    """
+    leaders = [grids.leader(run) for run in runs]
+    groups = {home[leader] for leader in leaders}
+    if len(groups) != 1 or groups == {own}:
+        return None
+    group = groups.pop()
+    backs = {_back(group, leader, grids.begins[run], grids, home) for run, leader in zip(runs, leaders, strict=True)}
+    if len(backs) != 1:
+        return None
+    return Phase("follows", (group,), (grids.strides[runs[0]],), (backs.pop(),), norm)
+
+
+def _back(group: str, leader: Run, now: int, grids: Grids, home: dict[Run, str]) -> int:
+    """How often the leading blur ran again between one of its runs and a place in the graph."""
+    begins = {grids.begins[run] for run, name in home.items() if name == group}
+    return sum(1 for place in begins if grids.begins[leader] < place < now)
+
+
+def _restoring(
+    node: Node,
+    levels: tuple[_Level, ...],
+    grids: Grids,
+    home: dict[Run, str],
+    traces: Sequence[Trace],
+    placer: Placer,
+    taken: set[str],
+    norm: int,
+) -> tuple[Site, tuple[Node, ...]]:
+    """The site of an upsampling, behind which the phases that were taken on the way down are restored."""
+    now = list(node.graph.nodes).index(node)
+    groups, strides, backs = [], [], []
+    for level in levels:
+        assert level.run is not None  # or it were not restored
+        leader = grids.leader(level.run)
+        groups.append(home[leader])
+        strides.append(level.stride)
+        backs.append(_back(home[leader], leader, now, grids, home))
+    phase = Phase("restores", tuple(groups), tuple(strides), tuple(backs), norm)
+    rank = len(phase.span)
+    blur = Blur((1,) * rank, phase.span, Taps((1.0,)), "circular", (0,) * rank, phase=phase)
+    key = node.meta["key"]
+    nodes = tuple(one for seen in traces for one in seen.graph.nodes if one.meta.get("key") == key)
+    name = _name(node, taken)
+    shapes = tuple(node.all_input_nodes[0].meta["shape"]), tuple(node.meta["shape"])
+    placer.together["wrap", blur.stride] = set(nodes)
+    try:
+        where, edits = placer.after(nodes, blur)
+    except (NoWay, CannotRewriteError) as error:
+        reason = f"its phase can't be restored ({error}): the certificate says whether that matters"
+        return Site(name, KIND, (), phase.span, *shapes, "skip", "source", reason), ()
+    reason = f"moves the samples back to the phase that {', '.join(groups)} chose"
+    return Site(name, KIND, (), phase.span, *shapes, "blur", RULE, reason, where, 0, edits), nodes
+
+
+def _name(node: Node, taken: set[str]) -> str:
+    call = node.meta["call"]
+    path = (call.path if call is not None else "") or ""
+    leaf = call is not None and not call.has_calls and type(call.module).__module__.startswith("torch.nn.")
+    name = path if path and leaf else f"{path}:{function_name(node)}"
+    number = 1
+    while (numbered := f"{name}#{number}" if number > 1 else name) in taken:
+        number += 1
+    return numbered
