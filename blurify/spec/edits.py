@@ -33,6 +33,8 @@ class Blur:
         method: the filter.
         padding: 'reflect' | 'replicate' | 'zeros' | 'circular'.
         shift: samples by which the filter's window moves to the right of the published alignment.
+        centre: where the filter's centre is to be, in samples to the right of stride * j; () leaves it where its taps
+            have it.
     """
 
     stride: tuple[int, ...]
@@ -40,6 +42,7 @@ class Blur:
     method: Method
     padding: str = "reflect"
     shift: tuple[int, ...] = ()
+    centre: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,8 @@ def edit_to_dict(edit: Edit) -> dict[str, Any]:
     data = {"edit": type(edit).__name__, **dataclasses.asdict(edit)}
     if edit.blur is not None:
         data["blur"] = {**dataclasses.asdict(edit.blur), "method": method_to_dict(edit.blur.method)}
+        if not edit.blur.centre:  # which earlier versions do not know
+            del data["blur"]["centre"]
     elif isinstance(edit, SetStride):
         del data["blur"]
     return data
@@ -244,6 +249,8 @@ def _possible(blur: Blur) -> Blur:
     require(1 <= rank <= 3 and len(blur.factor) == rank and len(blur.shift) in (0, rank), "a blur of odd dimensions")
     counts = (*blur.stride, *blur.factor, *(abs(one) + 1 for one in blur.shift))
     require(all(1 <= one <= _LARGEST_STRIDE for one in counts), f"a blur of {blur.stride}, {blur.factor}, {blur.shift}")
+    require(len(blur.centre) in (0, rank), "a centre of odd dimensions")
+    require(all(abs(one) <= _LARGEST_STRIDE for one in blur.centre), f"a blur centred at {blur.centre}")
     for one in blur.factor:
         blur.method.smoothing(one)  # refuses a filter that is too long
     require(blur.padding in PADDINGS, f"padding {blur.padding[:80]!r}")
