@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,16 @@ def per_dim(value: int | Sequence[int], ndim: int, name: str, least: int | None 
     return values
 
 
-def short(values: tuple[int, ...]) -> str:
+def numbers_per_dim(value: float | Sequence[float], ndim: int, name: str) -> tuple[float, ...]:
+    """A finite number, or one for each spatial dimension, as a tuple."""
+    values = (value,) * ndim if isinstance(value, int | float) else tuple(value) if isinstance(value, Sequence) else ()
+    usable = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    if isinstance(value, str) or len(values) != ndim or not usable:
+        raise BlurifyError(f"{name} {value!r}: give a number" + (f", or {ndim} of them" if ndim > 1 else ""))
+    return tuple(float(v) for v in values)
+
+
+def short(values: tuple[float, ...]) -> str:
     """(2, 2) as 2, (1, 2) as (1, 2)."""
     return str(values[0] if len(set(values)) == 1 else values)
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 
 from blurify.errors import BlurifyError
-from blurify.nn.arguments import per_dim, short
+from blurify.nn.arguments import numbers_per_dim, per_dim, short
 from blurify.nn.autograd import CHANNELS_LAST, is_channels_last, lean
 from blurify.nn.padding import PADDINGS, extend_by
-from blurify.spec.filters import binomial_taps, compose_taps, resolve_taps
+from blurify.spec.filters import binomial_taps, centred_taps, compose_taps, resolve_taps
 
 # One N-d kernel beats one 1-d convolution a dimension up to about this many taps (benchmarks/blurpool.py).
 _JOINT_TAPS = 400
@@ -35,6 +35,8 @@ class BlurPool(nn.Module):
     ndim: ClassVar[int]
     # Tensors are (N, *spatial, C), not (N, C, *spatial): set on the layers of a conversion that blur tokens.
     channels_last = False
+    centre: tuple[float, ...] | None = None
+    _before: tuple[int, ...] | None = None  # by dimension, the samples of a window before sample stride * j
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class BlurPool(nn.Module):
         padding: str = "reflect",
         factor: int | Sequence[int] | None = None,
         shift: int | Sequence[int] = 0,
+        centre: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.stride = per_dim(stride, self.ndim, "stride", least=1)
@@ -55,6 +58,15 @@ class BlurPool(nn.Module):
             raise BlurifyError(f"padding {padding!r}: give one of {', '.join(PADDINGS)}")
         self.padding = padding
         self._filters = tuple(compose_taps(self.taps, factor) for factor in self.factor)
+        if centre is not None:
+            if any(self.shift):
+                raise BlurifyError("shift and centre are two ways to say where a filter looks: give one of them")
+            self.centre = numbers_per_dim(centre, self.ndim, "centre")
+            moved = [centred_taps(*one) for one in zip(self._filters, self.centre, strict=True)]
+            self._before = tuple(
+                (len(taps) - 1) // 2 - move for taps, (_, move) in zip(self._filters, moved, strict=True)
+            )
+            self._filters = tuple(taps for taps, _ in moved)
         filtered = [dim for dim in range(self.ndim) if len(self._filters[dim]) > 1]
         joint = math.prod(map(len, self._filters)) <= _JOINT_TAPS
         # Each group of dimensions is filtered by one convolution.
@@ -132,10 +144,9 @@ class BlurPool(nn.Module):
     def _blur(self, x: Tensor, extend: tuple[int, ...]) -> Tensor:
         """Filter and subsample (N, C, *spatial)."""
         channels_last = is_channels_last(x)
-        pads = []
-        for taps, shift, more in zip(self._filters, self.shift, extend, strict=True):
-            left = (len(taps) - 1) // 2 - shift
-            pads.append((left, len(taps) - 1 - left + more))
+        lengths = [len(taps) for taps in self._filters]
+        before = self._before or [(length - 1) // 2 - shift for length, shift in zip(lengths, self.shift, strict=True)]
+        pads = [(left, n - 1 - left + more) for left, n, more in zip(before, lengths, extend, strict=True)]
 
         # Dimensions that are not filtered go first: what they drop needs no filtering.
         rest = [dim for dim in range(self.ndim) if len(self._filters[dim]) == 1]
@@ -212,6 +223,7 @@ class BlurPool(nn.Module):
         parts += [f"factor={short(self.factor)}"] * (self.factor != self.stride)
         parts += [f"shift={short(self.shift)}"] * any(self.shift)
         parts += ["channels_last=True"] * self.channels_last
+        parts += [f"centre={short(self.centre)}" for _ in (1,) if self.centre is not None]
         return ", ".join(parts)
 
 
@@ -236,6 +248,9 @@ class BlurPool2d(BlurPool):
             factor 2 goes before a convolution of stride 2. Other factors than 2 get a composed filter
             (`filters.compose_taps`); dimensions of factor 1 are not filtered.
         shift: samples by which the windows move to the right.
+        centre: in place of `shift`, where the filter's centre of mass is to be, in samples to the right of sample
+            `stride * j`: 0 keeps features where a plain subsampling has them. An even filter gets a tap more for that
+            (`filters.centred_taps`), one tap alone stays where it is. By default an even filter looks at 0.5.
 
     Shape: (N, C, H, W) or (C, H, W) -> the same with ceil(n / stride), or the `output_size` given to `forward`.
 

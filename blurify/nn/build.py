@@ -34,5 +34,6 @@ def layer_for(method: Any, blur: Blur) -> BlurPool:
 @layer_for.register
 def _(method: Taps, blur: Blur) -> BlurPool:
     return blurpool(len(blur.stride))(
-        blur.stride, None, taps=method.taps, padding=blur.padding, factor=blur.factor, shift=blur.shift or 0
-    )
+        blur.stride, None, taps=method.taps, padding=blur.padding, factor=blur.factor, shift=blur.shift or 0,
+        centre=blur.centre or None,
+    )  # fmt: skip

@@ -92,13 +92,22 @@ class Rules:
         return self.recipe.stem == "split" and reads_image(op, self.placer.model)
 
     def _blur(
-        self, stride: tuple[int, ...], factor: tuple[int, ...] | None = None, shift: tuple[int, ...] = ()
+        self,
+        stride: tuple[int, ...],
+        factor: tuple[int, ...] | None = None,
+        shift: tuple[int, ...] = (),
+        looked: tuple[float, ...] = (),
     ) -> Blur:
-        return Blur(stride, factor or stride, self.method, self.recipe.padding, shift or (0,) * len(stride))
+        """A blur; where the recipe is aligned, centred where the op looked (by default at sample stride * j)."""
+        none = (0,) * len(stride)
+        if self.recipe.aligned:
+            centre = looked or (0.0,) * len(stride)
+            return Blur(stride, factor or stride, self.method, self.recipe.padding, none, centre=centre)
+        return Blur(stride, factor or stride, self.method, self.recipe.padding, shift or none)
 
     def macs(self, blur: Blur, shape: Sequence[int]) -> int:
         """Multiply-adds of a blur whose output has this shape."""
-        return math.prod(shape) * blur.method.macs(blur.factor)
+        return math.prod(shape) * blur.method.macs(blur.factor, blur.centre)
 
     def _after_activation(self, site: Found, points: tuple[Node, ...], *, local: bool) -> Way:
         """Dense convolution, nonlinearity, blur and subsample; of a stem's large stride, half in each."""
@@ -154,7 +163,8 @@ class Rules:
         """Dense max pool, then blur and subsample."""
         op, size = site.op, self.recipe.maxpool_kernel_size
         kernel = None if size is None else (size,) * op.rank
-        blur = self._blur(op.stride)
+        looked = () if kernel is None else tuple(-move for move in window_moves(op, kernel))
+        blur = self._blur(op.stride, looked=looked)
         reason = "dense max pool, then blur" if kernel is None else f"dense max pool of kernel {size}, then blur"
         macs = self.macs(blur, op.output_shape)
         return Way("maxpool", reason, macs, lambda: self.placer.pooling(site, blur, kernel))
@@ -177,7 +187,8 @@ class Rules:
         shift = tuple(
             0 if own > 1 else (k - 1) // 2 - p for own, k, p in zip(kept, op.kernel_size, padding, strict=True)
         )
-        blur = self._blur(op.stride, shift=shift)
+        looked = tuple(0.0 if own > 1 else at for own, at in zip(kept, window_centres(op), strict=True))
+        blur = self._blur(op.stride, shift=shift, looked=looked)
         kernel = kept if max(kept) > 1 else None
         reason = "average pool replaced by the filter" if kernel is None else "dense average pool, then blur"
         macs = self.macs(blur, op.output_shape)
@@ -190,6 +201,18 @@ class Rules:
         macs = self.macs(blur, op.output_shape)
         reason = "strided slice replaced by the filter"
         return Way("slice-blurred", reason, macs, lambda: self.placer.stand_in(site, "slice", blur, dims=op.dims))
+
+
+def window_centres(op: Op) -> tuple[float, ...]:
+    """Where a pool's window j has its centre, in samples to the right of sample stride * j, one a dimension."""
+    padding = op.padding if isinstance(op.padding, tuple) else (0,) * op.rank
+    return tuple(d * (k - 1) / 2 - p for k, d, p in zip(op.kernel_size, op.dilation, padding, strict=True))
+
+
+def window_moves(op: Op, kernel: tuple[int, ...]) -> tuple[float, ...]:
+    """How far right of a pool's own windows those of another kernel, without padding, have their centres."""
+    own = window_centres(op)
+    return tuple(d * (k - 1) / 2 - at for k, d, at in zip(kernel, op.dilation, own, strict=True))
 
 
 def halves(stride: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -100,16 +101,30 @@ def _is_right(layer: BlurPool, blur: Blur) -> bool:
         return False
     shifts = blur.shift or (0,) * len(blur.stride)
     middle = [n // 2 for n in y.shape[2:]]
+    weights = [_weights(filters[d], shifts[d], blur.centre[d] if blur.centre else None) for d in range(len(filters))]
     expected = 0.0
-    for taps in itertools.product(*(range(len(one)) for one in filters)):
-        weight, place = 1.0, []
-        for dim, k in enumerate(taps):
-            weight *= filters[dim][k]
-            place.append(blur.stride[dim] * middle[dim] - (len(filters[dim]) - 1) // 2 + shifts[dim] + k)
-        expected += weight * x[(0, 0, *place)].item()
+    for chosen in itertools.product(*(one.items() for one in weights)):
+        place = [blur.stride[dim] * middle[dim] + at for dim, (at, _) in enumerate(chosen)]
+        expected += math.prod(weight for _, weight in chosen) * x[(0, 0, *place)].item()
     return abs(y[(0, 0, *middle)].item() - expected) <= max(_MOST, 8 * torch.finfo(like.dtype).eps)
 
 
 def _laid_out(layer: BlurPool, x: torch.Tensor) -> torch.Tensor:
     """(N, C, *spatial) as the layer takes it."""
     return x.movedim(1, -1) if layer.channels_last else x
+
+
+def _weights(taps: tuple[float, ...], shift: int, centre: float | None) -> dict[int, float]:
+    """The weights of one dimension's filter by their places, relative to sample stride * j.
+
+    Where a centre is wanted, the filter is interpolated so that its centre of mass is there.
+    """
+    found = {k - (len(taps) - 1) // 2 + shift: tap for k, tap in enumerate(taps)}
+    if centre is None or len(taps) == 1:
+        return found
+    move = centre - sum(at * tap for at, tap in found.items())
+    moved: dict[int, float] = {}
+    for at, tap in found.items():
+        for place in (at + math.floor(move), at + math.floor(move) + 1):
+            moved[place] = moved.get(place, 0.0) + tap * max(1 - abs(at + move - place), 0.0)
+    return moved

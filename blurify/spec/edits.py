@@ -36,6 +36,8 @@ class Blur:
         shift: samples by which the filter's window moves to the right of the published alignment.
         channels_last: it blurs tensors (N, *spatial, C), as the tokens of transformers are, and not (N, C, *spatial).
         phase: of adaptive polyphase sampling; None subsamples at the first sample, as strided ops do.
+        centre: where the filter's centre is to be, in samples to the right of stride * j; () leaves it where its taps
+            have it.
     """
 
     stride: tuple[int, ...]
@@ -45,6 +47,7 @@ class Blur:
     shift: tuple[int, ...] = ()
     channels_last: bool = False
     phase: Phase | None = None
+    centre: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,8 @@ def edit_to_dict(edit: Edit) -> dict[str, Any]:
         del data["blur"]["phase"]  # said where there is one: plans of other blurs stay as they were
         if edit.blur.phase is not None:
             data["blur"]["phase"] = phase_to_dict(edit.blur.phase)
+        if not edit.blur.centre:  # which earlier versions do not know
+            del data["blur"]["centre"]
     elif isinstance(edit, SetStride):
         del data["blur"]
     return data
@@ -254,6 +259,8 @@ def _possible(blur: Blur) -> Blur:
     require(1 <= rank <= 3 and len(blur.factor) == rank and len(blur.shift) in (0, rank), "a blur of odd dimensions")
     counts = (*blur.stride, *blur.factor, *(abs(one) + 1 for one in blur.shift))
     require(all(1 <= one <= _LARGEST_STRIDE for one in counts), f"a blur of {blur.stride}, {blur.factor}, {blur.shift}")
+    require(len(blur.centre) in (0, rank), "a centre of odd dimensions")
+    require(all(abs(one) <= _LARGEST_STRIDE for one in blur.centre), f"a blur centred at {blur.centre}")
     for one in blur.factor:
         blur.method.smoothing(one)  # refuses a filter that is too long
     require(blur.padding in PADDINGS, f"padding {blur.padding[:80]!r}")

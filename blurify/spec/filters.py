@@ -84,6 +84,40 @@ def compose_taps(taps: Sequence[float], factor: int) -> tuple[float, ...]:
     return tuple(composed)
 
 
+def offset_of(taps: Sequence[float]) -> float:
+    """How far to the right of sample s*j the j-th window of a filter has its centre of mass, in samples.
+
+    0 for a symmetric filter of an odd number of taps, 0.5 for an even one: its extra sample is at the end.
+    """
+    return math.fsum(place * tap for place, tap in enumerate(taps)) / math.fsum(taps) - (len(taps) - 1) // 2
+
+
+def centred_taps(taps: Sequence[float], centre: float) -> tuple[tuple[float, ...], int]:
+    """A filter moved so that its centre of mass lies `centre` samples to the right of sample s*j.
+
+    Whole samples move the window. A part f of a sample is linear interpolation, the filter convolved with [1 - f, f]:
+    one tap more, and for f = 1/2 one more zero at the highest frequency ([1 2 1] becomes [1 3 3 1]).
+
+    Args:
+        taps: the filter; one tap alone (the identity) stays where it is, as it stands for no filter at all.
+        centre: in samples of what is filtered.
+
+    Returns:
+        the taps, and by how many samples their window begins further to the right.
+    """
+    if len(taps) == 1:
+        return tuple(taps), 0
+    move = centre - offset_of(taps)
+    whole = math.floor(move + _ROUNDING)
+    part = move - whole
+    if part <= _ROUNDING:
+        return tuple(taps), whole
+    return tuple(_convolve(list(taps), [1 - part, part])), whole
+
+
+_ROUNDING = 1e-9  # of a sample: no part of one
+
+
 def _prime_factors(number: int) -> list[int]:
     primes, prime = [], 2
     while number > 1:

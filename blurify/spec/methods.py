@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 from blurify.errors import BlurifyError
-from blurify.spec.filters import MAX_TAPS, compose_taps
+from blurify.spec.filters import MAX_TAPS, centred_taps, compose_taps, offset_of
 from blurify.spec.reading import require
 
 
@@ -41,14 +41,19 @@ class Taps:
         """A method of this kind that changes every feature map that is not constant."""
         return Taps((0.25, 0.5, 0.25))
 
-    def macs(self, factor: tuple[int, ...]) -> int:
+    def macs(self, factor: tuple[int, ...], centre: tuple[float, ...] = ()) -> int:
         """Multiply-adds for one output value, where the filter guards against `factor` (one a dimension)."""
         if self.is_identity:
             return 0
         count = 1
-        for one in factor:
-            count *= len(compose_taps(self.taps, one))
+        for dim, one in enumerate(factor):
+            taps = compose_taps(self.taps, one)
+            count *= len(centred_taps(taps, centre[dim])[0] if centre else taps)
         return count
+
+    def offset(self, factor: int) -> float:
+        """How far to the right of the sample that it stands for the filter has its centre, in samples."""
+        return offset_of(compose_taps(self.taps, factor))
 
     def smoothing(self, factor: int) -> float:
         """The variance that is left of white noise in one dimension: the sum of the squared taps (1: none is lost)."""

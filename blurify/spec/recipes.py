@@ -40,6 +40,8 @@ class Recipe:
         filter_size: number of binomial taps, 1 to 7; None where `taps` are given. 1 is the identity filter.
         taps: the user's own filter, of any positive sum (they are normalised). They win over `filter_size`.
         padding: 'reflect' | 'replicate' | 'zeros' | 'circular'.
+        aligned: every filter looks where the op looked whose place it takes, so that no feature map is moved; a filter
+            that would look between (an even one, at a convolution) gets a tap more for that.
         conv: where the blur of a strided convolution goes. 'after-activation' runs the convolution densely and blurs
             behind its nonlinearity (Zhang 2019, section 3); 'cheap' keeps its stride and blurs its input.
         stem: what happens to the convolution that reads the image: 'skip' it, 'convert' it like any other, or
@@ -71,6 +73,7 @@ class Recipe:
     filter_size: int | None = 4
     taps: tuple[float, ...] | None = None
     padding: str = "reflect"
+    aligned: bool = False
     conv: Literal["after-activation", "cheap"] = "after-activation"
     stem: Literal["skip", "convert", "split"] = "skip"
     merging: Literal["skip", "blur"] = "skip"
@@ -118,7 +121,7 @@ class Recipe:
         data: dict[str, Any] = {}
         for entry in _ENTRIES:
             value = getattr(self, entry.field)
-            if value is not None:
+            if value is not None and value is not False:  # a switch that is off is left out, as older files have it
                 table = data.setdefault(entry.table, {}) if entry.table else data
                 table[entry.key] = list(value) if isinstance(value, tuple) else value
         return data
@@ -260,6 +263,12 @@ def _integer(low: int, high: int | None = None) -> Check:
     return check
 
 
+def _switch(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise BlurifyError(f"{where} must be true or false; got {value!r}")
+    return value
+
+
 def _choice(*allowed: str) -> Check:
     def check(value: Any, where: str) -> str:
         if not isinstance(value, str) or value not in allowed:
@@ -327,6 +336,7 @@ _ENTRIES = (
     _Entry("filter", "padding", "padding", _choice(*PADDINGS)),
     _Entry("sampling", "method", "sampling", _sampling),
     _Entry("sampling", "norm", "norm", _integer(1, 2)),
+    _Entry("filter", "aligned", "aligned", _switch),
     _Entry("conv", "placement", "conv", _choice(*PLACEMENTS)),
     _Entry("conv", "stem", "stem", _choice(*STEMS)),
     _Entry("patches", "merging", "merging", _choice(*MERGING)),
