@@ -76,7 +76,9 @@ def main() -> int:
         (out / "wild.csv").write_text(wild_page.to_csv(rows))
         (PAGE if out == HERE else out / "wild.md").write_text(wild_page.page(data, rows))
     bad = [row for row in rows if row["status"] == "failed" and row["stage"] in OURS]
-    print(f"{len(rows)} models, {sum(r['status'] == 'converted' for r in rows)} converted, {len(bad)} failed in blurify")
+    print(
+        f"{len(rows)} models, {sum(r['status'] == 'converted' for r in rows)} converted, {len(bad)} failed in blurify"
+    )
     return 1 if bad else 0
 
 
@@ -115,9 +117,7 @@ def one_library(library: Any, options: argparse.Namespace) -> int:
 
     for model in models:
         name = f"{library.name}/{model.name}"
-        if options.only not in name or (
-            name in done and not (options.again and done[name]["status"] == "failed")
-        ):
+        if options.only not in name or (name in done and not (options.again and done[name]["status"] == "failed")):
             continue
         row = limited(name, library.name, model, options)
         with open(journal, "a", encoding="utf-8") as file:
@@ -188,8 +188,11 @@ def audit(name: str, model: Any, path: Path) -> None:
         text = " ".join(str(error).split())[:400]
         say(
             error=text if isinstance(error, BlurifyError) and text else f"{type(error).__name__}: {text}",
-            trace="" if isinstance(error, BlurifyError) else " < ".join(
-                f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(traceback.extract_tb(error.__traceback__))
+            trace=""
+            if isinstance(error, BlurifyError)
+            else " < ".join(
+                f"{Path(frame.filename).name}:{frame.lineno}"
+                for frame in reversed(traceback.extract_tb(error.__traceback__))
             )[:300],
         )
 

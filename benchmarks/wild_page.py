@@ -83,7 +83,16 @@ def page(data: dict[str, Any], rows: Sequence[Row]) -> str:
         )
         for name, found in data["libraries"].items()
     ]  # fmt: skip
-    columns = "library", "models", "converted and proven", "nothing to convert", "failed", "inputs found out", "sites", "blurred"
+    columns = (
+        "library",
+        "models",
+        "converted and proven",
+        "nothing to convert",
+        "failed",
+        "inputs found out",
+        "sites",
+        "blurred",
+    )
     parts.append("## In numbers\n\n" + table(columns, lines))
     proofs = data["proofs"]
     errors = ", ".join(f"{error:.1e} ({dtype})" for dtype, error in proofs["largest_error"].items())
@@ -107,7 +116,9 @@ def page(data: dict[str, Any], rows: Sequence[Row]) -> str:
         "these versions, wants weights from the network, or its settings here are wrong.\n\n"
         + _list({m: f"{f['stage']}: {f['error']}" for m, f in theirs.items()})
     )
-    inside = {m: ", ".join(f"{n} {rule}" for rule, n in left.items()) for m, left in data["not_converted_inside"].items()}
+    inside = {
+        m: ", ".join(f"{n} {rule}" for rule, n in left.items()) for m, left in data["not_converted_inside"].items()
+    }
     parts.append("## Sites inside a network that stay as they are\n\n" + _list(inside))
     return "\n".join(parts)
 

@@ -32,7 +32,7 @@ def _smp() -> Iterator[Model]:
             yield Model(
                 f"{name}-resnet18",
                 _called("segmentation_models_pytorch", name, encoder_name="resnet18", **plain),
-                noise(2, 3, 64, 64),
+                noise(2, 3, 256 if name == "PAN" else 64, 256 if name == "PAN" else 64),
             )
     encoders = (
         "resnet50 resnext50_32x4d timm-skresnet18 se_resnet50 senet154 densenet121 dpn68 inceptionresnetv2 inceptionv4 "
@@ -79,7 +79,9 @@ def _torchreid() -> Iterator[Model]:
     )
     for name in names.split():
         size = {"hacnn": (160, 64), "mudeep": (256, 128), "inceptionv4": (299, 299), "inceptionresnetv2": (299, 299)}
-        build = _called("torchreid.reid.models", "build_model", name, 10, loss="softmax", pretrained=False, use_gpu=False)
+        build = _called(
+            "torchreid.reid.models", "build_model", name, 10, loss="softmax", pretrained=False, use_gpu=False
+        )
         if name == "nasnetamobile":
             size[name] = (224, 224)
         if name == "xception":
@@ -116,41 +118,254 @@ def _pytorchcv() -> Iterator[Model]:
         if name.endswith("cityscapes") or name.endswith("celebamaskhq"):
             side = 480
             options["in_size"] = (480, 480)
-        yield Model(name, _called("pytorchcv.model_provider", "get_model", name, **options), special.get(name, image(side)))
+        yield Model(
+            name, _called("pytorchcv.model_provider", "get_model", name, **options), special.get(name, image(side))
+        )
 
 
 def _vit_pytorch() -> Iterator[Model]:
     plain = {"image_size": 64, "patch_size": 16, "num_classes": 10, "dim": 64, "depth": 2, "heads": 2, "mlp_dim": 64}
     mean = {key: value for key, value in plain.items()}
     rows: list[tuple[str, str, dict[str, Any], Any]] = [
-        ("vit", "ViT", plain, image()), ("simple_vit", "SimpleViT", mean, image()), ("deepvit", "DeepViT", plain, image()),
-        ("cait", "CaiT", {**plain, "cls_depth": 1}, image()), ("parallel_vit", "ViT", plain, image()),
-        ("local_vit", "LocalViT", plain, image()), ("vit_for_small_dataset", "ViT", plain, image()),
-        ("simple_vit_with_register_tokens", "SimpleViT", mean, image()), ("rvt", "RvT", plain, image()),
+        ("vit", "ViT", plain, image()),
+        ("simple_vit", "SimpleViT", mean, image()),
+        ("deepvit", "DeepViT", plain, image()),
+        ("cait", "CaiT", {**plain, "cls_depth": 1}, image()),
+        ("parallel_vit", "ViT", plain, image()),
+        ("local_vit", "LocalViT", plain, image()),
+        ("vit_for_small_dataset", "ViT", plain, image()),
+        ("simple_vit_with_register_tokens", "SimpleViT", mean, image()),
+        ("rvt", "RvT", plain, image()),
         ("vit_with_patch_merger", "ViT", {**plain, "patch_merge_layer": 1}, image()),
-        ("t2t", "T2TViT", {"dim": 64, "image_size": 64, "depth": 2, "heads": 2, "mlp_dim": 64, "num_classes": 10, "t2t_layers": ((7, 4), (3, 2), (3, 2))}, image()),
-        ("cct", "CCT", {"img_size": (64, 64), "embedding_dim": 64, "n_conv_layers": 2, "kernel_size": 7, "stride": 2, "padding": 3, "pooling_kernel_size": 3, "pooling_stride": 2, "pooling_padding": 1, "num_layers": 2, "num_heads": 2, "mlp_ratio": 2.0, "num_classes": 10, "positional_embedding": "learnable"}, image()),
-        ("cross_vit", "CrossViT", {"image_size": 64, "num_classes": 10, "depth": 1, "sm_dim": 32, "lg_dim": 64}, image()),
+        (
+            "t2t",
+            "T2TViT",
+            {
+                "dim": 64,
+                "image_size": 64,
+                "depth": 2,
+                "heads": 2,
+                "mlp_dim": 64,
+                "num_classes": 10,
+                "t2t_layers": ((7, 4), (3, 2), (3, 2)),
+            },
+            image(),
+        ),
+        (
+            "cct",
+            "CCT",
+            {
+                "img_size": (64, 64),
+                "embedding_dim": 64,
+                "n_conv_layers": 2,
+                "kernel_size": 7,
+                "stride": 2,
+                "padding": 3,
+                "pooling_kernel_size": 3,
+                "pooling_stride": 2,
+                "pooling_padding": 1,
+                "num_layers": 2,
+                "num_heads": 2,
+                "mlp_ratio": 2.0,
+                "num_classes": 10,
+                "positional_embedding": "learnable",
+            },
+            image(),
+        ),
+        (
+            "cross_vit",
+            "CrossViT",
+            {"image_size": 64, "num_classes": 10, "depth": 1, "sm_dim": 32, "lg_dim": 64},
+            image(),
+        ),
         ("pit", "PiT", {**plain, "dim": 64, "depth": (1, 1, 1)}, image()),
-        ("levit", "LeViT", {"image_size": 64, "num_classes": 10, "stages": 3, "dim": (32, 48, 64), "depth": 1, "heads": (2, 2, 2), "mlp_mult": 2}, image()),
-        ("cvt", "CvT", {"num_classes": 10, "s1_emb_dim": 32, "s2_emb_dim": 32, "s3_emb_dim": 64, "s3_depth": 1}, image()),
-        ("twins_svt", "TwinsSVT", {"num_classes": 10, "s1_emb_dim": 32, "s2_emb_dim": 32, "s3_emb_dim": 64, "s4_emb_dim": 64, "s3_depth": 1, "s1_local_patch_size": 2, "s2_local_patch_size": 2, "s3_local_patch_size": 2, "s1_global_k": 2, "s2_global_k": 2, "s3_global_k": 2, "s4_global_k": 2}, image()),
-        ("regionvit", "RegionViT", {"dim": (32, 32, 64, 64), "depth": (1, 1, 1, 1), "window_size": 2, "num_classes": 10}, image(64)),
-        ("crossformer", "CrossFormer", {"num_classes": 10, "dim": (32, 32, 64, 64), "depth": (1, 1, 1, 1), "global_window_size": (4, 4, 2, 1), "local_window_size": 2}, image()),
-        ("scalable_vit", "ScalableViT", {"num_classes": 10, "dim": 32, "heads": (1, 2, 4, 4), "depth": (1, 1, 1, 1), "ssa_dim_key": (8, 8, 8, 8), "reduction_factor": (4, 2, 1, 1), "window_size": (8, 8, None, None), "ff_expansion": 2, "channels": 3}, image(128)),
-        ("sep_vit", "SepViT", {"num_classes": 10, "dim": 32, "dim_head": 16, "heads": (1, 2, 4, 4), "depth": (1, 1, 1, 1), "window_size": 2}, image(64)),
-        ("max_vit", "MaxViT", {"num_classes": 10, "dim": 32, "dim_head": 16, "depth": (1, 1), "window_size": 4, "dim_conv_stem": 16, "mbconv_expansion_rate": 2, "mbconv_shrinkage_rate": 0.25}, image(32)),
-        ("nest", "NesT", {"image_size": 64, "patch_size": 4, "dim": 32, "heads": 2, "num_hierarchies": 3, "block_repeats": (1, 1, 1), "num_classes": 10}, image()),
-        ("mobile_vit", "MobileViT", {"image_size": (64, 64), "dims": [32, 48, 64], "channels": [16, 16, 24, 24, 32, 32, 48, 48, 64, 64, 128], "num_classes": 10}, image()),
+        (
+            "levit",
+            "LeViT",
+            {
+                "image_size": 64,
+                "num_classes": 10,
+                "stages": 3,
+                "dim": (32, 48, 64),
+                "depth": 1,
+                "heads": (2, 2, 2),
+                "mlp_mult": 2,
+            },
+            image(),
+        ),
+        (
+            "cvt",
+            "CvT",
+            {"num_classes": 10, "s1_emb_dim": 32, "s2_emb_dim": 32, "s3_emb_dim": 64, "s3_depth": 1},
+            image(),
+        ),
+        (
+            "twins_svt",
+            "TwinsSVT",
+            {
+                "num_classes": 10,
+                "s1_emb_dim": 32,
+                "s2_emb_dim": 32,
+                "s3_emb_dim": 64,
+                "s4_emb_dim": 64,
+                "s3_depth": 1,
+                "s1_local_patch_size": 2,
+                "s2_local_patch_size": 2,
+                "s3_local_patch_size": 2,
+                "s1_global_k": 2,
+                "s2_global_k": 2,
+                "s3_global_k": 2,
+                "s4_global_k": 2,
+            },
+            image(),
+        ),
+        (
+            "regionvit",
+            "RegionViT",
+            {"dim": (32, 32, 64, 64), "depth": (1, 1, 1, 1), "window_size": 2, "num_classes": 10},
+            image(64),
+        ),
+        (
+            "crossformer",
+            "CrossFormer",
+            {
+                "num_classes": 10,
+                "dim": (32, 32, 64, 64),
+                "depth": (1, 1, 1, 1),
+                "global_window_size": (4, 4, 2, 1),
+                "local_window_size": 2,
+            },
+            image(),
+        ),
+        (
+            "scalable_vit",
+            "ScalableViT",
+            {
+                "num_classes": 10,
+                "dim": 32,
+                "heads": (1, 2, 4, 4),
+                "depth": (1, 1, 1, 1),
+                "ssa_dim_key": (8, 8, 8, 8),
+                "reduction_factor": (4, 2, 1, 1),
+                "window_size": (8, 8, None, None),
+                "ff_expansion": 2,
+                "channels": 3,
+            },
+            image(128),
+        ),
+        (
+            "sep_vit",
+            "SepViT",
+            {
+                "num_classes": 10,
+                "dim": 32,
+                "dim_head": 16,
+                "heads": (1, 2, 4, 4),
+                "depth": (1, 1, 1, 1),
+                "window_size": 2,
+            },
+            image(64),
+        ),
+        (
+            "max_vit",
+            "MaxViT",
+            {
+                "num_classes": 10,
+                "dim": 32,
+                "dim_head": 16,
+                "depth": (1, 1),
+                "window_size": 4,
+                "dim_conv_stem": 16,
+                "mbconv_expansion_rate": 2,
+                "mbconv_shrinkage_rate": 0.25,
+            },
+            image(32),
+        ),
+        (
+            "nest",
+            "NesT",
+            {
+                "image_size": 64,
+                "patch_size": 4,
+                "dim": 32,
+                "heads": 2,
+                "num_hierarchies": 3,
+                "block_repeats": (1, 1, 1),
+                "num_classes": 10,
+            },
+            image(),
+        ),
+        (
+            "mobile_vit",
+            "MobileViT",
+            {
+                "image_size": (64, 64),
+                "dims": [32, 48, 64],
+                "channels": [16, 16, 24, 24, 32, 32, 48, 48, 64, 64, 128],
+                "num_classes": 10,
+            },
+            image(),
+        ),
         ("xcit", "XCiT", {**plain, "cls_depth": 1, "local_patch_kernel_size": 3}, image()),
-        ("vit_3d", "ViT", {"image_size": 32, "image_patch_size": 16, "frames": 4, "frame_patch_size": 2, "num_classes": 10, "dim": 64, "depth": 2, "heads": 2, "mlp_dim": 64}, noise(1, 3, 4, 32, 32)),
-        ("vivit", "ViT", {"image_size": 32, "image_patch_size": 16, "frames": 4, "frame_patch_size": 2, "num_classes": 10, "dim": 64, "spatial_depth": 1, "temporal_depth": 1, "heads": 2, "mlp_dim": 64}, noise(1, 3, 4, 32, 32)),
-        ("vit_1d", "ViT", {"seq_len": 256, "patch_size": 16, "num_classes": 10, "dim": 64, "depth": 2, "heads": 2, "mlp_dim": 64}, noise(1, 3, 256)),
+        (
+            "vit_3d",
+            "ViT",
+            {
+                "image_size": 32,
+                "image_patch_size": 16,
+                "frames": 4,
+                "frame_patch_size": 2,
+                "num_classes": 10,
+                "dim": 64,
+                "depth": 2,
+                "heads": 2,
+                "mlp_dim": 64,
+            },
+            noise(1, 3, 4, 32, 32),
+        ),
+        (
+            "vivit",
+            "ViT",
+            {
+                "image_size": 32,
+                "image_patch_size": 16,
+                "frames": 4,
+                "frame_patch_size": 2,
+                "num_classes": 10,
+                "dim": 64,
+                "spatial_depth": 1,
+                "temporal_depth": 1,
+                "heads": 2,
+                "mlp_dim": 64,
+            },
+            noise(1, 3, 4, 32, 32),
+        ),
+        (
+            "vit_1d",
+            "ViT",
+            {"seq_len": 256, "patch_size": 16, "num_classes": 10, "dim": 64, "depth": 2, "heads": 2, "mlp_dim": 64},
+            noise(1, 3, 256),
+        ),
         ("ats_vit", "ViT", {**plain, "max_tokens_per_depth": (8, 4)}, image()),
-        ("es_vit", "EsViTTransformer", {"dim": 32}, image()),
-        ("jumbo_vit", "JumboViT", plain, image()), ("simple_uvit", "SimpleUViT", mean, image()),
-        ("look_vit", "LookViT", {"dim": 64, "image_size": 64, "num_classes": 10, "depth": 1, "patch_size": 16, "highres_patch_size": 8, "heads": 2, "mlp_factor": 2, "dim_head": 16}, image()),
-    ]  # fmt: skip
+        ("jumbo_vit", "JumboViT", plain, image()),
+        ("simple_uvit", "SimpleUViT", mean, image()),
+        (
+            "look_vit",
+            "LookViT",
+            {
+                "dim": 64,
+                "image_size": 64,
+                "num_classes": 10,
+                "depth": 1,
+                "patch_size": 16,
+                "highres_patch_size": 8,
+                "heads": 2,
+                "mlp_factor": 2,
+                "dim_head": 16,
+            },
+            image(),
+        ),
+    ]
     for module, cls, settings, inputs in rows:
         name = "CvT" if module == "cvt" else cls
         yield Model(f"{module}.{name}", _called(f"vit_pytorch.{module}", cls, **settings), inputs)
@@ -158,24 +373,44 @@ def _vit_pytorch() -> Iterator[Model]:
 
 def _kornia() -> Iterator[Model]:
     rows: list[tuple[str, str, dict[str, Any], Any]] = [
-        ("kornia.feature", "HardNet", {}, noise(2, 1, 32, 32)), ("kornia.feature", "HardNet8", {}, noise(2, 1, 32, 32)),
-        ("kornia.feature", "HyNet", {}, noise(2, 1, 32, 32)), ("kornia.feature", "SOSNet", {}, noise(2, 1, 32, 32)),
-        ("kornia.feature", "TFeat", {}, noise(2, 1, 32, 32)), ("kornia.feature", "OriNet", {}, noise(2, 1, 32, 32)),
-        ("kornia.feature", "KeyNet", {}, image(64, 1)), ("kornia.feature", "XFeatModel", {}, image(64, 3)),
-        ("kornia.feature", "DISK", {}, image(64)), ("kornia.feature", "DeFMO", {}, noise(1, 6, 64, 64)),
-        ("kornia.feature", "DeDoDe", {"weights": None, "detector_weights": None, "descriptor_weights": None}, image(64)),
+        ("kornia.feature", "HardNet", {}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "HardNet8", {}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "HyNet", {}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "SOSNet", {}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "TFeat", {}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "OriNet", {}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "KeyNet", {}, image(64, 1)),
+        ("kornia.feature", "XFeatModel", {}, image(64, 3)),
+        ("kornia.feature", "DISK", {}, image(64)),
+        ("kornia.feature", "DeFMO", {}, noise(1, 6, 64, 64)),
+        (
+            "kornia.feature",
+            "DeDoDe",
+            {"weights": None, "detector_weights": None, "descriptor_weights": None},
+            image(64),
+        ),
         ("kornia.feature", "SOLD2_detector", {"pretrained": False}, image(64, 1)),
         ("kornia.feature", "ALIKED", {}, image(64)),
-        ("kornia.feature", "LoFTR", {"pretrained": None}, lambda: ({"image0": torch.rand(1, 1, 64, 64), "image1": torch.rand(1, 1, 64, 64)},)),
+        (
+            "kornia.feature",
+            "LoFTR",
+            {"pretrained": None},
+            lambda: ({"image0": torch.rand(1, 1, 64, 64), "image1": torch.rand(1, 1, 64, 64)},),
+        ),
         ("kornia.models.dexined", "DexiNed", {"pretrained": False}, image(64)),
-        ("kornia.models.rrdbnet", "RRDBNet", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "num_block": 1, "scale": 2}, image(32)),
+        (
+            "kornia.models.rrdbnet",
+            "RRDBNet",
+            {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "num_block": 1, "scale": 2},
+            image(32),
+        ),
         ("kornia.models.vit", "VisionTransformer", {"image_size": 64, "patch_size": 16, "depth": 2}, image(64)),
         ("kornia.models.vit_mobile", "MobileViT", {}, image(256)),
         ("kornia.models.tiny_vit", "TinyViT.from_config", {"variant": "5m", "img_size": 64}, image(64)),
         ("kornia.models.efficient_vit.backbone", "efficientvit_backbone_b0", {}, image(64)),
         ("kornia.models.efficient_vit.backbone", "efficientvit_backbone_l0", {}, image(64)),
         ("kornia.models.yunet", "YuNet", {"phase": "test", "pretrained": False}, image(64)),
-    ]  # fmt: skip
+    ]
     for module, name, settings, inputs in rows:
         yield Model(name.partition(".")[0], _called(module, name, **settings), inputs)
 
@@ -183,12 +418,22 @@ def _kornia() -> Iterator[Model]:
 def _others() -> Iterator[Model]:
     yield Model("segment_anything vit_b encoder", lambda: _sam(), image(128))
     for name in "RN50 RN50x4 ViT-B-32 ViT-B-16-SigLIP convnext_base coca_ViT-B-32".split():
-        yield Model(f"open_clip {name} visual", lambda name=name: _open_clip(name), image(288 if name == "RN50x4" else 224))
-    yield Model("facenet InceptionResnetV1", _called("facenet_pytorch", "InceptionResnetV1", pretrained=None, classify=True, num_classes=10), image(160))
+        yield Model(
+            f"open_clip {name} visual", lambda name=name: _open_clip(name), image(288 if name == "RN50x4" else 224)
+        )
+    yield Model(
+        "facenet InceptionResnetV1",
+        _called("facenet_pytorch", "InceptionResnetV1", pretrained=None, classify=True, num_classes=10),
+        image(160),
+    )
     for name, side in (("PNet", 24), ("RNet", 24), ("ONet", 48)):
-        yield Model(f"facenet {name}", _called("facenet_pytorch.models.mtcnn", name, pretrained=False), noise(2, 3, side, side))
+        yield Model(
+            f"facenet {name}", _called("facenet_pytorch.models.mtcnn", name, pretrained=False), noise(2, 3, side, side)
+        )
     yield Model("torchxrayvision DenseNet", _called("torchxrayvision.models", "DenseNet", weights=None), image(224, 1))
-    yield Model("torchxrayvision ResNetAE", _called("torchxrayvision.autoencoders", "ResNetAE", weights=None), image(224, 1))
+    yield Model(
+        "torchxrayvision ResNetAE", _called("torchxrayvision.autoencoders", "ResNetAE", weights=None), image(224, 1)
+    )
 
 
 def _sam() -> Any:
@@ -210,9 +455,28 @@ LIBRARIES = [
     Library("segmentation-models-pytorch", ("segmentation-models-pytorch",), _smp),
     Library("efficientnet-pytorch", ("efficientnet-pytorch",), _efficientnet),
     Library("pretrainedmodels", ("pretrainedmodels", "munch", "six"), _pretrainedmodels),
-    Library("torchreid", ("torchreid", "gdown", "beautifulsoup4", "soupsieve", "six", "tensorboard", "yacs"), _torchreid),
+    Library(
+        "torchreid", ("torchreid", "gdown", "beautifulsoup4", "soupsieve", "six", "tensorboard", "yacs"), _torchreid
+    ),
     Library("pytorchcv", ("pytorchcv",), _pytorchcv),
     Library("vit-pytorch", ("vit-pytorch", "einops"), _vit_pytorch),
     Library("kornia", ("kornia", "kornia-rs"), _kornia),
-    Library("others", ("segment-anything", "open-clip-torch", "ftfy", "wcwidth", "facenet-pytorch", "torchxrayvision", "imageio", "lazy-loader", "scikit-image", "tifffile", "pandas", "pytz"), _others),
-]  # fmt: skip
+    Library(
+        "others",
+        (
+            "segment-anything",
+            "open-clip-torch",
+            "ftfy",
+            "wcwidth",
+            "facenet-pytorch",
+            "torchxrayvision",
+            "imageio",
+            "lazy-loader",
+            "scikit-image",
+            "tifffile",
+            "pandas",
+            "pytz",
+        ),
+        _others,
+    ),
+]

@@ -249,6 +249,7 @@ class Placer:
         return self.stand_in(site, "conv-blurred", blur, stride=stride)
 
     def in_front(self, site: Found, call: Call, index: int, blur: Blur) -> Placed:
+        """Edits that blur the positional argument `index` of a module call. Raises NoWay."""
         assert call.path is not None
         if site.name not in self.local:
             try:
@@ -615,6 +616,7 @@ class Placer:
 
 
 def in_call(node: Node, call: Call) -> bool:
+    """Whether an op ran in a module call, or in one within it."""
     return node.meta.get("call") is not None and call in node.meta["call"].stack()
 
 
