@@ -12,8 +12,12 @@ from benchmarks.wild.catalog import Library, Model, image, noise
 
 # What makes a configuration small, where it has it.
 SMALL = {
-    "num_hidden_layers": 2, "encoder_layers": 2, "decoder_layers": 2, "num_encoder_layers": 2, "num_decoder_layers": 2,
-}  # fmt: skip
+    "num_hidden_layers": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+}
 
 # class: (what it is called with, settings). Sizes are such that every stage of the network still has something to do.
 VISION: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -24,7 +28,7 @@ VISION: dict[str, tuple[Any, dict[str, Any]]] = {
     "BitForImageClassification": (64, {"depths": [1, 1, 1, 1]}),
     "ConvNextForImageClassification": (64, {"depths": [1, 1, 1, 1]}),
     "ConvNextV2ForImageClassification": (64, {"depths": [1, 1, 1, 1]}),
-    "CvtForImageClassification": (64, {"depth": [1, 1, 1]}),
+    "CvtForImageClassification": (64, {}),
     "DinatForImageClassification": (64, {"depths": [1, 1, 1, 1]}),
     "Dinov2ForImageClassification": (56, {"image_size": 56}),
     "Dinov2WithRegistersForImageClassification": (56, {"image_size": 56}),
@@ -212,7 +216,9 @@ def _built(name: str, settings: dict[str, Any]) -> Callable[[], Any]:
 
         cls = getattr(transformers, name)
         plain = cls.config_class()
-        known = {key: value for key, value in {**SMALL, **settings}.items() if hasattr(plain, key)}
+        # Where there are stages, the number of layers counts them.
+        few = {} if hasattr(plain, "depths") or hasattr(plain, "depth_coefficient") else SMALL
+        known = {key: value for key, value in {**few, **settings}.items() if hasattr(plain, key)}
         if name == "InformerModel":
             known["num_time_features"] = 1
         config = cls.config_class(**known)
@@ -238,41 +244,331 @@ def _transformers() -> Iterator[Model]:
 _CROSS = {"cross_attention_dim": 16, "attention_head_dim": 8, "norm_num_groups": 8}
 _TWO = (16, 32)
 DIFFUSERS: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
-    "UNet2DModel": ({"sample_size": 32, "block_out_channels": (16, 32, 32), "norm_num_groups": 8, "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 8}, lambda: (torch.randn(1, 3, 32, 32), 1)),
-    "UNet2DModel-resnet": ({"sample_size": 32, "block_out_channels": _TWO, "norm_num_groups": 8, "down_block_types": ("ResnetDownsampleBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "ResnetUpsampleBlock2D"), "attention_head_dim": 8}, lambda: (torch.randn(1, 3, 32, 32), 1)),
-    "UNet2DModel-skip": ({"sample_size": 32, "block_out_channels": _TWO, "norm_num_groups": 8, "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"), "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"), "attention_head_dim": 8}, lambda: (torch.randn(1, 3, 32, 32), 1)),
-    "UNet1DModel": ({"sample_size": 128, "in_channels": 2, "out_channels": 2, "block_out_channels": (32, 32, 64)}, lambda: (torch.randn(1, 2, 128), 1)),
-    "UNet2DConditionModel": ({"sample_size": 32, "block_out_channels": _TWO, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), **_CROSS}, lambda: (torch.randn(1, 4, 32, 32), 1, torch.randn(1, 4, 16))),
-    "UNet3DConditionModel": ({"sample_size": 32, "block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"), "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"), "cross_attention_dim": 16, "attention_head_dim": 8}, lambda: (torch.randn(1, 4, 4, 32, 32), 1, torch.randn(1, 4, 16))),
-    "UNetSpatioTemporalConditionModel": ({"sample_size": 32, "block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"), "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"), "cross_attention_dim": 32, "num_attention_heads": 8, "layers_per_block": 2, "projection_class_embeddings_input_dim": 96, "addition_time_embed_dim": 32, "in_channels": 8}, lambda: (torch.randn(1, 2, 8, 32, 32), 1, torch.randn(1, 2, 32), torch.ones(1, 3))),
-    "UNetMotionModel": ({"sample_size": 16, "block_out_channels": _TWO, "norm_num_groups": 8, "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"), "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"), "cross_attention_dim": 16, "num_attention_heads": 2, "motion_num_attention_heads": 2, "motion_max_seq_length": 8}, lambda: (torch.randn(1, 4, 4, 16, 16), 1, torch.randn(1, 4, 16))),
-    "Kandinsky3UNet": ({"time_embedding_dim": 16, "groups": 4, "attention_head_dim": 8, "layers_per_block": 1, "block_out_channels": _TWO, "cross_attention_dim": (None, 16), "encoder_hid_dim": 16}, lambda: (torch.randn(1, 4, 16, 16), 1, torch.randn(1, 4, 16), torch.ones(1, 4))),
-    "UVit2DModel": ({"hidden_size": 32, "cond_embed_dim": 32, "micro_cond_encode_dim": 8, "micro_cond_embed_dim": 40, "encoder_hidden_size": 32, "vocab_size": 32, "codebook_size": 32, "in_channels": 32, "block_out_channels": 32, "num_res_blocks": 1, "num_hidden_layers": 1, "num_attention_heads": 2, "block_num_heads": 2, "intermediate_size": 64, "sample_size": 8, "downsample": True, "upsample": True, "add_cond_embeds": True} , lambda: (torch.randint(0, 32, (1, 8, 8)), torch.randn(1, 4, 32), torch.randn(1, 32), torch.randn(1, 5))),
-    "ControlNetModel": ({"block_out_channels": _TWO, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "conditioning_embedding_out_channels": (16, 32), **_CROSS}, lambda: (torch.randn(1, 4, 16, 16), 1, torch.randn(1, 4, 16), torch.randn(1, 3, 32, 32))),
+    "UNet2DModel": (
+        {
+            "sample_size": 32,
+            "block_out_channels": (16, 32, 32),
+            "norm_num_groups": 8,
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": 8,
+        },
+        lambda: (torch.randn(1, 3, 32, 32), 1),
+    ),
+    "UNet2DModel-resnet": (
+        {
+            "sample_size": 32,
+            "block_out_channels": _TWO,
+            "norm_num_groups": 8,
+            "down_block_types": ("ResnetDownsampleBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "ResnetUpsampleBlock2D"),
+            "attention_head_dim": 8,
+        },
+        lambda: (torch.randn(1, 3, 32, 32), 1),
+    ),
+    "UNet2DModel-skip": (
+        {
+            "sample_size": 32,
+            "block_out_channels": _TWO,
+            "norm_num_groups": 8,
+            "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+            "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+            "attention_head_dim": 8,
+        },
+        lambda: (torch.randn(1, 3, 32, 32), 1),
+    ),
+    "UNet1DModel": (
+        {"sample_size": 128, "in_channels": 2, "out_channels": 2, "block_out_channels": (32, 32, 64)},
+        lambda: (torch.randn(1, 2, 128), 1),
+    ),
+    "UNet2DConditionModel": (
+        {
+            "sample_size": 32,
+            "block_out_channels": _TWO,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            **_CROSS,
+        },
+        lambda: (torch.randn(1, 4, 32, 32), 1, torch.randn(1, 4, 16)),
+    ),
+    "UNet3DConditionModel": (
+        {
+            "sample_size": 32,
+            "block_out_channels": (32, 64),
+            "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+            "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+            "cross_attention_dim": 16,
+            "attention_head_dim": 8,
+        },
+        lambda: (torch.randn(1, 4, 4, 32, 32), 1, torch.randn(1, 4, 16)),
+    ),
+    "UNetSpatioTemporalConditionModel": (
+        {
+            "sample_size": 32,
+            "block_out_channels": (32, 64),
+            "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            "cross_attention_dim": 32,
+            "num_attention_heads": 8,
+            "layers_per_block": 2,
+            "projection_class_embeddings_input_dim": 96,
+            "addition_time_embed_dim": 32,
+            "in_channels": 8,
+        },
+        lambda: (torch.randn(1, 2, 8, 32, 32), 1, torch.randn(1, 2, 32), torch.ones(1, 3)),
+    ),
+    "UNetMotionModel": (
+        {
+            "sample_size": 16,
+            "block_out_channels": _TWO,
+            "norm_num_groups": 8,
+            "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+            "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+            "cross_attention_dim": 16,
+            "num_attention_heads": 2,
+            "motion_num_attention_heads": 2,
+            "motion_max_seq_length": 8,
+        },
+        lambda: (torch.randn(1, 4, 4, 16, 16), 1, torch.randn(1, 4, 16)),
+    ),
+    "Kandinsky3UNet": (
+        {
+            "time_embedding_dim": 16,
+            "groups": 4,
+            "attention_head_dim": 8,
+            "layers_per_block": 1,
+            "block_out_channels": _TWO,
+            "cross_attention_dim": (None, 16),
+            "encoder_hid_dim": 16,
+        },
+        lambda: (torch.randn(1, 4, 16, 16), 1, torch.randn(1, 4, 16), torch.ones(1, 4)),
+    ),
+    "UVit2DModel": (
+        {
+            "hidden_size": 32,
+            "cond_embed_dim": 32,
+            "micro_cond_encode_dim": 8,
+            "micro_cond_embed_dim": 40,
+            "encoder_hidden_size": 32,
+            "vocab_size": 32,
+            "codebook_size": 32,
+            "in_channels": 32,
+            "block_out_channels": 32,
+            "num_res_blocks": 1,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "block_num_heads": 2,
+            "intermediate_size": 64,
+            "sample_size": 8,
+            "downsample": True,
+            "upsample": True,
+            "add_cond_embeds": True,
+        },
+        lambda: (torch.randint(0, 32, (1, 8, 8)), torch.randn(1, 4, 32), torch.randn(1, 32), torch.randn(1, 5)),
+    ),
+    "ControlNetModel": (
+        {
+            "block_out_channels": _TWO,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "conditioning_embedding_out_channels": (16, 32),
+            **_CROSS,
+        },
+        lambda: (torch.randn(1, 4, 16, 16), 1, torch.randn(1, 4, 16), torch.randn(1, 3, 32, 32)),
+    ),
     "T2IAdapter": ({"channels": [16, 32, 32, 32], "num_res_blocks": 1}, image(64)),
-    "T2IAdapter-xl": ({"channels": [16, 32, 32, 32], "num_res_blocks": 1, "adapter_type": "full_adapter_xl", "downscale_factor": 16}, image(64)),
-    "T2IAdapter-light": ({"channels": [16, 32, 32, 32], "num_res_blocks": 1, "adapter_type": "light_adapter"}, image(64)),
-    "AutoencoderKL": ({"block_out_channels": _TWO, "norm_num_groups": 8, "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}, image(32)),
-    "AsymmetricAutoencoderKL": ({"norm_num_groups": 8, "down_block_types": ("DownEncoderBlock2D",) * 2, "down_block_out_channels": _TWO, "up_block_types": ("UpDecoderBlock2D",) * 2, "up_block_out_channels": _TWO}, image(32)),
-    "AutoencoderKLTemporalDecoder": ({"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2}, lambda: {"sample": torch.randn(2, 3, 32, 32), "num_frames": 2}),
-    "AutoencoderTiny": ({"encoder_block_out_channels": (16,) * 4, "decoder_block_out_channels": (16,) * 4, "num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)}, image(32)),
-    "AutoencoderDC": ({"encoder_block_types": ("ResBlock",) * 3, "decoder_block_types": ("ResBlock",) * 3, "encoder_block_out_channels": (8, 16, 32), "decoder_block_out_channels": (8, 16, 32), "encoder_layers_per_block": (1, 1, 1), "decoder_layers_per_block": (1, 1, 1), "encoder_qkv_multiscales": ((), (), ()), "decoder_qkv_multiscales": ((), (), ()), "attention_head_dim": 8, "latent_channels": 4, "decoder_act_fns": "silu", "decoder_norm_types": "rms_norm"}, image(32)),
-    "AutoencoderOobleck": ({"encoder_hidden_size": 8, "downsampling_ratios": [2, 4, 4], "channel_multiples": [1, 2, 4], "decoder_channels": 8, "decoder_input_channels": 8, "audio_channels": 2}, noise(1, 2, 1024)),
-    "VQModel": ({"block_out_channels": _TWO, "norm_num_groups": 8, "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}, image(32)),
-    "AutoencoderKLCogVideoX": ({"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1, "sample_height": 32, "sample_width": 32}, noise(1, 3, 9, 32, 32)),
-    "AutoencoderKLMochi": ({"encoder_block_out_channels": (32, 32, 32, 32), "decoder_block_out_channels": (32, 32, 32, 32), "layers_per_block": (1, 1, 1, 1, 1)}, noise(1, 3, 7, 16, 16)),
-    "AutoencoderKLWan": ({"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}, noise(1, 3, 5, 16, 16)),
-    "AutoencoderKLHunyuanVideo": ({"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}, noise(1, 3, 9, 16, 16)),
-    "AutoencoderKLLTXVideo": ({"block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8), "layers_per_block": (1, 1, 1, 1, 1), "decoder_layers_per_block": (1, 1, 1, 1, 1), "latent_channels": 8}, noise(1, 3, 9, 32, 32)),
-    "AutoencoderKLAllegro": ({"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}, noise(1, 3, 8, 32, 32)),
-    "AutoencoderKLMagvit": ({"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}, noise(1, 3, 9, 32, 32)),
-    "AutoencoderKLQwenImage": ({"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}, noise(1, 3, 1, 16, 16)),
-    "DiTTransformer2DModel": ({"num_layers": 1, "sample_size": 16, "num_attention_heads": 2, "attention_head_dim": 8, "num_embeds_ada_norm": 10}, lambda: (torch.randn(1, 4, 16, 16), torch.tensor([1]), torch.tensor([1]))),
-    "SD3Transformer2DModel": ({"num_layers": 1, "sample_size": 16, "num_attention_heads": 2, "attention_head_dim": 8, "caption_projection_dim": 16, "joint_attention_dim": 16, "pooled_projection_dim": 16}, lambda: (torch.randn(1, 16, 16, 16), torch.randn(1, 4, 16), torch.randn(1, 16), torch.tensor([1]))),
-    "PixArtTransformer2DModel": ({"num_layers": 1, "sample_size": 16, "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": 16, "use_additional_conditions": False}, lambda: {"hidden_states": torch.randn(1, 4, 16, 16), "encoder_hidden_states": torch.randn(1, 4, 16), "timestep": torch.tensor([1])}),
-    "CogVideoXTransformer3DModel": ({"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "sample_width": 8, "sample_height": 8, "sample_frames": 5, "text_embed_dim": 16, "max_text_seq_length": 4, "time_embed_dim": 4}, lambda: (torch.randn(1, 2, 16, 8, 8), torch.randn(1, 4, 16), torch.tensor([1]))),
-    "WanTransformer3DModel": ({"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 32, "ffn_dim": 32}, lambda: {"hidden_states": torch.randn(1, 16, 2, 16, 16), "timestep": torch.tensor([1]), "encoder_hidden_states": torch.randn(1, 4, 16)}),
-}  # fmt: skip
+    "T2IAdapter-xl": (
+        {"channels": [16, 32, 32, 32], "num_res_blocks": 1, "adapter_type": "full_adapter_xl", "downscale_factor": 16},
+        image(64),
+    ),
+    "T2IAdapter-light": (
+        {"channels": [16, 32, 32, 32], "num_res_blocks": 1, "adapter_type": "light_adapter"},
+        image(64),
+    ),
+    "AutoencoderKL": (
+        {
+            "block_out_channels": _TWO,
+            "norm_num_groups": 8,
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+        },
+        image(32),
+    ),
+    "AsymmetricAutoencoderKL": (
+        {
+            "norm_num_groups": 8,
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "down_block_out_channels": _TWO,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+            "up_block_out_channels": _TWO,
+        },
+        image(32),
+    ),
+    "AutoencoderKLTemporalDecoder": (
+        {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2},
+        lambda: {"sample": torch.randn(2, 3, 32, 32), "num_frames": 2},
+    ),
+    "AutoencoderTiny": (
+        {
+            "encoder_block_out_channels": (16,) * 4,
+            "decoder_block_out_channels": (16,) * 4,
+            "num_encoder_blocks": (1, 1, 1, 1),
+            "num_decoder_blocks": (1, 1, 1, 1),
+        },
+        image(32),
+    ),
+    "AutoencoderDC": (
+        {
+            "encoder_block_types": ("ResBlock",) * 3,
+            "decoder_block_types": ("ResBlock",) * 3,
+            "encoder_block_out_channels": (8, 16, 32),
+            "decoder_block_out_channels": (8, 16, 32),
+            "encoder_layers_per_block": (1, 1, 1),
+            "decoder_layers_per_block": (1, 1, 1),
+            "encoder_qkv_multiscales": ((), (), ()),
+            "decoder_qkv_multiscales": ((), (), ()),
+            "attention_head_dim": 8,
+            "latent_channels": 4,
+            "decoder_act_fns": "silu",
+            "decoder_norm_types": "rms_norm",
+        },
+        image(32),
+    ),
+    "AutoencoderOobleck": (
+        {
+            "encoder_hidden_size": 8,
+            "downsampling_ratios": [2, 4, 4],
+            "channel_multiples": [1, 2, 4],
+            "decoder_channels": 8,
+            "decoder_input_channels": 8,
+            "audio_channels": 2,
+        },
+        noise(1, 2, 1024),
+    ),
+    "VQModel": (
+        {
+            "block_out_channels": _TWO,
+            "norm_num_groups": 8,
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+        },
+        image(32),
+    ),
+    "AutoencoderKLCogVideoX": (
+        {
+            "block_out_channels": (8, 8, 8, 8),
+            "norm_num_groups": 2,
+            "layers_per_block": 1,
+            "sample_height": 32,
+            "sample_width": 32,
+        },
+        noise(1, 3, 9, 32, 32),
+    ),
+    "AutoencoderKLMochi": (
+        {
+            "encoder_block_out_channels": (32, 32, 32, 32),
+            "decoder_block_out_channels": (32, 32, 32, 32),
+            "layers_per_block": (1, 1, 1, 1, 1),
+        },
+        noise(1, 3, 7, 16, 16),
+    ),
+    "AutoencoderKLWan": (
+        {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4},
+        noise(1, 3, 5, 16, 16),
+    ),
+    "AutoencoderKLHunyuanVideo": (
+        {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1},
+        noise(1, 3, 9, 16, 16),
+    ),
+    "AutoencoderKLLTXVideo": (
+        {
+            "block_out_channels": (8, 8, 8, 8),
+            "decoder_block_out_channels": (8, 8, 8, 8),
+            "layers_per_block": (1, 1, 1, 1, 1),
+            "decoder_layers_per_block": (1, 1, 1, 1, 1),
+            "latent_channels": 8,
+        },
+        noise(1, 3, 9, 32, 32),
+    ),
+    "AutoencoderKLAllegro": (
+        {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1},
+        noise(1, 3, 8, 32, 32),
+    ),
+    "AutoencoderKLMagvit": (
+        {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1},
+        noise(1, 3, 9, 32, 32),
+    ),
+    "AutoencoderKLQwenImage": (
+        {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4},
+        noise(1, 3, 1, 16, 16),
+    ),
+    "DiTTransformer2DModel": (
+        {
+            "num_layers": 1,
+            "sample_size": 16,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "num_embeds_ada_norm": 10,
+        },
+        lambda: (torch.randn(1, 4, 16, 16), torch.tensor([1]), torch.tensor([1])),
+    ),
+    "SD3Transformer2DModel": (
+        {
+            "num_layers": 1,
+            "sample_size": 16,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "caption_projection_dim": 16,
+            "joint_attention_dim": 16,
+            "pooled_projection_dim": 16,
+        },
+        lambda: (torch.randn(1, 16, 16, 16), torch.randn(1, 4, 16), torch.randn(1, 16), torch.tensor([1])),
+    ),
+    "PixArtTransformer2DModel": (
+        {
+            "num_layers": 1,
+            "sample_size": 16,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 16,
+            "caption_channels": 16,
+            "use_additional_conditions": False,
+        },
+        lambda: {
+            "hidden_states": torch.randn(1, 4, 16, 16),
+            "encoder_hidden_states": torch.randn(1, 4, 16),
+            "timestep": torch.tensor([1]),
+        },
+    ),
+    "CogVideoXTransformer3DModel": (
+        {
+            "num_layers": 1,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "sample_width": 8,
+            "sample_height": 8,
+            "sample_frames": 5,
+            "text_embed_dim": 16,
+            "max_text_seq_length": 4,
+            "time_embed_dim": 4,
+        },
+        lambda: (torch.randn(1, 2, 16, 8, 8), torch.randn(1, 4, 16), torch.tensor([1])),
+    ),
+    "WanTransformer3DModel": (
+        {
+            "num_layers": 1,
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "text_dim": 16,
+            "freq_dim": 32,
+            "ffn_dim": 32,
+        },
+        lambda: {
+            "hidden_states": torch.randn(1, 16, 2, 16, 16),
+            "timestep": torch.tensor([1]),
+            "encoder_hidden_states": torch.randn(1, 4, 16),
+        },
+    ),
+}
 
 
 def _diffusers() -> Iterator[Model]:

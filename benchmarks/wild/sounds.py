@@ -233,5 +233,28 @@ def _signal_model(cls: Any) -> Any:
 LIBRARIES = [
     Library("torchaudio", ("torchaudio",), _torchaudio),
     Library("speechbrain", ("speechbrain", "hyperpyyaml", "ruamel.yaml", "sentencepiece"), _speechbrain),
-    Library("braindecode", ("braindecode", "mne", "skorch", "tabulate", "einops", "torchinfo", "pooch", "decorator", "pandas", "pytz", "docstring_inheritance", "h5py", "mne-bids", "linear-attention-transformer", "axial-positional-embedding", "lazy-loader", "local-attention", "wfdb"), _braindecode),
-]  # fmt: skip
+    Library(
+        "braindecode",
+        (
+            "braindecode",
+            "mne",
+            "skorch",
+            "tabulate",
+            "einops",
+            "torchinfo",
+            "pooch",
+            "decorator",
+            "pandas",
+            "pytz",
+            "docstring_inheritance",
+            "h5py",
+            "mne-bids",
+            "linear-attention-transformer",
+            "axial-positional-embedding",
+            "lazy-loader",
+            "local-attention",
+            "wfdb",
+        ),
+        _braindecode,
+    ),
+]

@@ -55,20 +55,7 @@ def _monai() -> Iterator[Model]:
             ),
             x,
         )
-        yield Model(
-            f"EfficientNetBN {at}",
-            _net(
-                "EfficientNetBN",
-                "efficientnet-b0",
-                pretrained=False,
-                spatial_dims=io["spatial_dims"],
-                in_channels=1,
-                num_classes=2,
-            )
-            if False
-            else _efficientnet(io),
-            x,
-        )
+        yield Model(f"EfficientNetBN {at}", _efficientnet(io), x)
         yield Model(
             f"UNETR {at}",
             _net(
@@ -319,14 +306,8 @@ def _nnunet() -> Iterator[Model]:
             x,
         )
     primus = "dynamic_network_architectures.architectures.primus"
-    for name in ("Primus", "PrimusV2"):
-        yield Model(
-            name,
-            lambda name=name: _of(primus, name)(
-                1, 48, (8, 8, 8), 2, eva_depth=1, eva_numheads=2, input_shape=(32, 32, 32)
-            ),
-            noise(1, 1, 32, 32, 32),
-        )
+    for name in ("PrimusS", "PrimusV2S"):
+        yield Model(name, lambda name=name: _of(primus, name)(1, 2, (8, 8, 8), (32, 32, 32)), noise(1, 1, 32, 32, 32))
 
 
 def _of(module: str, name: str) -> Any:
@@ -341,16 +322,7 @@ def _pytorchvideo() -> Iterator[Model]:
     )
     yield Model(
         "acoustic_resnet",
-        lambda: (
-            _of(
-                "pytorchvideo.models.audio_visual_slowfast",
-                "create_acoustic_resnet" if False else "create_audio_visual_slowfast",
-            )()
-            if False
-            else _of(f"{m}.resnet", "create_acoustic_resnet")(
-                model_num_class=5, head_pool_kernel_size=(4, 4, 1) if False else (2, 1, 2)
-            )
-        ),
+        lambda: _of(f"{m}.resnet", "create_acoustic_resnet")(model_num_class=5, head_pool_kernel_size=(2, 1, 2)),
         noise(1, 1, 64, 1, 64),
     )
     yield Model(
@@ -372,9 +344,7 @@ def _pytorchvideo() -> Iterator[Model]:
     )
     yield Model(
         "r2plus1d",
-        lambda: _of(f"{m}.r2plus1d", "create_r2plus1d")(
-            model_num_class=5, head_pool_kernel_size=(1, 4, 4) if False else (2, 2, 2)
-        ),
+        lambda: _of(f"{m}.r2plus1d", "create_r2plus1d")(model_num_class=5, head_pool_kernel_size=(2, 2, 2)),
         noise(1, 3, 16, 64, 64),
     )
     yield Model(
@@ -416,5 +386,9 @@ def _pytorchvideo() -> Iterator[Model]:
 LIBRARIES = [
     Library("monai", ("monai",), _monai),
     Library("dynamic-network-architectures", ("dynamic-network-architectures",), _nnunet),
-    Library("pytorchvideo", ("pytorchvideo", "fvcore", "iopath", "portalocker", "parameterized", "yacs", "termcolor", "tabulate"), _pytorchvideo),
-]  # fmt: skip
+    Library(
+        "pytorchvideo",
+        ("pytorchvideo", "fvcore", "iopath", "portalocker", "parameterized", "yacs", "termcolor", "tabulate"),
+        _pytorchvideo,
+    ),
+]

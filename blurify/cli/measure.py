@@ -20,7 +20,10 @@ def measure(
         typer.Argument(metavar="[MODEL2]", help="A second model, for the same pictures.", show_default=False),
     ] = None,
     metrics: Annotated[
-        str, typer.Option(metavar="LIST", help="consistency, aliasing, equivariance, stability, worst-case; or all.")
+        str,
+        typer.Option(
+            metavar="LIST", help="consistency, aliasing, equivariance, stability, worst-case, half-patch; or all."
+        ),
     ] = "consistency,aliasing",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the measurements as JSON.")

@@ -12,7 +12,7 @@ from blurify.metrics.sizes import dimensions
 
 if TYPE_CHECKING:
     from blurify.metrics.differences import Difference
-    from blurify.metrics.results import Consistency, Estimate, Measurement, Stability, WorstCase
+    from blurify.metrics.results import Consistency, Estimate, HalfPatch, Measurement, Stability, WorstCase
 
 _CLEAR = " *"  # marks a difference that is beyond chance
 _MEANINGS = {
@@ -147,6 +147,8 @@ def _figures(measurement: Measurement) -> Figures:
         pairs += _of_stability(measurement.stability)
     if measurement.worst_case is not None:
         pairs += _of_worst_case(measurement.worst_case)
+    if measurement.half_patch is not None:
+        pairs += _of_half_patch(measurement.half_patch)
     return {(name,): figure for name, figure in pairs}
 
 
@@ -187,6 +189,17 @@ def _of_worst_case(found: WorstCase) -> Iterator[tuple[str, Figure]]:
     ):
         if estimate is not None:
             yield what, Figure.of(f"worst_case.{name}", estimate)
+
+
+def _of_half_patch(found: HalfPatch) -> Iterator[tuple[str, Figure]]:
+    patch = dimensions(found.patch)
+    for what, name, estimate in (
+        (f"shift by half a patch of {patch}: same answer", "half", found.half),
+        (f"shift by half a patch of {patch}: change of the top probability", "half_change", found.half_change),
+        (f"shift by quarters of a patch of {patch}: same answer", "grid", found.grid),
+        (f"shift by a whole patch of {patch}: same answer", "whole", found.whole),
+    ):
+        yield what, Figure.of(f"half_patch.{name}", estimate)
 
 
 def _sites(measurement: Measurement) -> Figures:

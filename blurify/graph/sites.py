@@ -69,6 +69,11 @@ class Op:
     def output_shape(self) -> tuple[int, ...]:
         """The shape of what it returns (of the values, where it returns indices too)."""
         shape = self.node.meta["shape"]
+        if self.kind == "patches":  # of the tokens, as if a convolution had made them in the same layout
+            given = dict(zip(self.dims, zip(self.kernel_size, self.stride, strict=True), strict=True))
+            sizes = [(n - given[d][0]) // given[d][1] + 1 if d in given else n for d, n in enumerate(self.input_shape)]
+            sizes[1 if self.dims[0] > 1 else -1] *= math.prod(self.kernel_size)
+            return tuple(sizes)
         return shape if shape is not None else next(iter(self.node.users)).meta["shape"]
 
     @property

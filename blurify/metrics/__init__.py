@@ -6,6 +6,7 @@ One metric a file, each a function of a `Subject` (a model, and how pictures bec
     equivariance  per layer, how far shifting the picture is from shifting the feature map
     aliasing      per site, the share of energy above the new Nyquist frequency
     stability     perturbation sequences and corruptions
+    half_patch    shifts by half a patch of a vision transformer, and by quarters
     worst_case    the worst of a grid of translations and rotations
 
 Of two models:

@@ -64,15 +64,15 @@ def consistency(
             )
         canvases = batch.canvases.to(subject.device, non_blocking=True)
         first, second, beside = (
-            subject(_seen(canvases, place[batch.indices], geometry, circular=circular))
+            subject(seen_at(canvases, place[batch.indices], geometry, circular=circular))
             for place in (places.first, places.second, places.beside)
         )
         dense = first.ndim == 4
         broken += [no_answer(logits) for logits in (first, second, beside)]
         there = (places.second - places.first)[batch.indices]
         step = (places.beside - places.first)[batch.indices]
-        agree.append(_compared(first, second, there, geometry, circular=circular)[0])
-        same, moved = _compared(first, beside, step, geometry, circular=circular)
+        agree.append(compared(first, second, there, geometry, circular=circular)[0])
+        same, moved = compared(first, beside, step, geometry, circular=circular)
         change.append(moved)
         flips.append(1 - same)
         known = batch.labels >= 0
@@ -93,10 +93,10 @@ def consistency(
             "measure it in float32"
         )
     return Consistency(
-        agreement=_estimate(agree, yes_or_no=not dense),
-        pixel_change=_estimate(change, yes_or_no=False),
-        pixel_flips=_estimate(flips, yes_or_no=not dense),
-        accuracy=_estimate(right) if right else None,
+        agreement=estimate(agree, yes_or_no=not dense),
+        pixel_change=estimate(change, yes_or_no=False),
+        pixel_flips=estimate(flips, yes_or_no=not dense),
+        accuracy=estimate(right) if right else None,
         circular=circular,
         dense=dense,
     )
@@ -139,7 +139,7 @@ def _places(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -
     return _Places(first, second, beside)
 
 
-def _seen(canvases: Tensor, corners: Tensor, geometry: Preprocessing, *, circular: bool) -> Tensor:
+def seen_at(canvases: Tensor, corners: Tensor, geometry: Preprocessing, *, circular: bool) -> Tensor:
     """(N, C, H, W) canvases and (N, 2) corners -> (N, C, h, w), what the model sees."""
     if circular:
         centre = _centre(canvases, geometry)
@@ -158,7 +158,7 @@ def _centre(canvases: Tensor, geometry: Preprocessing) -> Tensor:
     return canvases[:, :, top : top + height, left : left + width]
 
 
-def _compared(
+def compared(
     one: Tensor, other: Tensor, shifts: Tensor, geometry: Preprocessing, *, circular: bool
 ) -> tuple[Tensor, Tensor]:
     """How the answers of two sights of the same pictures compare.
@@ -205,7 +205,7 @@ def _same_and_moved(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return same.flatten(1).mean(1), moved.flatten(1).mean(1)
 
 
-def _estimate(parts: list[Tensor], *, yes_or_no: bool = True) -> Estimate:
+def estimate(parts: list[Tensor], *, yes_or_no: bool = True) -> Estimate:
     """Sum up per-picture values; nan where two crops had nothing in common."""
     values = torch.cat(parts)
     kept = values[~values.isnan()].tolist()

@@ -29,6 +29,7 @@ _AT_A_TIME = 1 << 22  # draws
 _ESTIMATES = {
     "consistency": ("accuracy", "agreement", "pixel_flips", "pixel_change"),
     "worst_case": ("unmoved", "mean", "worst", "steady"),
+    "half_patch": ("half", "half_change", "grid", "whole"),
 }
 _SHOWN_ALIKE = ("seed", "crop", "canvas", "channels", "interpolation", "circular", "labels")
 

@@ -13,13 +13,14 @@ from blurify.errors import BlurifyError, PictureError
 from blurify.metrics.aliasing import aliasing
 from blurify.metrics.consistency import consistency
 from blurify.metrics.equivariance import MOST_SHIFT, UnknownLayerError, equivariance
+from blurify.metrics.half_patch import half_patch
 from blurify.metrics.results import Equivariance, Measurement
 from blurify.metrics.stability import stability
 from blurify.metrics.subject import Pictures, Subject, Watch
 from blurify.metrics.worst_case import worst_case
 from blurify.surgery.carrying import plan_of
 
-METRICS = ("consistency", "aliasing", "equivariance", "stability", "worst-case")
+METRICS = ("consistency", "aliasing", "equivariance", "stability", "worst-case", "half-patch")
 DEFAULT_METRICS = METRICS[:2]
 _ALIASING_BATCH = 16  # it keeps what enters every site
 
@@ -41,11 +42,11 @@ def measure(
     Args:
         subject: the model, and how pictures become its input.
         pictures: what to measure on; with the same pictures and seed, two models see exactly the same.
-        metrics: some of 'consistency', 'aliasing', 'equivariance', 'stability' and 'worst-case'; or 'all', which leaves
-            out those that this model can't be measured by, and says why in `skipped`.
+        metrics: some of 'consistency', 'aliasing', 'equivariance', 'stability', 'worst-case' and 'half-patch'; or
+            'all', which leaves out those that this model can't be measured by, and says why in `skipped`.
         seed: of all random choices.
         batch_size: pictures a forward.
-        circular: 'consistency' shifts around instead of cropping elsewhere.
+        circular: 'consistency' and 'half-patch' shift around instead of cropping elsewhere.
         layers: names or globs for 'equivariance', where this model has them; else the choice is its own.
         most_shift: the largest shift that 'equivariance' tries, in pixels.
         watch: told of the progress.
@@ -75,6 +76,7 @@ def measure(
         "equivariance": lambda: _equivariance(subject, pictures, layers, {**common, "most_shift": most_shift}),
         "stability": lambda: stability(subject, pictures, **common),
         "worst-case": lambda: worst_case(subject, pictures, **common),
+        "half-patch": lambda: half_patch(subject, pictures, circular=circular, **common),
     }
     found: dict[str, Any] = {}
     skipped: dict[str, str] = {}

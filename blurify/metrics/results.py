@@ -225,6 +225,29 @@ class WorstCase:
 
 
 @dataclass(frozen=True)
+class HalfPatch:
+    """How steady the answer is when the picture moves by parts of a patch.
+
+    Attributes:
+        patch: (y, x) pixels: the model's total stride.
+        half: how often the answer is the same half a patch further, along y, x and both; of a dense model, the share of
+            pixels.
+        half_change: by how much that moves the probability of the first answer, in the mean.
+        grid: how often it is the same at the places of a grid of quarters of a patch.
+        whole: how often it is the same a whole patch further, where the patches show the same parts again: what is left
+            there is due to positions and borders, not to aliasing.
+        circular: pictures were shifted around, not cropped elsewhere.
+    """
+
+    patch: tuple[int, int]
+    half: Estimate
+    half_change: Estimate
+    grid: Estimate
+    whole: Estimate
+    circular: bool = False
+
+
+@dataclass(frozen=True)
 class Agreement:
     """How far a second model answers as the first, the original, does on the same pictures.
 
@@ -287,6 +310,7 @@ class Measurement:
     aliasing: Aliasing | None = None
     stability: Stability | None = None
     worst_case: WorstCase | None = None
+    half_patch: HalfPatch | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

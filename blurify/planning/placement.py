@@ -275,7 +275,7 @@ class Placer:
         return ", ".join(dict.fromkeys(where)), tuple(edits)
 
     def in_front(self, site: Found, call: Call, index: int, blur: Blur) -> Placed:
-        """A blur of what a module's call reads."""
+        """Edits that blur the positional argument `index` of a module call. Raises NoWay."""
         assert call.path is not None
         if site.name not in self.local:
             try:
@@ -646,7 +646,7 @@ class Placer:
 
 
 def in_call(node: Node, call: Call) -> bool:
-    """Whether a node was made within a call of a module."""
+    """Whether an op ran in a module call, or in one within it."""
     return node.meta.get("call") is not None and call in node.meta["call"].stack()
 
 

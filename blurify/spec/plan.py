@@ -108,6 +108,24 @@ class Plan:
         """Multiply-adds that the whole conversion adds to one forward."""
         return sum(site.extra_macs for site in self.sites)
 
+    @property
+    def total_stride(self) -> tuple[int, int]:
+        """(y, x): pixels of the picture for one step on the coarsest map that a two-dimensional site gives.
+
+        (1, 1) where the model was not traced on pictures, or has no such site.
+        """
+        shape = next((shape for shape in self.input_shapes if len(shape) >= 4), None)
+        found = (1, 1)
+        for site in self.sites if shape is not None else ():
+            if len(site.stride) != 2 or len(site.output_shape) != 4 or site.rule == "global-pool":
+                continue
+            first = 1 if _channels_last(site) else 2
+            sizes = site.output_shape[first : first + 2]
+            if min(sizes) > 0:
+                ratios = (round(n / size) for n, size in zip(shape[-2:], sizes, strict=True))  # type: ignore[index]
+                found = tuple(map(max, zip(found, ratios, strict=True)))  # type: ignore[assignment]
+        return found
+
     def count(self, field: str = "kind") -> dict[str, int]:
         """How many sites have each value of a field ('kind', 'action', 'rule')."""
         return dict(Counter(getattr(site, field) for site in self.sites))
@@ -162,6 +180,13 @@ class Plan:
             return plan
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise BlurifyError(f"this is not a plan that blurify wrote ({error}): convert the model again") from error
+
+
+def _channels_last(site: Site) -> bool:
+    """Whether a site of patches cuts (N, H, W, C): then it is the last dimension that grows."""
+    if site.kind != "patches" or len(site.input_shape) != 4:
+        return False
+    return site.output_shape[3] == site.input_shape[3] * math.prod(site.kernel_size)
 
 
 def read_plan(data: Mapping[str, Any]) -> Plan:
