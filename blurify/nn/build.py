@@ -6,8 +6,9 @@ from functools import singledispatch
 from typing import Any
 
 from blurify.nn.blurpool import BlurPool, blurpool
+from blurify.nn.fourier import fourierpool
 from blurify.spec.edits import Blur
-from blurify.spec.methods import Taps
+from blurify.spec.methods import Area, Flat, Fourier, Sinc, Taps, Wavelet
 
 
 def build(blur: Blur) -> BlurPool:
@@ -25,4 +26,18 @@ def layer_for(method: Any, blur: Blur) -> BlurPool:
 def _(method: Taps, blur: Blur) -> BlurPool:
     return blurpool(len(blur.stride))(
         blur.stride, None, taps=method.taps, padding=blur.padding, factor=blur.factor, shift=blur.shift or 0
+    )
+
+
+@layer_for.register
+def _(method: Flat | Sinc | Wavelet | Area, blur: Blur) -> BlurPool:
+    return blurpool(len(blur.stride))(
+        blur.stride, None, filter=method, padding=blur.padding, factor=blur.factor, shift=blur.shift or 0
+    )
+
+
+@layer_for.register
+def _(method: Fourier, blur: Blur) -> BlurPool:
+    return fourierpool(len(blur.stride))(
+        blur.stride, window=method.window, padding=blur.padding, factor=blur.factor, shift=blur.shift or 0
     )

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from blurify.errors import BlurifyError
 
 MAX_FILTER_SIZE = 7
-PADDINGS = ("reflect", "replicate", "zeros", "circular")
+PADDINGS = ("reflect", "replicate", "zeros", "circular", "causal")
+"""What lies beyond the edge. 'causal' is also an alignment: along the last dimension (time) a window ends where it
+would begin to look ahead, and what was before the first sample is that sample; other dimensions are reflected."""
 MAX_TAPS = 4097
 """Of a composed filter: longer ones are a mistake, or somebody's attempt to keep the machine busy."""
 
@@ -73,7 +75,7 @@ def compose_taps(taps: Sequence[float], factor: int) -> tuple[float, ...]:
             f"{len(taps)} taps against a subsampling by {factor} make a filter of more than {MAX_TAPS} taps: use fewer"
         )
     composed, done = [1.0], 1
-    for prime in _prime_factors(factor):
+    for prime in prime_factors(factor):
         stage = list(taps)
         if prime != 2:
             stage = [1.0]
@@ -84,7 +86,8 @@ def compose_taps(taps: Sequence[float], factor: int) -> tuple[float, ...]:
     return tuple(composed)
 
 
-def _prime_factors(number: int) -> list[int]:
+def prime_factors(number: int) -> list[int]:
+    """The primes of a number from 1 on, the smallest first: 12 is [2, 2, 3]."""
     primes, prime = [], 2
     while number > 1:
         if number % prime:

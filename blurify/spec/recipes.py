@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from blurify.errors import BlurifyError
 from blurify.spec.filters import MAX_FILTER_SIZE, MAX_TAPS, PADDINGS, resolve_taps
+from blurify.spec.methods import DESIGNED, Method, Taps, check_goes_with, method_of_settings, method_to_dict
 from blurify.spec.words import nearest
 
 DEFAULT = "zhang2019"
@@ -35,7 +36,7 @@ class Recipe:
         description: one line for people.
         filter_size: number of binomial taps, 1 to 7; None where `taps` are given. 1 is the identity filter.
         taps: the user's own filter, of any positive sum (they are normalised). They win over `filter_size`.
-        padding: 'reflect' | 'replicate' | 'zeros' | 'circular'.
+        padding: 'reflect' | 'replicate' | 'zeros' | 'circular' | 'causal' (see `filters.PADDINGS`).
         conv: where the blur of a strided convolution goes. 'after-activation' runs the convolution densely and blurs
             behind its nonlinearity (Zhang 2019, section 3); 'cheap' keeps its stride and blurs its input.
         stem: what happens to the convolution that reads the image: 'skip' it, 'convert' it like any other, or
@@ -44,6 +45,8 @@ class Recipe:
         skip_kinds: kinds of site to leave alone: 'conv', 'maxpool', 'avgpool', 'slice'.
         skip_names: globs on the site's name, such as 'layer4.*', to leave alone.
         min_channels: sites with fewer channels are left alone; 0 takes all.
+        filter: a filter of another kind (`methods.Flat`, `Sinc`, `Wavelet`, `Area`, `Fourier`); it wins over `taps` and
+            `filter_size`, which are then None.
 
     Raises:
         BlurifyError: for a value that is not among these; the message names it.
@@ -60,9 +63,18 @@ class Recipe:
     skip_kinds: tuple[str, ...] = ()
     skip_names: tuple[str, ...] = ()
     min_channels: int = 0
+    filter: Method | None = None
 
     def __post_init__(self) -> None:
-        if self.taps is not None:
+        if isinstance(self.filter, Taps):
+            object.__setattr__(self, "taps", self.filter.taps)
+            object.__setattr__(self, "filter", None)
+        if self.filter is not None:
+            if not isinstance(self.filter, Method):
+                raise BlurifyError(f"filter {self.filter!r} is no filter of blurify.spec.methods, such as Flat(7)")
+            object.__setattr__(self, "filter_size", None)
+            object.__setattr__(self, "taps", None)
+        elif self.taps is not None:
             object.__setattr__(self, "filter_size", None)
         elif self.filter_size is None:
             raise BlurifyError("a recipe needs a filter: give filter_size (1 to 7) or taps")
@@ -70,10 +82,21 @@ class Recipe:
             value = getattr(self, entry.field)
             if value is not None:
                 object.__setattr__(self, entry.field, entry.check(value, f"{entry.field} of a recipe"))
+        if self.filter is not None:
+            check_goes_with(self.filter, self.padding)
+
+    @property
+    def method(self) -> Method:
+        """The filter, of whatever kind."""
+        return self.filter if self.filter is not None else Taps(self.resolved_taps)
 
     @property
     def resolved_taps(self) -> tuple[float, ...]:
-        """The taps of the filter, normalised to sum 1."""
+        """The taps of a binomial filter or of one's own, normalised to sum 1; other kinds are in `method`.
+
+        Raises:
+            BlurifyError: the filter is of another kind.
+        """
         return resolve_taps(self.filter_size, self.taps)
 
     def with_filter(self, filter_size: int | None = None, taps: Sequence[float] | None = None) -> Recipe:
@@ -85,9 +108,9 @@ class Recipe:
         if filter_size is not None and taps is not None:
             raise BlurifyError("filter_size and taps are two ways to say the same thing: give one of them")
         if taps is not None:
-            return dataclasses.replace(self, filter_size=None, taps=tuple(taps))
+            return dataclasses.replace(self, filter_size=None, taps=tuple(taps), filter=None)
         if filter_size is not None:
-            return dataclasses.replace(self, filter_size=filter_size, taps=None)
+            return dataclasses.replace(self, filter_size=filter_size, taps=None, filter=None)
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,6 +121,8 @@ class Recipe:
             if value is not None:
                 table = data.setdefault(entry.table, {}) if entry.table else data
                 table[entry.key] = list(value) if isinstance(value, tuple) else value
+        if self.filter is not None:
+            data["filter"] = {**method_to_dict(self.filter), **data["filter"]}
         return data
 
     @classmethod
@@ -124,6 +149,8 @@ class Recipe:
                 continue
             if not isinstance(value, Mapping):
                 raise BlurifyError(f"{key!r} in {where} must be a table, [{key}] with keys {_or(entry)}; got {value!r}")
+            if key == "filter" and "kind" in value:
+                fields["filter"], value = _of_kind(value, f"[filter] of {where}")
             for inner, setting in value.items():
                 if inner not in entry:
                     raise BlurifyError(f"unknown key {inner!r} in [{key}] of {where}: {_nearest(inner, entry)}")
@@ -209,6 +236,23 @@ def _parse(text: str, *, where: str, name: str) -> Recipe:
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         raise BlurifyError(f"{where} is not valid TOML: {error}") from error
     return Recipe.from_dict(data, where=where, name=name)
+
+
+_SIMPLE_KINDS = {"binomial": "size", "taps": "taps"}
+"""Kinds that are said by a key alone; to name them as well does no harm."""
+
+
+def _of_kind(table: Mapping[str, Any], where: str) -> tuple[Method | None, Mapping[str, Any]]:
+    """The filter that a table with a 'kind' says, and what of the table is left to be read."""
+    kind = _choice(*_SIMPLE_KINDS, *DESIGNED)(table["kind"], f"'kind' in {where}")
+    rest = {key: value for key, value in table.items() if key != "kind"}
+    if kind in _SIMPLE_KINDS:
+        other = {"size", "taps"} - {_SIMPLE_KINDS[kind]}
+        if other & set(rest) or (kind == "taps" and "taps" not in rest):
+            raise BlurifyError(f"{where} has kind {kind!r}: give {_SIMPLE_KINDS[kind]!r}, and nothing else of a filter")
+        return None, rest
+    own = {key: value for key, value in rest.items() if key != "padding"}
+    return method_of_settings(kind, own, where), {key: value for key, value in rest.items() if key == "padding"}
 
 
 # Checks: each takes a value and how to call it, and returns the value in the form that Recipe holds.
