@@ -163,9 +163,10 @@ def other_recipe(loaded: LoadedModel, wanted: Recipe_) -> str:
     theirs = loaded.recipe
     if theirs is None or wanted == theirs:
         return ""
+    used = f" and {len(wanted.resolved_taps)}" if wanted.filter is None else f" ({wanted.filter.words()})"
     return (
-        f"the weights were trained with {theirs.name} and {theirs.filter_size} taps, not with {wanted.name} and "
-        f"{len(wanted.resolved_taps)}: leave --recipe and --filter-size out to get what they were trained for"
+        f"the weights were trained with {theirs.name} and {theirs.filter_size} taps, not with {wanted.name}"
+        f"{used}: leave --recipe and --filter-size out to get what they were trained for"
     )
 
 

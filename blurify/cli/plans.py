@@ -51,8 +51,8 @@ def print_plan(plan: Plan, shares: Shares | None = None) -> None:
 def headline(plan: Plan) -> str:
     """The model, the input that it was traced with, and what is wanted."""
     inputs = ", ".join(dimensions(shape) for shape in plan.input_shapes)
-    taps = " ".join(f"{tap:.4g}" for tap in plan.recipe.resolved_taps)
-    return f"{plan.model or 'model'}  input {inputs}  recipe {plan.recipe.name}  filter [{taps}]"
+    used = plan.recipe.method.words()
+    return f"{plan.model or 'model'}  input {inputs}  recipe {plan.recipe.name}  filter {used}"
 
 
 def totals(plan: Plan) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def model_card(saved: Saved, library: str | None) -> str:
 def _state(adapted: Adapted | None, plan: Plan) -> str:
     if adapted is not None:
         return f"The weights were adapted to the filters: {adapted.summary()}."
-    if not plan.converted or len(plan.recipe.resolved_taps) < 2:
+    if not plan.converted or plan.recipe.method.is_identity:
         return ""
     return (
         "**Not ready for use**: the weights are the original's, and do not fit the filters. Fine-tune it, or adapt it "
@@ -83,9 +83,8 @@ def _sites(plan: Plan) -> str:
         f"{' '.join((site.placement or site.reason).split())} |"
         for site in plan.sites
     ]
-    taps = " ".join(f"{tap:.4g}" for tap in plan.recipe.resolved_taps)
     cost = f", multiply-adds {plan.extra_macs / plan.macs:+.0%}" if plan.macs else ""
-    head = f"{len(plan.converted)} of {len(plan.sites)} sites are blurred, filter [{taps}]{cost}."
+    head = f"{len(plan.converted)} of {len(plan.sites)} sites are blurred, filter {plan.recipe.method.words()}{cost}."
     return "\n".join(
         ["## What was changed", "", head, "", "| site | kind | stride | action | where, or why not |",
          "| --- | --- | --- | --- | --- |", *rows]

@@ -28,7 +28,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 """The positional parameters of the torch functions that can subsample."""
 
-OURS = ("blurify.nn.aps", "blurify.nn.blurpool", "blurify.nn.pools", "blurify.nn.calls")
+OURS = ("blurify.nn.aps", "blurify.nn.blurpool", "blurify.nn.fourier", "blurify.nn.pools", "blurify.nn.calls")
 """Where the modules are defined that run anti-aliased what they stand for."""
 
 

@@ -33,7 +33,7 @@ from blurify.graph.sites import (
 from blurify.metrics.pictures import some_of
 from blurify.metrics.results import Aliasing, Estimate, SiteAliasing
 from blurify.metrics.subject import Pictures, Subject, Watch, middle
-from blurify.nn import blurpool, dense_max_pool
+from blurify.nn import dense_max_pool
 from blurify.nn.arguments import given_per_dim as per_dim
 from blurify.nn.calls import BlurredAvgPool
 from blurify.planning.planner import make_plan
@@ -459,7 +459,4 @@ def _dense(func: Callable[..., Any], name: str, given: dict[str, Any]) -> Tensor
 def _unstrided(layer: Any, x: Tensor, extend: tuple[int, ...] | None = None) -> Tensor:
     """What a BlurPool's filter gives before the layer subsamples it."""
     with torch._C.DisableTorchFunction():
-        dense = blurpool(layer.ndim)(
-            1, None, taps=layer.taps, padding=layer.padding, factor=layer.factor, shift=layer.shift
-        )
-        return cast(Tensor, dense.to(x.device)(x, extend=extend))
+        return cast(Tensor, layer.unstrided().to(x.device)(x, extend=extend))

@@ -5,6 +5,7 @@ Knows nothing of graphs, recipes and plans; importing it loads torch and the fil
 
 from blurify.nn.aps import ApsPool1d, ApsPool2d, ApsPool3d
 from blurify.nn.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d, blurpool
+from blurify.nn.fourier import FourierPool1d, FourierPool2d, FourierPool3d
 from blurify.nn.pools import (
     AvgBlurPool1d,
     AvgBlurPool2d,
@@ -29,6 +30,9 @@ __all__ = [
     "BlurPool1d",
     "BlurPool2d",
     "BlurPool3d",
+    "FourierPool1d",
+    "FourierPool2d",
+    "FourierPool3d",
     "MaxBlurPool1d",
     "MaxBlurPool2d",
     "MaxBlurPool3d",

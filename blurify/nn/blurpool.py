@@ -8,7 +8,7 @@ torch.export and ONNX keep every size dynamic.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -22,6 +22,7 @@ from blurify.nn.arguments import numbers_per_dim, per_dim, short
 from blurify.nn.autograd import CHANNELS_LAST, is_channels_last, lean
 from blurify.nn.padding import PADDINGS, extend_by
 from blurify.spec.filters import binomial_taps, centred_taps, compose_taps, resolve_taps
+from blurify.spec.methods import Fourier, Method, Taps, method_from_dict, method_to_dict
 
 # One N-d kernel beats one 1-d convolution a dimension up to about this many taps (benchmarks/blurpool.py).
 _JOINT_TAPS = 400
@@ -36,7 +37,8 @@ class BlurPool(nn.Module):
     # Tensors are (N, *spatial, C), not (N, C, *spatial): set on the layers of a conversion that blur tokens.
     channels_last = False
     centre: tuple[float, ...] | None = None
-    _before: tuple[int, ...] | None = None  # by dimension, the samples of a window before sample stride * j
+    filter: Mapping[str, Any] | None = None  # plain data, as plans have it, of a filter that is more than taps
+    _origins: tuple[int, ...] | None = None  # its tap that weighs sample stride * j, where that is not the middle one
 
     def __init__(
         self,
@@ -48,24 +50,37 @@ class BlurPool(nn.Module):
         factor: int | Sequence[int] | None = None,
         shift: int | Sequence[int] = 0,
         centre: float | Sequence[float] | None = None,
+        filter: Method | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.stride = per_dim(stride, self.ndim, "stride", least=1)
         self.factor = self.stride if factor is None else per_dim(factor, self.ndim, "factor", least=1)
         self.shift = per_dim(shift, self.ndim, "shift")
-        self.taps = resolve_taps(filter_size, taps)
         if padding not in PADDINGS:
             raise BlurifyError(f"padding {padding!r}: give one of {', '.join(PADDINGS)}")
         self.padding = padding
-        self._filters = tuple(compose_taps(self.taps, factor) for factor in self.factor)
+        method = method_from_dict(filter) if isinstance(filter, Mapping) else filter
+        if method is None or isinstance(method, Taps):
+            self.taps = resolve_taps(filter_size, taps if method is None else method.taps)
+            self._filters = tuple(compose_taps(self.taps, factor) for factor in self.factor)
+        elif isinstance(method, Fourier):
+            raise BlurifyError("a Fourier filter is no convolution: use blurify.nn.FourierPool1d, 2d or 3d")
+        else:
+            self.filter, self.taps = method_to_dict(method), method.filter(2)
+            self._filters = tuple(method.filter(factor) for factor in self.factor)
+            self._origins = tuple(method.origin(factor) for factor in self.factor)
+        if padding == "causal":  # windows end at sample stride * j
+            before = self._origins or tuple((len(one) - 1) // 2 for one in self._filters)
+            self._origins = (*before[:-1], len(self._filters[-1]) - 1)
         if centre is not None:
             if any(self.shift):
                 raise BlurifyError("shift and centre are two ways to say where a filter looks: give one of them")
+            if padding == "causal":
+                raise BlurifyError("a causal filter looks back, it can't be centred: leave out centre")
             self.centre = numbers_per_dim(centre, self.ndim, "centre")
-            moved = [centred_taps(*one) for one in zip(self._filters, self.centre, strict=True)]
-            self._before = tuple(
-                (len(taps) - 1) // 2 - move for taps, (_, move) in zip(self._filters, moved, strict=True)
-            )
+            before = self._origins or tuple((len(one) - 1) // 2 for one in self._filters)
+            moved = [centred_taps(*one) for one in zip(self._filters, self.centre, before, strict=True)]
+            self._origins = tuple(left - move for left, (_, move) in zip(before, moved, strict=True))
             self._filters = tuple(taps for taps, _ in moved)
         filtered = [dim for dim in range(self.ndim) if len(self._filters[dim]) > 1]
         joint = math.prod(map(len, self._filters)) <= _JOINT_TAPS
@@ -144,9 +159,7 @@ class BlurPool(nn.Module):
     def _blur(self, x: Tensor, extend: tuple[int, ...]) -> Tensor:
         """Filter and subsample (N, C, *spatial)."""
         channels_last = is_channels_last(x)
-        lengths = [len(taps) for taps in self._filters]
-        before = self._before or [(length - 1) // 2 - shift for length, shift in zip(lengths, self.shift, strict=True)]
-        pads = [(left, n - 1 - left + more) for left, n, more in zip(before, lengths, extend, strict=True)]
+        pads = self._pads(extend)
 
         # Dimensions that are not filtered go first: what they drop needs no filtering.
         rest = [dim for dim in range(self.ndim) if len(self._filters[dim]) == 1]
@@ -157,6 +170,19 @@ class BlurPool(nn.Module):
         if not self._groups and not channels_last:
             x = x.contiguous()
 
+        x = self._filtered(x, pads)
+        return x.contiguous(memory_format=CHANNELS_LAST[self.ndim]) if channels_last else x
+
+    def _pads(self, extend: tuple[int, ...]) -> list[tuple[int, int]]:
+        """By how many samples each dimension goes on to the left and right, for its windows to have what they read."""
+        pads = []
+        for dim, (taps, shift, more) in enumerate(zip(self._filters, self.shift, extend, strict=True)):
+            left = ((len(taps) - 1) // 2 if self._origins is None else self._origins[dim]) - shift
+            pads.append((left, len(taps) - 1 - left + more))
+        return pads
+
+    def _filtered(self, x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
+        """Filter and subsample the dimensions that have a filter."""
         for i, group in enumerate(self._groups):
             kernel = self._kernel_for(x, i)
             stride = tuple(self.stride[dim] if dim in group else 1 for dim in range(self.ndim))
@@ -169,7 +195,15 @@ class BlurPool(nn.Module):
             # The tracing ONNX exporter needs to know the kernel's shape.
             channels = int(x.shape[1]) if torch.jit.is_tracing() else x.shape[1]
             x = _CONV[self.ndim](x, kernel.expand(channels, *kernel.shape[1:]), None, stride, own, 1, channels)
-        return x.contiguous(memory_format=CHANNELS_LAST[self.ndim]) if channels_last else x
+        return x
+
+    def unstrided(self) -> BlurPool:
+        """The same filter at stride 1, on the CPU: what there is before this layer subsamples."""
+        dense = type(self)(
+            1, None, taps=self.taps, padding=self.padding, factor=self.factor, shift=self.shift, filter=self.filter
+        )
+        dense._origins = self._origins
+        return dense
 
     def _kernel(self, group: list[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         """The kernel (1, 1, *taps) of one group of dimensions, rounded once, from Python's floats."""
@@ -218,7 +252,10 @@ class BlurPool(nn.Module):
         size = len(self.taps)
         binomial = size <= 7 and self.taps == binomial_taps(size)
         parts = [f"stride={short(self.stride)}"]
-        parts += [f"filter_size={size}" if binomial else f"taps={tuple(round(tap, 4) for tap in self.taps)}"]
+        if self.filter is not None:
+            parts += [f"filter={method_from_dict(self.filter)!r}"]
+        else:
+            parts += [f"filter_size={size}" if binomial else f"taps={tuple(round(tap, 4) for tap in self.taps)}"]
         parts += [f"padding={self.padding!r}"] * (self.padding != "reflect")
         parts += [f"factor={short(self.factor)}"] * (self.factor != self.stride)
         parts += [f"shift={short(self.shift)}"] * any(self.shift)
@@ -243,7 +280,9 @@ class BlurPool2d(BlurPool):
         filter_size: taps of the binomial filter, 1 (the identity) to 7.
         taps: your own filter instead, for a subsampling by 2; normalised to sum 1.
         padding: how the signal goes on outside: 'reflect', 'replicate', 'zeros' or 'circular'. Signals shorter than
-            the filter go on in the same way, periodically.
+            the filter go on in the same way, periodically. 'causal' is for streams, whose time is the last dimension:
+            there a window j ends at sample `stride * j` (+ `shift`), so that it reads nothing that comes later, and
+            what was before the first sample is that sample; other dimensions are reflected.
         factor: the subsampling to guard against, where it is not this layer's own stride: a blur of stride 1 and
             factor 2 goes before a convolution of stride 2. Other factors than 2 get a composed filter
             (`filters.compose_taps`); dimensions of factor 1 are not filtered.
@@ -251,6 +290,9 @@ class BlurPool2d(BlurPool):
         centre: in place of `shift`, where the filter's centre of mass is to be, in samples to the right of sample
             `stride * j`: 0 keeps features where a plain subsampling has them. An even filter gets a tap more for that
             (`filters.centred_taps`), one tap alone stays where it is. By default an even filter looks at 0.5.
+        filter: a filter of another kind instead of `filter_size` and `taps`: one of `blurify.spec.methods` (`Flat`,
+            `Sinc`, `Wavelet`, `Area`) or its plain data, as {"kind": "flat", "size": 7}. It is designed anew for each
+            factor; a window has the tap nearest to the filter's delay at sample `stride * j`.
 
     Shape: (N, C, H, W) or (C, H, W) -> the same with ceil(n / stride), or the `output_size` given to `forward`.
 

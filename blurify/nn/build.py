@@ -8,8 +8,9 @@ from typing import Any
 
 from blurify.nn.aps import apspool
 from blurify.nn.blurpool import BlurPool, blurpool
+from blurify.nn.fourier import fourierpool
 from blurify.spec.edits import Blur
-from blurify.spec.methods import Taps
+from blurify.spec.methods import Area, Flat, Fourier, Sinc, Taps, Wavelet
 
 
 def build(blur: Blur) -> BlurPool:
@@ -37,3 +38,18 @@ def _(method: Taps, blur: Blur) -> BlurPool:
         blur.stride, None, taps=method.taps, padding=blur.padding, factor=blur.factor, shift=blur.shift or 0,
         centre=blur.centre or None,
     )  # fmt: skip
+
+
+@layer_for.register
+def _(method: Flat | Sinc | Wavelet | Area, blur: Blur) -> BlurPool:
+    return blurpool(len(blur.stride))(
+        blur.stride, None, filter=method, padding=blur.padding, factor=blur.factor, shift=blur.shift or 0,
+        centre=blur.centre or None,
+    )  # fmt: skip
+
+
+@layer_for.register
+def _(method: Fourier, blur: Blur) -> BlurPool:
+    return fourierpool(len(blur.stride))(
+        blur.stride, window=method.window, padding=blur.padding, factor=blur.factor, shift=blur.shift or 0
+    )

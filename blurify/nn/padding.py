@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PADDINGS = ("reflect", "replicate", "zeros", "circular")
+PADDINGS = ("reflect", "replicate", "zeros", "circular", "causal")
 
 
 def extend_by(x: Tensor, pads: Sequence[tuple[int, int]], padding: str) -> Tensor:
     """Continue x by `pads` (left, right) samples, one pair a spatial dimension; negative amounts crop instead."""
+    if padding == "causal":  # a reflection would show the first windows what comes later
+        x = extend_by(x, [*pads[:-1], (0, 0)], "reflect")
+        return extend_by(x, [*[(0, 0)] * (len(pads) - 1), pads[-1]], "replicate")
     amounts = [(max(left, 0), max(right, 0)) for left, right in pads]
     if padding in ("reflect", "circular"):
         for dim, (left, right) in enumerate(amounts):

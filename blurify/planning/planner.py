@@ -34,7 +34,6 @@ from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, RESAMPLERS, N
 from blurify.planning.reasons import REASONS
 from blurify.planning.resampling import resampling_blur, resampling_way
 from blurify.planning.rules import Rules, halves, is_patchify
-from blurify.spec.methods import Taps
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import Recipe
 from blurify.spec.words import nearest
@@ -129,7 +128,7 @@ class _Planner:
         self.simple = simple
         self.traces = [seen, *(_in_training(model, seen) if training else ())]
         self.placer = Placer(model, self.traces, local | simple)
-        self.rules = Rules(recipe, Taps(recipe.resolved_taps), self.placer)
+        self.rules = Rules(recipe, recipe.method, self.placer)
         self._unreached: dict[str, str] = {}  # why a site is not blurred after its nonlinearity
 
     def decided(self) -> Decided:

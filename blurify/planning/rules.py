@@ -107,7 +107,7 @@ class Rules:
 
     def macs(self, blur: Blur, shape: Sequence[int]) -> int:
         """Multiply-adds of a blur whose output has this shape."""
-        return math.prod(shape) * blur.method.macs(blur.factor, blur.centre)
+        return blur.method.cost(shape, blur.stride, blur.factor, blur.centre)
 
     def _after_activation(self, site: Found, points: tuple[Node, ...], *, local: bool) -> Way:
         """Dense convolution, nonlinearity, blur and subsample; of a stem's large stride, half in each."""
@@ -163,9 +163,11 @@ class Rules:
         """Dense max pool, then blur and subsample."""
         op, size = site.op, self.recipe.maxpool_kernel_size
         kernel = None if size is None else (size,) * op.rank
+        reason = "dense max pool, then blur" if kernel is None else f"dense max pool of kernel {size}, then blur"
+        if size is not None and self.recipe.padding == "causal" and looks_ahead(op) < op.dilation[-1] * (size - 1):
+            kernel, reason = None, f"dense max pool, then blur (a kernel of {size} without padding would look ahead)"
         looked = () if kernel is None else tuple(-move for move in window_moves(op, kernel))
         blur = self._blur(op.stride, looked=looked)
-        reason = "dense max pool, then blur" if kernel is None else f"dense max pool of kernel {size}, then blur"
         macs = self.macs(blur, op.output_shape)
         return Way("maxpool", reason, macs, lambda: self.placer.pooling(site, blur, kernel))
 
@@ -183,16 +185,25 @@ class Rules:
             else 1
             for k, s in zip(op.kernel_size, op.stride, strict=True)
         )
-        # The filter is centred where the pool's windows are centred.
-        shift = tuple(
-            0 if own > 1 else (k - 1) // 2 - p for own, k, p in zip(kept, op.kernel_size, padding, strict=True)
-        )
+        # The filter is centred where the pool's windows are centred; a causal one ends where they end.
+        shift = [
+            0 if own > 1 else self._centred(*dim)
+            for own, *dim in zip(kept, op.kernel_size, op.stride, padding, strict=True)
+        ]
+        if self.recipe.padding == "causal" and kept[-1] == 1:
+            shift[-1] = op.kernel_size[-1] - 1 - padding[-1]
         looked = tuple(0.0 if own > 1 else at for own, at in zip(kept, window_centres(op), strict=True))
-        blur = self._blur(op.stride, shift=shift, looked=looked)
+        blur = self._blur(op.stride, shift=tuple(shift), looked=looked)
         kernel = kept if max(kept) > 1 else None
         reason = "average pool replaced by the filter" if kernel is None else "dense average pool, then blur"
         macs = self.macs(blur, op.output_shape)
         return Way("avgpool", reason, macs, lambda: self.placer.pooling(site, blur, kernel, unless_global))
+
+    def _centred(self, kernel: int, stride: int, padding: int) -> int:
+        """The shift that brings the filter to the middle of a pool's window, as near as whole samples allow."""
+        shift = (kernel - 1) // 2 - padding
+        # Of two places half a sample to either side, the published one.
+        return shift + round((kernel - 1) / 2 - padding - shift - self.method.offset(stride))
 
     def _slice(self, site: Found) -> Way:
         """A strided slice is a subsampling and nothing else: the blur takes its place."""
@@ -218,6 +229,12 @@ def window_moves(op: Op, kernel: tuple[int, ...]) -> tuple[float, ...]:
 def halves(stride: tuple[int, ...]) -> tuple[int, ...]:
     """What the blur takes of a split stride: 2 of every strided dimension."""
     return tuple(2 if s > 1 else 1 for s in stride)
+
+
+def looks_ahead(op: Op) -> int:
+    """The last sample that window j of an op reads, in samples after stride * j, along the last dimension."""
+    padding = op.padding[-1] if isinstance(op.padding, tuple) else 0
+    return op.dilation[-1] * (op.kernel_size[-1] - 1) - padding
 
 
 def is_patchify(op: Op) -> bool:

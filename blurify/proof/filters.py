@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import copy
 import dataclasses
 import itertools
@@ -9,12 +10,12 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from blurify.nn.aps import ApsPool
 from blurify.nn.blurpool import BlurPool
 from blurify.spec.edits import Blur
-from blurify.spec.filters import compose_taps
+from blurify.spec.methods import Fourier
 from blurify.spec.plan import Plan
 
 _MOST = 1e-5
@@ -82,10 +83,13 @@ def _wrong_phase(path: str, layer: BlurPool, blur: Blur) -> list[str]:
 
 
 def _is_right(layer: BlurPool, blur: Blur) -> bool:
-    filters = [compose_taps(blur.method.taps, factor) for factor in blur.factor]
     if layer.channels_last != blur.channels_last:
         return False
-    sizes = [4 * len(taps) + 8 * stride for taps, stride in zip(filters, blur.stride, strict=True)]
+    if isinstance(blur.method, Fourier):
+        sizes = [max(8, 3 * factor + 2) + stride for factor, stride in zip(blur.factor, blur.stride, strict=True)]
+    else:
+        filters = [blur.method.filter(factor) for factor in blur.factor]
+        sizes = [4 * len(taps) + 8 * stride for taps, stride in zip(filters, blur.stride, strict=True)]
     generator = torch.Generator(device="cpu").manual_seed(0)
     x = torch.rand((1, 1, *sizes), generator=generator, dtype=torch.float64, device="cpu")
     own: Any = copy.deepcopy(layer)
@@ -101,7 +105,15 @@ def _is_right(layer: BlurPool, blur: Blur) -> bool:
         return False
     shifts = blur.shift or (0,) * len(blur.stride)
     middle = [n // 2 for n in y.shape[2:]]
-    weights = [_weights(filters[d], shifts[d], blur.centre[d] if blur.centre else None) for d in range(len(filters))]
+    if isinstance(blur.method, Fourier):
+        places = [stride * m + one for stride, m, one in zip(blur.stride, middle, shifts, strict=True)]
+        expected = _ideal(x[0, 0], blur, places)
+        return abs(y[(0, 0, *middle)].item() - expected) <= max(_MOST, 8 * torch.finfo(like.dtype).eps)
+    origins = [blur.method.origin(factor) for factor in blur.factor]
+    if blur.padding == "causal":
+        origins[-1] = len(filters[-1]) - 1
+    centres = blur.centre or (None,) * len(filters)
+    weights = [_weights(*one) for one in zip(filters, origins, shifts, centres, strict=True)]
     expected = 0.0
     for chosen in itertools.product(*(one.items() for one in weights)):
         place = [blur.stride[dim] * middle[dim] + at for dim, (at, _) in enumerate(chosen)]
@@ -114,12 +126,12 @@ def _laid_out(layer: BlurPool, x: torch.Tensor) -> torch.Tensor:
     return x.movedim(1, -1) if layer.channels_last else x
 
 
-def _weights(taps: tuple[float, ...], shift: int, centre: float | None) -> dict[int, float]:
+def _weights(taps: tuple[float, ...], origin: int, shift: int, centre: float | None) -> dict[int, float]:
     """The weights of one dimension's filter by their places, relative to sample stride * j.
 
     Where a centre is wanted, the filter is interpolated so that its centre of mass is there.
     """
-    found = {k - (len(taps) - 1) // 2 + shift: tap for k, tap in enumerate(taps)}
+    found = {k - origin + shift: tap for k, tap in enumerate(taps)}
     if centre is None or len(taps) == 1:
         return found
     move = centre - sum(at * tap for at, tap in found.items())
@@ -128,3 +140,26 @@ def _weights(taps: tuple[float, ...], shift: int, centre: float | None) -> dict[
         for place in (at + math.floor(move), at + math.floor(move) + 1):
             moved[place] = moved.get(place, 0.0) + tap * max(1 - abs(at + move - place), 0.0)
     return moved
+
+
+def _ideal(x: Tensor, blur: Blur, places: list[int]) -> float:
+    """The value at a place of a signal of which only the low frequencies are left: Fourier sums, one a dimension."""
+    for factor, place in zip(blur.factor, places, strict=True):  # the first dimension each time
+        if factor == 1:
+            x = x[place]
+            continue
+        lines = {
+            "circular": x,
+            "zeros": torch.cat([x, torch.zeros_like(x)]),
+            "reflect": torch.cat([x, x[1:-1].flip(0)]),
+        }[blur.padding]
+        period, found = len(lines), torch.zeros_like(x[0])
+        for k in range(1 - period, period):
+            if abs(k) * 2 * factor > period:
+                continue
+            turns = torch.tensor([cmath.exp(2j * math.pi * k * (place - t) / period).real for t in range(period)])
+            found = found + blur.method.gain(factor, abs(k) * 2 * factor / period) / period * torch.tensordot(
+                turns.to(x.dtype), lines, 1
+            )
+        x = found
+    return x.item()

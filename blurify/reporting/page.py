@@ -277,7 +277,7 @@ def _plan(report: Report) -> dict[str, Any] | None:
         "shares": bool(curve),
         "model": plan.model,
         "recipe": plan.recipe.name,
-        "taps": " ".join(f"{tap:.4g}" for tap in plan.recipe.resolved_taps),
+        "filter": plan.recipe.method.words(),
         "inputs": ", ".join(words.dimensions(shape) for shape in plan.input_shapes),
         "done": any(measured.converted for measured in report.measurements),
         "blurred": len(plan.converted),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from blurify.spec.filters import PADDINGS
-from blurify.spec.methods import Method, method_from_dict, method_to_dict, taps_from
+from blurify.spec.methods import Method, check_goes_with, method_from_dict, method_to_dict, taps_from
 from blurify.spec.phases import Phase, phase_from_dict, phase_to_dict
 from blurify.spec.reading import read_fields, require
 
@@ -32,8 +32,9 @@ class Blur:
         stride: by how much the blur itself subsamples (1: only filter).
         factor: the subsampling that the filter guards against; equal to `stride` except where a strided op follows.
         method: the filter.
-        padding: 'reflect' | 'replicate' | 'zeros' | 'circular'.
-        shift: samples by which the filter's window moves to the right of the published alignment.
+        padding: 'reflect' | 'replicate' | 'zeros' | 'circular' | 'causal' (see `filters.PADDINGS`).
+        shift: samples by which the filter's window moves to the right of the published alignment (of its own alignment,
+            for kinds of filter that the published models do not have, and of the causal one).
         channels_last: it blurs tensors (N, *spatial, C), as the tokens of transformers are, and not (N, C, *spatial).
         phase: of adaptive polyphase sampling; None subsamples at the first sample, as strided ops do.
         centre: where the filter's centre is to be, in samples to the right of stride * j; () leaves it where its taps
@@ -264,6 +265,7 @@ def _possible(blur: Blur) -> Blur:
     for one in blur.factor:
         blur.method.smoothing(one)  # refuses a filter that is too long
     require(blur.padding in PADDINGS, f"padding {blur.padding[:80]!r}")
+    check_goes_with(blur.method, blur.padding)
     return blur
 
 

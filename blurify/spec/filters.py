@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from blurify.errors import BlurifyError
 
 MAX_FILTER_SIZE = 7
-PADDINGS = ("reflect", "replicate", "zeros", "circular")
+PADDINGS = ("reflect", "replicate", "zeros", "circular", "causal")
+"""What lies beyond the edge. 'causal' is also an alignment: along the last dimension (time) a window ends where it
+would begin to look ahead, and what was before the first sample is that sample; other dimensions are reflected."""
 MAX_TAPS = 4097
 """Of a composed filter: longer ones are a mistake, or somebody's attempt to keep the machine busy."""
 
@@ -73,7 +75,7 @@ def compose_taps(taps: Sequence[float], factor: int) -> tuple[float, ...]:
             f"{len(taps)} taps against a subsampling by {factor} make a filter of more than {MAX_TAPS} taps: use fewer"
         )
     composed, done = [1.0], 1
-    for prime in _prime_factors(factor):
+    for prime in prime_factors(factor):
         stage = list(taps)
         if prime != 2:
             stage = [1.0]
@@ -84,15 +86,20 @@ def compose_taps(taps: Sequence[float], factor: int) -> tuple[float, ...]:
     return tuple(composed)
 
 
-def offset_of(taps: Sequence[float]) -> float:
+def offset_of(taps: Sequence[float], origin: int | None = None) -> float:
     """How far to the right of sample s*j the j-th window of a filter has its centre of mass, in samples.
 
     0 for a symmetric filter of an odd number of taps, 0.5 for an even one: its extra sample is at the end.
+
+    Args:
+        taps: the filter.
+        origin: its tap that weighs sample s*j; None: the middle one, of two the first.
     """
-    return math.fsum(place * tap for place, tap in enumerate(taps)) / math.fsum(taps) - (len(taps) - 1) // 2
+    origin = (len(taps) - 1) // 2 if origin is None else origin
+    return math.fsum(place * tap for place, tap in enumerate(taps)) / math.fsum(taps) - origin
 
 
-def centred_taps(taps: Sequence[float], centre: float) -> tuple[tuple[float, ...], int]:
+def centred_taps(taps: Sequence[float], centre: float, origin: int | None = None) -> tuple[tuple[float, ...], int]:
     """A filter moved so that its centre of mass lies `centre` samples to the right of sample s*j.
 
     Whole samples move the window. A part f of a sample is linear interpolation, the filter convolved with [1 - f, f]:
@@ -101,13 +108,14 @@ def centred_taps(taps: Sequence[float], centre: float) -> tuple[tuple[float, ...
     Args:
         taps: the filter; one tap alone (the identity) stays where it is, as it stands for no filter at all.
         centre: in samples of what is filtered.
+        origin: see `offset_of`.
 
     Returns:
         the taps, and by how many samples their window begins further to the right.
     """
     if len(taps) == 1:
         return tuple(taps), 0
-    move = centre - offset_of(taps)
+    move = centre - offset_of(taps, origin)
     whole = math.floor(move + _ROUNDING)
     part = move - whole
     if part <= _ROUNDING:
@@ -118,7 +126,8 @@ def centred_taps(taps: Sequence[float], centre: float) -> tuple[tuple[float, ...
 _ROUNDING = 1e-9  # of a sample: no part of one
 
 
-def _prime_factors(number: int) -> list[int]:
+def prime_factors(number: int) -> list[int]:
+    """The primes of a number from 1 on, the smallest first: 12 is [2, 2, 3]."""
     primes, prime = [], 2
     while number > 1:
         if number % prime:

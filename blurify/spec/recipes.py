@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 from blurify.errors import BlurifyError
 from blurify.spec.filters import MAX_FILTER_SIZE, MAX_TAPS, PADDINGS, resolve_taps
 from blurify.spec.kinds import KINDS
+from blurify.spec.methods import DESIGNED, Fourier, Method, Taps, check_goes_with, method_of_settings, method_to_dict
 from blurify.spec.words import nearest
 
 DEFAULT = "zhang2019"
@@ -39,7 +40,7 @@ class Recipe:
         description: one line for people.
         filter_size: number of binomial taps, 1 to 7; None where `taps` are given. 1 is the identity filter.
         taps: the user's own filter, of any positive sum (they are normalised). They win over `filter_size`.
-        padding: 'reflect' | 'replicate' | 'zeros' | 'circular'.
+        padding: 'reflect' | 'replicate' | 'zeros' | 'circular' | 'causal' (see `filters.PADDINGS`).
         aligned: every filter looks where the op looked whose place it takes, so that no feature map is moved; a filter
             that would look between (an even one, at a convolution) gets a tap more for that.
         conv: where the blur of a strided convolution goes. 'after-activation' runs the convolution densely and blurs
@@ -63,6 +64,8 @@ class Recipe:
         sampling: 'aps' subsamples at the phase with the largest norm (`spec.phases`); None (in files 'grid') at the
             first sample, as strided ops do.
         norm: by which norm 'aps' chooses, 1 or 2; None is 2.
+        filter: a filter of another kind (`methods.Flat`, `Sinc`, `Wavelet`, `Area`, `Fourier`); it wins over `taps` and
+            `filter_size`, which are then None.
 
     Raises:
         BlurifyError: for a value that is not among these; the message names it.
@@ -86,9 +89,18 @@ class Recipe:
     min_channels: int = 0
     sampling: Literal["aps"] | None = None
     norm: int | None = None
+    filter: Method | None = None
 
     def __post_init__(self) -> None:
-        if self.taps is not None:
+        if isinstance(self.filter, Taps):
+            object.__setattr__(self, "taps", self.filter.taps)
+            object.__setattr__(self, "filter", None)
+        if self.filter is not None:
+            if not isinstance(self.filter, Method):
+                raise BlurifyError(f"filter {self.filter!r} is no filter of blurify.spec.methods, such as Flat(7)")
+            object.__setattr__(self, "filter_size", None)
+            object.__setattr__(self, "taps", None)
+        elif self.taps is not None:
             object.__setattr__(self, "filter_size", None)
         elif self.filter_size is None:
             raise BlurifyError("a recipe needs a filter: give filter_size (1 to 7) or taps")
@@ -96,10 +108,24 @@ class Recipe:
             value = getattr(self, entry.field)
             if value is not None:
                 object.__setattr__(self, entry.field, entry.check(value, f"{entry.field} of a recipe"))
+        if self.filter is not None:
+            check_goes_with(self.filter, self.padding)
+        if self.aligned and (self.padding == "causal" or isinstance(self.filter, Fourier)):
+            what = "with causal padding looks back" if self.padding == "causal" else "of kind 'fourier' moves no map"
+            raise BlurifyError(f"a filter {what}, so it can't be aligned: leave out 'aligned', or use another filter")
+
+    @property
+    def method(self) -> Method:
+        """The filter, of whatever kind."""
+        return self.filter if self.filter is not None else Taps(self.resolved_taps)
 
     @property
     def resolved_taps(self) -> tuple[float, ...]:
-        """The taps of the filter, normalised to sum 1."""
+        """The taps of a binomial filter or of one's own, normalised to sum 1; other kinds are in `method`.
+
+        Raises:
+            BlurifyError: the filter is of another kind.
+        """
         return resolve_taps(self.filter_size, self.taps)
 
     def with_filter(self, filter_size: int | None = None, taps: Sequence[float] | None = None) -> Recipe:
@@ -111,9 +137,9 @@ class Recipe:
         if filter_size is not None and taps is not None:
             raise BlurifyError("filter_size and taps are two ways to say the same thing: give one of them")
         if taps is not None:
-            return dataclasses.replace(self, filter_size=None, taps=tuple(taps))
+            return dataclasses.replace(self, filter_size=None, taps=tuple(taps), filter=None)
         if filter_size is not None:
-            return dataclasses.replace(self, filter_size=filter_size, taps=None)
+            return dataclasses.replace(self, filter_size=filter_size, taps=None, filter=None)
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,6 +150,8 @@ class Recipe:
             if value is not None and value is not False:  # a switch that is off is left out, as older files have it
                 table = data.setdefault(entry.table, {}) if entry.table else data
                 table[entry.key] = list(value) if isinstance(value, tuple) else value
+        if self.filter is not None:
+            data["filter"] = {**method_to_dict(self.filter), **data["filter"]}
         return data
 
     @classmethod
@@ -150,6 +178,8 @@ class Recipe:
                 continue
             if not isinstance(value, Mapping):
                 raise BlurifyError(f"{key!r} in {where} must be a table, [{key}] with keys {_or(entry)}; got {value!r}")
+            if key == "filter" and "kind" in value:
+                fields["filter"], value = _of_kind(value, f"[filter] of {where}")
             for inner, setting in value.items():
                 if inner not in entry:
                     raise BlurifyError(f"unknown key {inner!r} in [{key}] of {where}: {_nearest(inner, entry)}")
@@ -235,6 +265,23 @@ def _parse(text: str, *, where: str, name: str) -> Recipe:
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         raise BlurifyError(f"{where} is not valid TOML: {error}") from error
     return Recipe.from_dict(data, where=where, name=name)
+
+
+_SIMPLE_KINDS = {"binomial": "size", "taps": "taps"}
+"""Kinds that are said by a key alone; to name them as well does no harm."""
+
+
+def _of_kind(table: Mapping[str, Any], where: str) -> tuple[Method | None, Mapping[str, Any]]:
+    """The filter that a table with a 'kind' says, and what of the table is left to be read."""
+    kind = _choice(*_SIMPLE_KINDS, *DESIGNED)(table["kind"], f"'kind' in {where}")
+    rest = {key: value for key, value in table.items() if key != "kind"}
+    if kind in _SIMPLE_KINDS:
+        other = {"size", "taps"} - {_SIMPLE_KINDS[kind]}
+        if other & set(rest) or (kind == "taps" and "taps" not in rest):
+            raise BlurifyError(f"{where} has kind {kind!r}: give {_SIMPLE_KINDS[kind]!r}, and nothing else of a filter")
+        return None, rest
+    own = {key: value for key, value in rest.items() if key != "padding"}
+    return method_of_settings(kind, own, where), {key: value for key, value in rest.items() if key == "padding"}
 
 
 # Checks: each takes a value and how to call it, and returns the value in the form that Recipe holds.

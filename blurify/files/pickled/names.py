@@ -116,7 +116,8 @@ def known() -> Mapping[str, frozenset[str]]:
     own = frozenset(f"{pool}.{key}" for pool in pools for key in ("dense_kernel_size", "unless_global"))
     # What an exported program is read as: data for a fixed table of functions.
     exported = frozenset(f"blurify.nn.exported.{name}" for name in ("Exported", "Part", "Op", "Slice"))
-    return {**names, "modules": names["modules"] | exported, "keys": names["keys"] | own}
+    fourier = frozenset(f"blurify.nn.fourier.FourierPool{rank}d" for rank in (1, 2, 3))
+    return {**names, "modules": names["modules"] | exported | fourier, "keys": names["keys"] | own}
 
 
 class Names:
