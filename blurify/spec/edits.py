@@ -226,6 +226,8 @@ def edit_to_dict(edit: Edit) -> dict[str, Any]:
         del data["blur"]["phase"]  # said where there is one: plans of other blurs stay as they were
         if edit.blur.phase is not None:
             data["blur"]["phase"] = phase_to_dict(edit.blur.phase)
+        if not edit.blur.channels_last:
+            del data["blur"]["channels_last"]
         if not edit.blur.centre:  # which earlier versions do not know
             del data["blur"]["centre"]
     elif isinstance(edit, SetStride):
