@@ -71,8 +71,8 @@ NOT_POINTWISE = {
     "over the last dimension, which is a width": lambda self, x: F.layer_norm(x, (x.size(-1),)).relu(),
     "response over positions": lambda self, x: (x * x.norm(dim=(2, 3), keepdim=True)).relu(),
     "no activation": lambda self, x: self.norm2d(x),
-    "never moved back before what mixes": lambda self, x: (
-        self.linear(F.gelu(self.norm(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+    "never moved back before what mixes": lambda self, x: self.linear(F.gelu(self.norm(x.permute(0, 2, 3, 1)))).permute(
+        0, 3, 1, 2
     ),
     "rows for channels": lambda self, x: x.permute(0, 2, 1, 3).softmax(1).permute(0, 2, 1, 3).relu(),
 }
