@@ -38,7 +38,7 @@ LARGEST_INPUT = 2**28
 
 _ALSO = ("input_ids", "pixel_values", "decoder_input_ids")  # beside the main input, where that is not enough
 _SECONDS = 16000  # samples of one second of speech
-_MOST = 60  # guesses by name
+_MOST = 120  # guesses by name
 
 
 def kind_of(name: str) -> str:
@@ -77,6 +77,9 @@ def by_names(model: nn.Module, shapes: Sequence[Shape], dtype: torch.dtype) -> I
         kinds[names.index("y")] = "labels"
     if all(kind == "signal" for kind in kinds):
         return
+    if "lengths" in kinds:  # what has a length is heard, not seen
+        heard = ((1, _SECONDS), *itertools.islice(_features(model), 16))
+        shapes = [*heard, *shapes]
     choices = [list(_named(kind, model, shapes, dtype)) for kind in kinds]
     for values in itertools.islice(itertools.product(*choices), _MOST):
         yield tuple(values), {}
@@ -232,6 +235,7 @@ def _more_shapes(model: nn.Module) -> Iterator[Shape]:
             yield from ((1, _SECONDS), (1, 1, _SECONDS), (1, 3 * _SECONDS))
             yield from _features(model)
         yield from _videos(model)
+        yield from ((1, 2, 3 * _SECONDS), (1, 1, 3 * _SECONDS))  # a spectrogram of it is what the convolution reads
     elif isinstance(first, nn.Conv3d):
         yield from _videos(model)
         if first.in_channels == 1:

@@ -62,6 +62,31 @@ class Frames(nn.Module):
         return self.convs(self.norm(feats)[:, None])
 
 
+class Encoder(nn.Module):
+    """Takes (batch, frames, width) and lengths, and convolves along the frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.conv = nn.Linear(24, 8), nn.Conv1d(8, 8, 3, 2, 1)
+
+    def forward(self, input: Tensor, lengths: Tensor) -> Tensor:
+        assert int(lengths.max()) <= input.shape[1]
+        return self.conv(self.linear(input).transpose(1, 2)).relu()
+
+
+class Stereo(nn.Module):
+    """Takes two channels of sound, and reads their complex spectrogram as four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, (8, 1), (4, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        n, channels, samples = input.shape
+        spectrum = torch.view_as_real(torch.stft(input.view(-1, samples), 64, return_complex=True))
+        return self.conv(spectrum.unflatten(0, (n, channels)).movedim(-1, 2).flatten(1, 2))
+
+
 class Video(nn.Module):
     """Takes (batch, frames, channels, height, width), frame by frame."""
 
@@ -133,6 +158,8 @@ CASES: dict[str, tuple[Any, Any]] = {
     "waveform": (Waveform, ((1, 16000),)),
     "spectrum": (Spectrum, ((1, 16000),)),
     "frames and lengths": (Frames, ((1, 100, 40), (1,))),
+    "encoder and lengths": (Encoder, ((1, 100, 24), (1,))),
+    "stereo": (Stereo, ((1, 2, 48000),)),
     "video": (Video, ((1, 8, 3, 224, 224),)),
     "denoiser": (Denoiser, ((1, 3, 224, 224), (1,), (1,))),
     "recording": (Recording, ((1, 21, 500),)),
