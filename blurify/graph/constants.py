@@ -82,7 +82,8 @@ def _read(node: Node) -> list[Node]:
 def _evaluated(node: Node, model: nn.Module) -> Any:
     if node.op == "get_attr":
         kept = node.meta.get("value")
-        return kept if kept is not None else attrgetter(str(node.target))(model).detach()
+        found: Tensor = kept if kept is not None else attrgetter(str(node.target))(model).detach()
+        return found if found.is_meta else found.cpu()  # together with constants that the forward made
     blank = set(node.all_input_nodes) - set(_read(node))
 
     def value(argument: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, named_line
+from blurify.graph.guesses import by_configuration, by_names, last_resorts, possible
 from blurify.graph.recorder import Trace, trace
 from blurify.graph.structure import Inputs
 from blurify.nn.exported import Exported
@@ -97,9 +97,6 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
     ) from first
 
 
-LARGEST_INPUT = 2**28
-"""Elements of the largest input that is tried."""
-
 _WRAPPERS = frozenset(
     "DataParallel DistributedDataParallel FullyShardedDataParallel AveragedModel ModelEma ModelEmaV2 ModelEmaV3".split()
 )
@@ -150,19 +147,18 @@ def _guesses_of(model: nn.Module, dtype: torch.dtype) -> Iterator[Inputs]:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, Mapping) or hasattr(config, "get"):
         size = config.get("input_size")  # type: ignore[union-attr]
-        if isinstance(size, tuple | list) and _possible((1, *size)):
+        if isinstance(size, tuple | list) and possible((1, *size)):
             yield (torch.zeros(1, *size, dtype=dtype),), {}
-    for shape in filter(_possible, _shapes(model)):
+    shapes = list(filter(possible, _shapes(model)))
+    yield from by_configuration(model, dtype)
+    yield from by_names(model, shapes, dtype)
+    for shape in shapes:
         image = torch.zeros(shape, dtype=dtype)
         wanted = max(_required(model), 1)
         yield (image,) * wanted, {}
         if wanted == 1:
             yield ([image[0]],), {}  # detection models take a list of images
-
-
-def _possible(shape: tuple[Any, ...]) -> bool:
-    """Whether a shape that a model's settings say can be one of an input."""
-    return all(type(size) is int and size > 0 for size in shape) and math.prod(shape) <= LARGEST_INPUT
+    yield from last_resorts(model, dtype)
 
 
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -23,7 +23,7 @@ from blurify.graph.sites import function_name
 _LINEAR = frozenset(
     "add sub mul div true_divide neg negative rsub batch_norm dropout dropout1d dropout2d dropout3d alpha_dropout "
     "feature_alpha_dropout contiguous clone detach to float half bfloat16 double type_as type positive cat "
-    "concat chunk split tensor_split _getitem addcmul lerp identity channel_shuffle".split()
+    "concat chunk split tensor_split _getitem addcmul lerp identity channel_shuffle complex real imag".split()
 )
 _NONLINEAR = frozenset(
     "relu relu6 elu selu celu gelu silu mish hardtanh hardswish hardsigmoid leaky_relu prelu rrelu sigmoid tanh "
@@ -38,6 +38,7 @@ _SECOND = frozenset(
 )  # take the second dimension for the channels
 _MOVES = frozenset("permute transpose swapaxes swapdims movedim moveaxis".split())
 _LAYER_NORMS = frozenset("layer_norm rms_norm".split())  # over the last dimensions
+_PARTS = {"view_as_real": -1, "view_as_complex": 1}  # real and imaginary part get, or were, a last dimension
 _OVER_CHANNELS = frozenset("mean sum var std var_mean std_mean norm vector_norm linalg_vector_norm".split())
 _OF_STATISTICS = frozenset(  # what a norm that is written out does to its means and variances
     "add sub mul div true_divide rsub pow square sqrt rsqrt reciprocal abs clamp clip clamp_min maximum _getitem to "
@@ -139,6 +140,8 @@ def _propagate(node: Node, dense: Mapping[Node, _Dense], cuts: set[Node], derive
         return None
     if name in _MOVES:
         return _moved(node, label)
+    if name in _PARTS:
+        return _of_parts(label, _PARTS[name])
     if name in _OVER_CHANNELS:
         return replace(label, curved=False, statistic=True) if _keeps_space(node, label) else None
     if name in _LAYER_NORMS:
@@ -213,6 +216,13 @@ def _moved(node: Node, label: _Dense) -> _Dense | None:
     if label.channel not in place:
         return None
     return replace(label, axes=tuple(place[axis] for axis in label.axes), channel=place[label.channel])
+
+
+def _of_parts(label: _Dense, shift: int) -> _Dense | None:
+    """Where the dimensions lie when one is put behind them (-1), or the last one is taken away (1)."""
+    if shift > 0 and -1 in (*label.axes, label.channel):
+        return None
+    return replace(label, axes=tuple(axis + shift for axis in label.axes), channel=label.channel + shift)
 
 
 def _keeps_space(node: Node, label: _Dense) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
 
 from blurify.graph.patches import Cut, find_cuts, phases
@@ -124,6 +124,8 @@ def function_name(node: Node) -> str:
 def bare_name(function: Any) -> str:
     """The name of a torch function, whatever form it is called in."""
     name: str = getattr(function, "__name__", "")
+    if name == "__get__" and getattr(function, "__self__", None) in (Tensor.real, Tensor.imag):
+        return str(function.__self__.__name__)
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
         if name in _IN_PLACE or name in _REFLECTED:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx import Node
 
 from blurify.errors import BlurifyError
+from blurify.graph.branches import partners
 from blurify.graph.filters import is_filtered, reads_image
 from blurify.graph.inputs import traced
 from blurify.graph.recorder import Key, Trace, trace
@@ -45,6 +46,7 @@ _RESAMPLER_CLASSES: dict[type[nn.Module], str] = {
     nn.PixelShuffle: "pixelshuffle", nn.PixelUnshuffle: "pixelunshuffle",
 }  # fmt: skip
 _WITHOUT_STRIDE = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.PixelShuffle, nn.PixelUnshuffle)
+_CANNOT = frozenset({"source", "varies", "slice", "other-pool", "returns-indices"})  # no choice: nothing fits there
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,24 @@ class _Planner:
                 planned.append(self._skipped(site, *skip) if skip else self._planned(site, points.get(site.name)))
             # Branches that are added share a blur point only if all of them can be made dense.
             lost = {site.name for site in planned if site.name in points and site.rule not in _AFTER}
-            if not lost:
+            alone = {} if lost else self._blurred_alone(found, planned)
+            if not lost and not alone:
                 return [*planned, *self._unseen(found)], points
             refused |= lost
+            skips |= alone
+
+    def _blurred_alone(self, found: Sequence[Found], planned: Sequence[Site]) -> dict[str, tuple[str, str]]:
+        """The sites that meet one that can't be blurred: left alone like it, so that both lie on one grid."""
+        stuck = {site.name: site.rule for site in planned if site.action == "skip" and site.rule in _CANNOT}
+        if not stuck:
+            return {}
+        meeting = partners(self.trace.graph, found)
+        alone = {}
+        for site in planned:
+            cause = next((name for name in sorted(meeting.get(site.name, ())) if name in stuck), None)
+            if site.action == "blur" and cause is not None:
+                alone[site.name] = ("branch", f"{cause} ({stuck[cause]})")
+        return alone
 
     def _begin(self, sites: Sequence[Found], points: dict[str, tuple[Node, ...]]) -> None:
         """Start planning edits anew, with these blur points."""

@@ -152,10 +152,11 @@ def test_parameters_buffers_and_constants() -> None:
 
     seen = run(Model(), IMAGE)
     attributes = {n.target: n.meta["origin"] for n in seen.graph.nodes if n.op == "get_attr"}
+    values = [n.meta["value"] for n in seen.graph.nodes if n.meta.get("origin") == "constant"]
     assert attributes.pop("weight") == "parameter"
     assert attributes.pop("mean") == "buffer"
-    # A tensor that the model just holds is none of them; the forward has run some ops before it is met.
-    assert set(attributes.values()) <= {"unknown"}
+    # A tensor that the model just holds is none of them: it has data where no signal has any.
+    assert list(attributes.values()) == ["constant"] and torch.equal(values[0], torch.ones(3, 1, 1))
     assert ops(seen)[:3] == ["sub", "mul", "add"] or "unseen" in ops(seen)
 
 
