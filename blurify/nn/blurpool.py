@@ -33,8 +33,6 @@ class BlurPool(nn.Module):
     """Base of BlurPool1d/2d/3d."""
 
     ndim: ClassVar[int]
-    # Tensors are (N, *spatial, C), not (N, C, *spatial): set on the layers of a conversion that blur tokens.
-    channels_last = False
 
     def __init__(
         self,
@@ -63,6 +61,14 @@ class BlurPool(nn.Module):
             self.register_buffer(
                 f"kernel{i}", self._kernel(group, torch.get_default_dtype(), _default_device()), persistent=False
             )
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether it blurs (N, *spatial, C), not (N, C, *spatial): an attribute that `nn.build` sets, and only there.
+
+        No attribute of the class has its name: a file's module may not hide one of those.
+        """
+        return bool(self.__dict__.get("channels_last", False))
 
     @property
     def filters_nothing(self) -> bool:
@@ -99,7 +105,7 @@ class BlurPool(nn.Module):
         if x.is_quantized and x.qscheme() == torch.per_tensor_affine:  # as eager quantisation hands features on
             y = self.forward(x.dequantize(), output_size, extend=extend)
             return torch.quantize_per_tensor(y, x.q_scale(), x.q_zero_point(), x.dtype)
-        if self.channels_last and x.dim() == self.ndim + 2:
+        if self.of_tokens and x.dim() == self.ndim + 2:
             if self.is_identity and max(self.stride) == 1:
                 return x
             return self._channels_first(x.movedim(-1, 1), output_size, extend).movedim(1, -1).contiguous()
@@ -206,7 +212,7 @@ class BlurPool(nn.Module):
         parts += [f"padding={self.padding!r}"] * (self.padding != "reflect")
         parts += [f"factor={short(self.factor)}"] * (self.factor != self.stride)
         parts += [f"shift={short(self.shift)}"] * any(self.shift)
-        parts += ["channels_last=True"] * self.channels_last
+        parts += ["channels_last=True"] * self.of_tokens
         return ", ".join(parts)
 
 

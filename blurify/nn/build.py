@@ -14,7 +14,7 @@ def build(blur: Blur) -> BlurPool:
     """The layer for a blur, on the CPU; a kind of filter that is not `Taps` registers its own with `layer_for`."""
     layer = layer_for(blur.method, blur)
     if blur.channels_last:
-        layer.channels_last = True
+        layer.__dict__["channels_last"] = True  # see `BlurPool.of_tokens`
     return layer
 
 

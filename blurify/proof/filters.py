@@ -40,7 +40,7 @@ def wrong_filters(converted: nn.Module, plan: Plan) -> list[str]:
 
 def _is_right(layer: BlurPool, blur: Blur) -> bool:
     filters = [compose_taps(blur.method.taps, factor) for factor in blur.factor]
-    if layer.channels_last != blur.channels_last:
+    if layer.of_tokens != blur.channels_last:
         return False
     sizes = [4 * len(taps) + 8 * stride for taps, stride in zip(filters, blur.stride, strict=True)]
     generator = torch.Generator(device="cpu").manual_seed(0)
@@ -53,7 +53,7 @@ def _is_right(layer: BlurPool, blur: Blur) -> bool:
         return True
     with torch.no_grad():  # as it is: moving a layer would make its taps anew
         y = own(_laid_out(layer, x.to(like.device, like.dtype))).cpu().double()
-        y = y.movedim(-1, 1) if layer.channels_last else y
+        y = y.movedim(-1, 1) if layer.of_tokens else y
     if list(y.shape[2:]) != [-(-n // stride) for n, stride in zip(sizes, blur.stride, strict=True)]:
         return False
     shifts = blur.shift or (0,) * len(blur.stride)
@@ -70,4 +70,4 @@ def _is_right(layer: BlurPool, blur: Blur) -> bool:
 
 def _laid_out(layer: BlurPool, x: torch.Tensor) -> torch.Tensor:
     """(N, C, *spatial) as the layer takes it."""
-    return x.movedim(1, -1) if layer.channels_last else x
+    return x.movedim(1, -1) if layer.of_tokens else x
