@@ -33,8 +33,12 @@ from training import digits
 HERE = Path(__file__).parent
 SIDE, CANVAS, PATCH = 40, 52, 8
 VARIANTS: dict[str, tuple[int, int] | None] = {
-    "as it is": None, "3 taps, for 2": (3, 2), "4 taps, for 2": (4, 2), "4 taps, for 4": (4, 4), "4 taps, for 8": (4, 8),
-}  # fmt: skip
+    "as it is": None,
+    "3 taps, for 2": (3, 2),
+    "4 taps, for 2": (4, 2),
+    "4 taps, for 4": (4, 4),
+    "4 taps, for 8": (4, 8),
+}
 TRAINING: dict[str, Any] = {
     "epochs": 30, "learning_rate": 2e-3, "batch_size": 64, "weight_decay": 5e-2, "label_smoothing": 0.1,
 }  # fmt: skip

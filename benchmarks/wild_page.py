@@ -12,7 +12,8 @@ from blurify.planning.reasons import REASONS
 
 Row = dict[str, Any]
 COLUMNS = (
-    "model", "library", "status", "stage", "error", "class", "guessed", "input_shapes", "parameters", "sites", "converted",
+    "model", "library", "status", "stage", "error", "class", "guessed", "input_shapes", "parameters", "sites",
+    "converted",
     "skipped_by_rule", "macs", "extra_macs", "identity_error", "identity_dtype", "sites_compared", "sites_shown",
     "sites_left", "tensors_equal",
 )  # fmt: skip

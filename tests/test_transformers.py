@@ -1,4 +1,4 @@
-"""The recipe 'vit': patch embeddings and token merging, however they are written, are blurred and nothing else changes."""
+"""The recipe 'vit': patch embeddings and token merging, however written, are blurred; nothing else changes."""
 
 import copy
 

@@ -109,6 +109,7 @@ def channel_groups(x):
         (grid, (1, 8, 8, 5)),
         (channel_groups, (1, 8, 4, 4)),
         (lambda x: x.unfold(1, 4, 2), (1, 64)),
+        (lambda x: F.fold(F.unfold(x, 3, padding=1, stride=2), (8, 8), 3, padding=1, stride=2), (1, 3, 8, 8)),
         (lambda x: torch.cat([x[:, 0::2, 0::2], x[:, 0::2, 0::2], x[:, 0::2, 0::2], x[:, 0::2, 0::2]], -1), (1, 4, 4)),
     ],
 )
