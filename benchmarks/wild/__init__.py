@@ -1,1 +1,1 @@
-"""The models of `make wild-check`: those of other libraries than timm and torchvision, one file a group of libraries."""
+"""The models of `make wild-check`: of other libraries than timm and torchvision, a file a group of them."""

@@ -35,10 +35,11 @@ def _smp() -> Iterator[Model]:
                 noise(2, 3, 256 if name == "PAN" else 64, 256 if name == "PAN" else 64),
             )
     encoders = (
-        "resnet50 resnext50_32x4d timm-skresnet18 se_resnet50 senet154 densenet121 dpn68 inceptionresnetv2 inceptionv4 "
-        "efficientnet-b0 timm-efficientnet-b0 timm-tf_efficientnet_lite0 mit_b0 mobilenet_v2 mobileone_s0 mobileone_s4 "
-        "vgg11 vgg16_bn xception tu-convnext_nano tu-resnest14d tu-regnety_002 tu-hrnet_w18_small tu-mobilenetv3_large_100 "
-        "tu-res2net50_26w_4s tu-gernet_s tu-maxvit_tiny_rw_224"
+        "resnet50 resnext50_32x4d timm-skresnet18 se_resnet50 senet154 densenet121 dpn68 "
+        "inceptionresnetv2 inceptionv4 efficientnet-b0 timm-efficientnet-b0 timm-tf_efficientnet_lite0 "
+        "mit_b0 mobilenet_v2 mobileone_s0 mobileone_s4 vgg11 vgg16_bn xception tu-convnext_nano "
+        "tu-resnest14d tu-regnety_002 tu-hrnet_w18_small tu-mobilenetv3_large_100 tu-res2net50_26w_4s "
+        "tu-gernet_s tu-maxvit_tiny_rw_224"
     )
     for encoder in encoders.split():
         side = 224 if "maxvit" in encoder else 64
@@ -72,10 +73,11 @@ def _pretrainedmodels() -> Iterator[Model]:
 
 def _torchreid() -> Iterator[Model]:
     names = (
-        "resnet18 resnet50 resnet50_fc512 resnext50_32x4d se_resnet50 se_resnet50_fc512 se_resnext50_32x4d densenet121 "
-        "inceptionresnetv2 inceptionv4 xception resnet50_ibn_a resnet50_ibn_b nasnetamobile mobilenetv2_x1_0 "
-        "shufflenet squeezenet1_0 squeezenet1_1 shufflenet_v2_x0_5 mudeep resnet50mid hacnn pcb_p6 mlfn osnet_x0_25 "
-        "osnet_ibn_x1_0 osnet_ain_x0_25"
+        "resnet18 resnet50 resnet50_fc512 resnext50_32x4d se_resnet50 se_resnet50_fc512 "
+        "se_resnext50_32x4d densenet121 inceptionresnetv2 inceptionv4 xception resnet50_ibn_a "
+        "resnet50_ibn_b nasnetamobile mobilenetv2_x1_0 shufflenet squeezenet1_0 squeezenet1_1 "
+        "shufflenet_v2_x0_5 mudeep resnet50mid hacnn pcb_p6 mlfn osnet_x0_25 osnet_ibn_x1_0 "
+        "osnet_ain_x0_25"
     )
     for name in names.split():
         size = {"hacnn": (160, 64), "mudeep": (256, 128), "inceptionv4": (299, 299), "inceptionresnetv2": (299, 299)}
@@ -91,19 +93,21 @@ def _torchreid() -> Iterator[Model]:
 
 def _pytorchcv() -> Iterator[Model]:
     names = (
-        "alexnet zfnet vgg11 bn_vgg11 bninception resnet10 preresnet10 resnext14_16x4d seresnet10 sepreresnet10 "
-        "senet16 ibn_resnet50 ibnb_resnet50 airnet50_1x64d_r2 bam_resnet18 cbam_resnet18 resattnet56 sknet50 resnestabc14 "
-        "diaresnet10 diapreresnet10 pyramidnet101_a360 diracnet18v2 sharesnet18 densenet121 condensenet74_c4_g4 "
-        "sparsenet121 peleenet wrn50_2 drnc26 dpn68 darknet_ref darknet_tiny darknet19 darknet53 cspdarknet53 irevnet301 "
-        "bagnet9 dla34 hrnet_w18_small_v1 vovnet27s selecsls42b hardnet39ds squeezenet_v1_0 squeezeresnet_v1_0 "
-        "sqnxt23_w1 shufflenet_g1_w1 shufflenetv2_w1 shufflenetv2b_w1 menet108_8x1_g3 mobilenet_w1 fdmobilenet_w1 "
-        "mobilenetv2_w1 mobilenetv3_large_w1 igcv3_w1 ghostnet mnasnet_b1 darts proxylessnas_cpu fbnet_cb xception "
-        "inceptionv3 inceptionv4 inceptionresnetv1 nasnet_4a1056 spnasnet efficientnet_b0 mixnet_s rexnet_w1_0 "
-        "regnetx002 octresnet10_ad2 res2net50_w14_s8 nin_cifar10 resnet20_cifar10 icnet_resnetd50b_cityscapes "
-        "fastscnn_cityscapes cgnet_cityscapes dabnet_cityscapes sinet_cityscapes bisenet_resnet18_celebamaskhq "
-        "danet_resnetd50b_cityscapes alphapose_fastseresnet101b_coco simplepose_resnet18_coco simplepose_mobile_resnet18_coco "
-        "lwopenpose2d_mobilenet_cmupan_coco ibppose_coco centernet_resnet18_voc lffd20x5s320v2_widerface lffd25x8s560v1_widerface "
-        "visemenet20 superpointnet jasperdr10x5_en quartznet5x5_en_ls"
+        "alexnet zfnet vgg11 bn_vgg11 bninception resnet10 preresnet10 resnext14_16x4d seresnet10 "
+        "sepreresnet10 senet16 ibn_resnet50 ibnb_resnet50 airnet50_1x64d_r2 bam_resnet18 cbam_resnet18 "
+        "resattnet56 sknet50 resnestabc14 diaresnet10 diapreresnet10 pyramidnet101_a360 diracnet18v2 "
+        "sharesnet18 densenet121 condensenet74_c4_g4 sparsenet121 peleenet wrn50_2 drnc26 dpn68 "
+        "darknet_ref darknet_tiny darknet19 darknet53 cspdarknet53 irevnet301 bagnet9 dla34 "
+        "hrnet_w18_small_v1 vovnet27s selecsls42b hardnet39ds squeezenet_v1_0 squeezeresnet_v1_0 "
+        "sqnxt23_w1 shufflenet_g1_w1 shufflenetv2_w1 shufflenetv2b_w1 menet108_8x1_g3 mobilenet_w1 "
+        "fdmobilenet_w1 mobilenetv2_w1 mobilenetv3_large_w1 igcv3_w1 ghostnet mnasnet_b1 darts "
+        "proxylessnas_cpu fbnet_cb xception inceptionv3 inceptionv4 inceptionresnetv1 nasnet_4a1056 "
+        "spnasnet efficientnet_b0 mixnet_s rexnet_w1_0 regnetx002 octresnet10_ad2 res2net50_w14_s8 "
+        "nin_cifar10 resnet20_cifar10 icnet_resnetd50b_cityscapes fastscnn_cityscapes cgnet_cityscapes "
+        "dabnet_cityscapes sinet_cityscapes bisenet_resnet18_celebamaskhq danet_resnetd50b_cityscapes "
+        "alphapose_fastseresnet101b_coco simplepose_resnet18_coco simplepose_mobile_resnet18_coco "
+        "lwopenpose2d_mobilenet_cmupan_coco ibppose_coco centernet_resnet18_voc lffd20x5s320v2_widerface "
+        "lffd25x8s560v1_widerface visemenet20 superpointnet jasperdr10x5_en quartznet5x5_en_ls"
     )
     special = {
         "inceptionv3": image(299), "inceptionv4": image(299), "inceptionresnetv1": image(299), "xception": image(299),
@@ -125,7 +129,7 @@ def _pytorchcv() -> Iterator[Model]:
 
 def _vit_pytorch() -> Iterator[Model]:
     plain = {"image_size": 64, "patch_size": 16, "num_classes": 10, "dim": 64, "depth": 2, "heads": 2, "mlp_dim": 64}
-    mean = dict(plain.items())
+    mean = dict(plain)
     rows: list[tuple[str, str, dict[str, Any], Any]] = [
         ("vit", "ViT", plain, image()),
         ("simple_vit", "SimpleViT", mean, image()),
@@ -373,20 +377,20 @@ def _vit_pytorch() -> Iterator[Model]:
 
 def _kornia() -> Iterator[Model]:
     rows: list[tuple[str, str, dict[str, Any], Any]] = [
-        ("kornia.feature", "HardNet", {}, noise(2, 1, 32, 32)),
-        ("kornia.feature", "HardNet8", {}, noise(2, 1, 32, 32)),
-        ("kornia.feature", "HyNet", {}, noise(2, 1, 32, 32)),
-        ("kornia.feature", "SOSNet", {}, noise(2, 1, 32, 32)),
-        ("kornia.feature", "TFeat", {}, noise(2, 1, 32, 32)),
-        ("kornia.feature", "OriNet", {}, noise(2, 1, 32, 32)),
-        ("kornia.feature", "KeyNet", {}, image(64, 1)),
+        ("kornia.feature", "HardNet", {"pretrained": False}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "HardNet8", {"pretrained": False}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "HyNet", {"pretrained": False}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "SOSNet", {"pretrained": False}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "TFeat", {"pretrained": False}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "OriNet", {"pretrained": False}, noise(2, 1, 32, 32)),
+        ("kornia.feature", "KeyNet", {"pretrained": False}, image(64, 1)),
         ("kornia.feature", "XFeatModel", {}, image(64, 3)),
         ("kornia.feature", "DISK", {}, image(64)),
-        ("kornia.feature", "DeFMO", {}, noise(1, 6, 64, 64)),
+        ("kornia.feature", "DeFMO", {"pretrained": False}, noise(1, 6, 64, 64)),
         (
             "kornia.feature",
             "DeDoDe",
-            {"weights": None, "detector_weights": None, "descriptor_weights": None},
+            {},
             image(64),
         ),
         ("kornia.feature", "SOLD2_detector", {"pretrained": False}, image(64, 1)),

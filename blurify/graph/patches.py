@@ -69,7 +69,8 @@ def _by_unfold(node: Node, source: Node, name_of: Any) -> Iterator[Cut]:
         names = ("input", "kernel_size", "dilation", "padding", "stride")
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
         kernel, stride = (_pair(given.get(key, 1)) for key in ("kernel_size", "stride"))
-        if len(shape) == 4 and max(stride) > 1:
+        # Windows that are folded back onto the map are a local attention (VOLO): no token is dropped or merged.
+        if len(shape) == 4 and max(stride) > 1 and not _is_folded(node, name_of):
             yield Cut(node, source, (node,), kernel, stride, (2, 3))
         return
     if name_of(source) == "unfold" or len(shape) < 4:  # further dimensions of a cut; frames of a signal
@@ -92,6 +93,13 @@ def _by_unfold(node: Node, source: Node, name_of: Any) -> Iterator[Cut]:
         yield Cut(
             node, source, (node,), tuple(steps[d][0] for d in dims), tuple(steps[d][1] for d in dims), dims
         )  # fmt: skip
+
+
+def _is_folded(node: Node, name_of: Any) -> bool:
+    """Whether the module that cuts, or the one around it, folds windows back."""
+    call = node.meta.get("call")
+    around = (call, call.parent) if call is not None else ()
+    return any(name_of(other) == "fold" for one in around if one is not None for other in one.nodes)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -202,8 +202,7 @@ def _strided_ops(trace: Trace) -> Iterator[Op]:
 def _patches(cut: Cut) -> Op:
     rank = len(cut.dims)
     return Op(
-        *(cut.node, "patches", cut.kernel_size, cut.stride, (0,) * rank, (1,) * rank),
-        *(1, False, False, cut.source, None),
+        cut.node, "patches", cut.kernel_size, cut.stride, (0,) * rank, (1,) * rank, 1, False, False, cut.source, None,
         dims=cut.dims, readers=cut.readers,
     )  # fmt: skip
 

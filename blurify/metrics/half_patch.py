@@ -69,9 +69,13 @@ def half_patch(
     draws = torch.rand(len(pictures), 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     first = (draws * room).long()
     quarters = sorted(
-        {(round(y * size[0] / _QUARTERS), round(x * size[1] / _QUARTERS)) for y in range(_QUARTERS) for x in range(_QUARTERS)}
+        {
+            (round(y * size[0] / _QUARTERS), round(x * size[1] / _QUARTERS))
+            for y in range(_QUARTERS)
+            for x in range(_QUARTERS)
+        }
         - {(0, 0)}
-    )  # fmt: skip
+    )
     halves = _corners((round(size[0] / 2), round(size[1] / 2)))
     wholes = _corners(size)
     same: dict[str, list[torch.Tensor]] = {"half": [], "change": [], "grid": [], "whole": []}

@@ -34,11 +34,10 @@ class BlurPool(nn.Module):
     """Base of BlurPool1d/2d/3d."""
 
     ndim: ClassVar[int]
-    # Tensors are (N, *spatial, C), not (N, C, *spatial): set on the layers of a conversion that blur tokens.
-    channels_last = False
-    centre: tuple[float, ...] | None = None
-    filter: Mapping[str, Any] | None = None  # plain data, as plans have it, of a filter that is more than taps
-    _origins: tuple[int, ...] | None = None  # its tap that weighs sample stride * j, where that is not the middle one
+    # In the instance alone, and only where there is one: files may hold nothing that hides something of a class.
+    centre: tuple[float, ...] | None
+    filter: Mapping[str, Any] | None  # plain data, as plans have it, of a filter that is more than taps
+    _origins: tuple[int, ...] | None  # its tap that weighs sample stride * j, where that is not the middle one
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class BlurPool(nn.Module):
             self._filters = tuple(method.filter(factor) for factor in self.factor)
             self._origins = tuple(method.origin(factor) for factor in self.factor)
         if padding == "causal":  # windows end at sample stride * j
-            before = self._origins or tuple((len(one) - 1) // 2 for one in self._filters)
+            before = self._said("_origins") or tuple((len(one) - 1) // 2 for one in self._filters)
             self._origins = (*before[:-1], len(self._filters[-1]) - 1)
         if centre is not None:
             if any(self.shift):
@@ -78,7 +77,7 @@ class BlurPool(nn.Module):
             if padding == "causal":
                 raise BlurifyError("a causal filter looks back, it can't be centred: leave out centre")
             self.centre = numbers_per_dim(centre, self.ndim, "centre")
-            before = self._origins or tuple((len(one) - 1) // 2 for one in self._filters)
+            before = self._said("_origins") or tuple((len(one) - 1) // 2 for one in self._filters)
             moved = [centred_taps(*one) for one in zip(self._filters, self.centre, before, strict=True)]
             self._origins = tuple(left - move for left, (_, move) in zip(before, moved, strict=True))
             self._filters = tuple(taps for taps, _ in moved)
@@ -90,6 +89,18 @@ class BlurPool(nn.Module):
             self.register_buffer(
                 f"kernel{i}", self._kernel(group, torch.get_default_dtype(), _default_device()), persistent=False
             )
+
+    def _said(self, name: str) -> Any:
+        """A setting that not every layer has, None where this one has none."""
+        return self.__dict__.get(name)
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether it blurs (N, *spatial, C), not (N, C, *spatial): an attribute that `nn.build` sets, and only there.
+
+        No attribute of the class has its name: a file's module may not hide one of those.
+        """
+        return bool(self.__dict__.get("channels_last", False))
 
     @property
     def filters_nothing(self) -> bool:
@@ -131,7 +142,7 @@ class BlurPool(nn.Module):
         if x.is_quantized and x.qscheme() == torch.per_tensor_affine:  # as eager quantisation hands features on
             y = self.forward(x.dequantize(), output_size, extend=extend)
             return torch.quantize_per_tensor(y, x.q_scale(), x.q_zero_point(), x.dtype)
-        if self.channels_last and x.dim() == self.ndim + 2:
+        if self.of_tokens and x.dim() == self.ndim + 2:
             if self.is_identity and max(self.stride) == 1:
                 return x
             return self._channels_first(x.movedim(-1, 1), output_size, extend).movedim(1, -1).contiguous()
@@ -175,9 +186,9 @@ class BlurPool(nn.Module):
 
     def _pads(self, extend: tuple[int, ...]) -> list[tuple[int, int]]:
         """By how many samples each dimension goes on to the left and right, for its windows to have what they read."""
-        pads = []
+        pads, origins = [], self._said("_origins")
         for dim, (taps, shift, more) in enumerate(zip(self._filters, self.shift, extend, strict=True)):
-            left = ((len(taps) - 1) // 2 if self._origins is None else self._origins[dim]) - shift
+            left = ((len(taps) - 1) // 2 if origins is None else origins[dim]) - shift
             pads.append((left, len(taps) - 1 - left + more))
         return pads
 
@@ -200,9 +211,11 @@ class BlurPool(nn.Module):
     def unstrided(self) -> BlurPool:
         """The same filter at stride 1, on the CPU: what there is before this layer subsamples."""
         dense = type(self)(
-            1, None, taps=self.taps, padding=self.padding, factor=self.factor, shift=self.shift, filter=self.filter
-        )
-        dense._origins = self._origins
+            1, None, taps=self.taps, padding=self.padding, factor=self.factor, shift=self.shift,
+            filter=self._said("filter"), centre=self._said("centre"),
+        )  # fmt: skip
+        if (origins := self._said("_origins")) is not None:
+            dense._origins = origins
         return dense
 
     def _kernel(self, group: list[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
@@ -252,15 +265,15 @@ class BlurPool(nn.Module):
         size = len(self.taps)
         binomial = size <= 7 and self.taps == binomial_taps(size)
         parts = [f"stride={short(self.stride)}"]
-        if self.filter is not None:
-            parts += [f"filter={method_from_dict(self.filter)!r}"]
+        if (own := self._said("filter")) is not None:
+            parts += [f"filter={method_from_dict(own)!r}"]
         else:
             parts += [f"filter_size={size}" if binomial else f"taps={tuple(round(tap, 4) for tap in self.taps)}"]
         parts += [f"padding={self.padding!r}"] * (self.padding != "reflect")
         parts += [f"factor={short(self.factor)}"] * (self.factor != self.stride)
         parts += [f"shift={short(self.shift)}"] * any(self.shift)
-        parts += ["channels_last=True"] * self.channels_last
-        parts += [f"centre={short(self.centre)}" for _ in (1,) if self.centre is not None]
+        parts += ["channels_last=True"] * self.of_tokens
+        parts += [f"centre={short(centre)}" for centre in (self._said("centre"),) if centre is not None]
         return ", ".join(parts)
 
 

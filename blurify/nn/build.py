@@ -22,7 +22,7 @@ def build(blur: Blur) -> BlurPool:
         return apspool(rank)(blur.stride, build(dense), norm=phase.norm, **parts)
     layer = layer_for(blur.method, blur)
     if blur.channels_last:
-        layer.channels_last = True
+        layer.__dict__["channels_last"] = True  # see `BlurPool.of_tokens`
     return layer
 
 

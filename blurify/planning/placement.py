@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -665,7 +666,8 @@ def _subsamples(node: Node) -> bool:
 def stride_of(module: nn.Module) -> Any:
     """A module's stride in the form that it has."""
     stride: Any = module.stride
-    return stride if isinstance(stride, int) else tuple(stride)
+    # Whole numbers of numpy too, which some libraries compute strides with: a plan holds Python's.
+    return tuple(map(index, stride)) if isinstance(stride, Sequence) else index(stride)
 
 
 def _conv_shape(op: Op, stride: tuple[int, ...]) -> tuple[int, ...]:

@@ -83,7 +83,7 @@ def _wrong_phase(path: str, layer: BlurPool, blur: Blur) -> list[str]:
 
 
 def _is_right(layer: BlurPool, blur: Blur) -> bool:
-    if layer.channels_last != blur.channels_last:
+    if layer.of_tokens != blur.channels_last:
         return False
     if isinstance(blur.method, Fourier):
         sizes = [max(8, 3 * factor + 2) + stride for factor, stride in zip(blur.factor, blur.stride, strict=True)]
@@ -100,7 +100,7 @@ def _is_right(layer: BlurPool, blur: Blur) -> bool:
         return True
     with torch.no_grad():  # as it is: moving a layer would make its taps anew
         y = own(_laid_out(layer, x.to(like.device, like.dtype))).cpu().double()
-        y = y.movedim(-1, 1) if layer.channels_last else y
+        y = y.movedim(-1, 1) if layer.of_tokens else y
     if list(y.shape[2:]) != [-(-n // stride) for n, stride in zip(sizes, blur.stride, strict=True)]:
         return False
     shifts = blur.shift or (0,) * len(blur.stride)
@@ -123,7 +123,7 @@ def _is_right(layer: BlurPool, blur: Blur) -> bool:
 
 def _laid_out(layer: BlurPool, x: torch.Tensor) -> torch.Tensor:
     """(N, C, *spatial) as the layer takes it."""
-    return x.movedim(1, -1) if layer.channels_last else x
+    return x.movedim(1, -1) if layer.of_tokens else x
 
 
 def _weights(taps: tuple[float, ...], origin: int, shift: int, centre: float | None) -> dict[int, float]:

@@ -188,11 +188,9 @@ def test_slice_strides_are_per_spatial_dimension() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        lambda x: torch.cat([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1),  # space to depth
         lambda x: x[:, ::2],  # channels
         lambda x: x[::2],  # samples
         lambda x: x[:, :, 1:-1, 4:],  # cropping
-        lambda x: F.pixel_unshuffle(x, 2),
         lambda x: x + torch.arange(64.0)[::2],  # a table
     ],
 )

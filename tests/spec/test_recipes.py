@@ -21,6 +21,7 @@ SHIPPED = [
     "gentle",
     "light",
     "pool-only",
+    "vit",
     "published/alexnet",
     "published/densenet",
     "published/mobilenet",
