@@ -9,6 +9,7 @@ passed over because its name is new.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from blurify.graph.constants import constant_value, is_constant
-from blurify.graph.filters import aliased_share, low_passed, response
+from blurify.graph.filters import aliased_share, is_low_pass, low_passed, response
 from blurify.graph.recorder import Trace, unseen
 from blurify.graph.sites import (
     PARAMETERS,
@@ -28,6 +29,7 @@ from blurify.graph.sites import (
     function_name,
     in_our_layers,
     key_of,
+    read_op,
     steps_of,
 )
 from blurify.nn.arguments import given_per_dim
@@ -89,10 +91,10 @@ def is_smoothed(site: Found, traces: Sequence[Trace], model: nn.Module) -> bool:
             kernel is None or aliased_share(response(kernel), op.stride) < _MOST_ALIASED
         ):
             return True
-    return all(_is_read_by_filter(other.node, model) for other in site.ops)
+    return all(_is_read_by_filter(other.node, op.stride, model) for other in site.ops)
 
 
-def _is_read_by_filter(node: Node, model: nn.Module) -> bool:
+def _is_read_by_filter(node: Node, stride: tuple[int, ...], model: nn.Module) -> bool:
     """Whether all that is made of an upsampled signal first goes through a fixed filter or one of our own layers."""
     if not node.users:
         return False
@@ -101,11 +103,12 @@ def _is_read_by_filter(node: Node, model: nn.Module) -> bool:
         if in_our_layers(user):
             continue
         if name in PARAMETERS and name.startswith("conv"):
-            weight = user.args[1] if len(user.args) > 1 else user.kwargs.get("weight")
-            if user.args[0] is node and isinstance(weight, Node) and is_constant(weight, model):
-                continue
-            return False
-        if name not in _MOVES or not _is_read_by_filter(user, model):
+            filtering = read_op(user, name)
+            # A separable filter comes in several steps, each along one dimension.
+            along = tuple(s if k > 1 else 1 for s, k in zip(stride, filtering.kernel_size, strict=False))
+            if filtering.source is not node or max(along) == 1 or not is_low_pass(filtering, along, model):
+                return False
+        elif name not in _MOVES or not _is_read_by_filter(user, stride, model):
             return False
     return True
 
@@ -124,7 +127,7 @@ def _resamplers(graph: Graph) -> Iterator[Resampler]:
             names[node.target] = function_name(node).partition(".")[0]
         name = names[node.target]
         reader = _READERS.get(name)
-        if reader is None and (name in _NEVER or _keeps_size(node)):
+        if reader is None and name != "setitem" and (name in _NEVER or _keeps_size(node)):
             continue
         if in_our_layers(node):
             continue
@@ -148,8 +151,7 @@ def _keeps_size(node: Node) -> bool:
     """Whether a call's output has all sizes of its first operand but the channels: most calls, most quickly seen."""
     if not node.args or not isinstance(node.args[0], Node):
         return False
-    before: Any = node.args[0].meta.get("shape")
-    after: Any = node.meta.get("shape")
+    before, after = _shape(node.args[0]), _shape(node)
     return bool(before and after) and len(before) == len(after) and before[2:] == after[2:] and before[0] == after[0]
 
 
@@ -157,14 +159,15 @@ def _derived(graph: Graph) -> set[Node]:
     """The nodes that come from the input: a resized table (position encodings) is no signal."""
     found: set[Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or (
-            function_name(node) not in _ONLY_LIKE and any(arg in found for arg in node.all_input_nodes)
-        ):
+        name = function_name(node)
+        # 'empty' is memory that somebody is about to fill, perhaps by code that does not show.
+        first = node.op == "placeholder" or name == "empty"
+        if first or (name not in _ONLY_LIKE and any(arg in found for arg in node.all_input_nodes)):
             found.add(node)
     return found
 
 
-_ONLY_LIKE = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split())
+_ONLY_LIKE = frozenset("zeros_like ones_like full_like new_zeros new_ones new_full".split())
 
 
 def _given(node: Node, *names: str) -> dict[str, Any]:
@@ -206,6 +209,12 @@ def _factors(source: Any, node: Node, rank: int) -> tuple[tuple[int, ...], tuple
     return up, down, grows, shrinks
 
 
+def _spreads(before: Sequence[int], factors: Sequence[int]) -> bool:
+    """Whether only dimensions of one sample grow."""
+    grown = [n for n, factor in zip(before, factors, strict=True) if factor > 1]
+    return bool(grown) and all(n == 1 for n in grown)
+
+
 def _transposed(node: Node) -> Resampler | None:
     given = _given(node, "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
     rank = len(_shape(given["weight"])) - 2
@@ -240,7 +249,7 @@ def _resized(node: Node, source: Any, mode: str, antialias: bool) -> Resampler |
         return None
     up, down, grows, _ = found
     if grows:
-        if all(n == 1 for n, f in zip(_shape(source)[-rank:], up, strict=True) if f > 1):
+        if _spreads(_shape(source)[-rank:], up):
             rule, detail = "spread", ""
         elif not mode.startswith("nearest") and mode != "area":
             rule, detail = "interpolates", mode
@@ -273,7 +282,7 @@ def _adaptive(node: Node) -> Resampler | None:
     if all(size == 1 for size in after):  # a global pool leaves nothing to alias
         return None
     if found[2]:
-        rule = "spread" if all(n == 1 for n in _shape(source)[-rank:]) else "little" if max(found[0]) == 1 else ""
+        rule = "spread" if _spreads(_shape(source)[-rank:], found[0]) else "little" if max(found[0]) == 1 else ""
         return _made(node, "upsample", source, found[0], rule=rule, detail="upsampling by an adaptive pool")
     if "max" in name:
         words = "an adaptive max pool, whose windows differ from place to place"
@@ -292,7 +301,8 @@ def _deformable(node: Node) -> Resampler | None:
 
 
 def _unfold(node: Node) -> Resampler | None:
-    source = node.args[0] if node.args else node.kwargs["input"]
+    given = _given(node, "input", "kernel_size", "dilation", "padding", "stride")
+    source = given["input"]
     shape = _shape(source)
     if len(_shape(node)) == len(shape) + 1:  # Tensor.unfold: windows along one dimension
         given = _given(node, "input", "dimension", "size", "step")
@@ -304,7 +314,6 @@ def _unfold(node: Node) -> Resampler | None:
         kernel = tuple(int(given["size"]) if one > 1 else 1 for one in stride)
         words = "cuts windows along one dimension"
         return _made(node, "unfold", source, stride, kernel, rule="other-resampling", detail=words)
-    given = _given(node, "input", "kernel_size", "dilation", "padding", "stride")
     stride = given_per_dim(given.get("stride", 1), 2)
     if max(stride) == 1:
         return None
@@ -324,10 +333,9 @@ def _listed(kind: str, words: str) -> Callable[[Node], Resampler | None]:
         if kind == "gridsample" and found is not None and found[2]:
             return _made(node, "upsample", source, found[0], rule="interpolates", detail="grid_sample")
         if kind in ("stft", "istft"):
-            step: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("hop_length") or 1
-            if step is None or (isinstance(step, int) and step <= 1):
-                return None
-            return _made(node, kind, source, (int(step),), rule="other-resampling", detail=words)
+            given = _given(node, "input", "n_fft", "hop_length")
+            step = int(given.get("hop_length") or given["n_fft"] // 4)
+            return None if step <= 1 else _made(node, kind, source, (step,), rule="other-resampling", detail=words)
         if found is None:
             rank = max(rank, 1)
             return _made(node, kind, source, (1,) * rank, rule="other-resampling", detail=words)
@@ -357,7 +365,7 @@ def _repeated(node: Node) -> Resampler | None:
     stride = tuple(a // b for b, a in zip(before[2:], after[2:], strict=True))
     if before[:2] != after[:2] or max(stride) == 1 or any(a % b for b, a in zip(before, after, strict=True)):
         return None
-    rule = "spread" if all(n == 1 for n, f in zip(before[2:], stride, strict=True) if f > 1) else ""
+    rule = "spread" if _spreads(before[2:], stride) else ""
     if len(before) == 3 and function_name(node) != "repeat_interleave":
         return None
     return _made(node, "repeat", source, (*stride,)[:rank], rule=rule, detail="repeats every sample")
@@ -458,6 +466,9 @@ def _net_effect(
     changed = {d for d, (b, a) in enumerate(zip(before, after, strict=True)) if a != b}
     if changed != {*ups, *downs}:
         return None
+    for kept, space in ((1, slice(2, None)), (len(before) - 1, slice(1, -1))):
+        if before[kept] == after[kept] and math.prod(before[space]) == math.prod(after[space]):
+            return None  # positions in another order, in patches for example
     rank = len(before) - 2
     words = "written by hand with views"
     if not downs:
@@ -467,7 +478,7 @@ def _net_effect(
         stride = tuple(ups.get(d + 2, 1) for d in range(rank))
         if zeros:
             return _made(node, "zerostuff", source, stride, rule="other-resampling", detail="puts zeros in between")
-        rule = "spread" if all(before[d] == 1 for d in ups) else ""
+        rule = "spread" if _spreads(before[2:], stride) else ""
         return _made(node, "repeat", source, stride, rule=rule, detail="repeats every sample")
     if not ups:
         return None
@@ -559,15 +570,16 @@ _SHAPES = (
     _MOVES
     | _ONLY_LIKE
     | frozenset(
-        "_getitem cat concat concatenate hstack vstack dstack chunk split split_with_sizes tensor_split unbind narrow "
-        "select roll flip rot90 matmul bmm mm mv dot addmm baddbmm addbmm linear bilinear einsum tensordot outer cdist "
-        "scaled_dot_product_attention multi_head_attention_forward lstm gru rnn_tanh rnn_relu embedding embedding_bag "
-        "mean sum max min amax amin aminmax var std var_mean std_mean norm vector_norm logsumexp argmax argmin any all "
-        "prod median mode quantile count_nonzero topk sort argsort cumsum nonzero masked_select take unique "
-        "index_put scatter index_add scatter_add diagonal diag diag_embed tril triu meshgrid one_hot nms "
-        "batched_nms affine_grid cosine_similarity pairwise_distance rfft irfft rfft2 irfft2 rfftn irfftn fft ifft "
-        "fft2 ifft2 fftn ifftn view_as_real view_as_complex as_strided broadcast_tensors cartesian_prod block_diag "
-        "searchsorted bucketize histc bincount pad_sequence pack_padded_sequence ctc_loss cross_entropy".split()
+        "empty _getitem cat concat concatenate hstack vstack dstack chunk split split_with_sizes tensor_split "
+        "unbind narrow select roll flip rot90 matmul bmm mm mv dot addmm baddbmm addbmm linear bilinear einsum "
+        "tensordot outer cdist scaled_dot_product_attention multi_head_attention_forward lstm gru rnn_tanh "
+        "rnn_relu embedding embedding_bag mean sum max min amax amin aminmax var std var_mean std_mean norm "
+        "vector_norm logsumexp argmax argmin any all prod median mode quantile count_nonzero topk sort argsort "
+        "cumsum nonzero masked_select take unique index_put scatter index_add scatter_add diagonal diag diag_embed "
+        "tril triu meshgrid one_hot nms batched_nms affine_grid cosine_similarity pairwise_distance rfft irfft "
+        "rfft2 irfft2 rfftn irfftn fft ifft fft2 ifft2 fftn ifftn view_as_real view_as_complex as_strided "
+        "broadcast_tensors cartesian_prod block_diag searchsorted bucketize histc bincount pad_sequence "
+        "pack_padded_sequence ctc_loss cross_entropy".split()
     )
 )
 """Calls whose sizes are a matter of layout, of a sum over positions, or of a product with a matrix."""
@@ -594,5 +606,8 @@ def _unknown(node: Node, derived: set[Node]) -> Resampler | None:
     before = sizes[0]
     if not _changes(before[2:], after[2:]):
         return None
-    words = "code that can't be looked into" if node.target is unseen else f"{function_name(node)}, a call not known"
+    hidden = node.target is unseen or function_name(node) in ("new_empty", "empty_like")
+    if hidden and any(function_name(user) in ("setitem", "copy") for user in node.users):
+        return None  # filled in the open
+    words = "code that can't be looked into" if hidden else f"{function_name(node)}, a call not known"
     return _other(node, "resample", signals[0], before, after, words)

@@ -38,6 +38,7 @@ from blurify.nn.arguments import given_per_dim as per_dim
 from blurify.nn.calls import BlurredAvgPool
 from blurify.planning.planner import make_plan
 from blurify.spec.edits import Rewrite
+from blurify.spec.kinds import RULES
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import load_recipe
 from blurify.surgery.carrying import plan_of
@@ -222,8 +223,8 @@ def _scheme(subject: Subject, count: int, only: Collection[str] | None) -> _Sche
         names, converted = _names_in_plan(plan, found), {site.name for site in plan.converted}
         ran = {call.path for call in seen.calls}
         for site in plan.converted:
-            if site.name in names.values():
-                continue
+            if site.name in names.values() or site.rule in RULES:
+                continue  # no stride of theirs is where the signal would be measured
             # Its own convolution comes only after the blur, and gives the signal.
             waits = site.rule == "commuted" or any(
                 isinstance(e, Rewrite) and e.op == "conv-blurred" for e in site.edits

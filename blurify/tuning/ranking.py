@@ -13,6 +13,7 @@ from blurify.metrics.aliasing import aliasing
 from blurify.metrics.results import SiteAliasing
 from blurify.metrics.subject import Pictures, Subject, Watch
 from blurify.metrics.trade_off import RankedSite, Ranking, Step, without
+from blurify.spec.kinds import RULES
 from blurify.spec.recipes import Recipe, load_recipe
 from blurify.surgery.carrying import plan_of
 
@@ -64,6 +65,12 @@ def rank_sites(
     sites = conversion.inspect(original.model, example, wanted).converted
     if not sites:
         raise BlurifyError(f"the recipe {wanted.name} converts no site of {original.name}: there is nothing to rank")
+    resampled = next((site.name for site in sites if site.rule in RULES), None)
+    if resampled is not None:
+        raise BlurifyError(
+            f"the recipe {wanted.name} also filters what resamples without a stride ({resampled}), of which no "
+            "aliasing is measured: rank the sites of a recipe without [resampling], such as zhang2019"
+        )
     names = [site.name for site in sites]
 
     def only(kept: list[str]) -> Subject:

@@ -221,8 +221,11 @@ def test_stem_reads_the_image_whatever_comes_first(before: Any) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.next(self.stem(before(x)).relu()).relu()
 
-    assert rules(Model()) == {"stem": "stem", "next": "after-activation"}
-    assert rules(Model(), recipe="full") == {"stem": "after-activation", "next": "after-activation"}
+    def strided(recipe: Any = None) -> dict[str, str]:
+        return {name: rule for name, rule in rules(Model(), recipe=recipe).items() if rule != "upsampling"}
+
+    assert strided() == {"stem": "stem", "next": "after-activation"}
+    assert strided("full") == {"stem": "after-activation", "next": "after-activation"}
 
 
 def test_stem_of_two_branches() -> None:

@@ -17,10 +17,12 @@ from blurify.spec.recipes import KINDS, PADDINGS, PLACEMENTS, STEMS, Recipe, loa
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [
     "zhang2019",
+    "decoder",
     "full",
     "gentle",
     "light",
     "pool-only",
+    "resampling",
     "vit",
     "published/alexnet",
     "published/densenet",
