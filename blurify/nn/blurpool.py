@@ -61,7 +61,9 @@ class BlurPool(nn.Module):
                 raise BlurifyError("shift and centre are two ways to say where a filter looks: give one of them")
             self.centre = numbers_per_dim(centre, self.ndim, "centre")
             moved = [centred_taps(*one) for one in zip(self._filters, self.centre, strict=True)]
-            self._before = tuple((len(taps) - 1) // 2 - move for taps, (_, move) in zip(self._filters, moved, strict=True))
+            self._before = tuple(
+                (len(taps) - 1) // 2 - move for taps, (_, move) in zip(self._filters, moved, strict=True)
+            )
             self._filters = tuple(taps for taps, _ in moved)
         filtered = [dim for dim in range(self.ndim) if len(self._filters[dim]) > 1]
         joint = math.prod(map(len, self._filters)) <= _JOINT_TAPS
