@@ -43,9 +43,11 @@ _UP = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _MEAN = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _LARGEST = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
-Positions = dict[tuple[str, int], list[Tensor]]
-"""By module path and which call of it: the place of every feature of its output, in input pixels, a tensor a spatial
-dimension; nan where a feature has none."""
+_MOST = 4096  # features of one module that are kept: of millions, every so many-th tells the same
+
+Positions = dict[tuple[str, int], tuple[torch.Size, list[Tensor]]]
+"""By module path and which call of it: the shape of its output, and the places of features of it, in input pixels, a
+tensor a spatial dimension; nan where a feature has none."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,16 @@ def drift_between(original: nn.Module, converted: nn.Module, inputs: Inputs) -> 
     Raises:
         Exception: whatever the model raises that can't be run on coordinates.
     """
-    before, after = (positions_of(model, inputs) for model in (original, converted))
+    return compared(positions_of(original, inputs), positions_of(converted, inputs))
+
+
+def compared(before: Positions, after: Positions) -> Measured:
+    """Compare the positions in two models; what has another size in one (it became dense) is left out."""
     drifts: dict[str, tuple[float, ...]] = {}
     most = 0.0
-    for key, places in before.items():
-        others = after.get(key)
-        if others is None or others[0].shape != places[0].shape:  # what became dense
+    for key, (shape, places) in before.items():
+        other, others = after.get(key, (None, []))
+        if other != shape:
             continue
         apart = [(b - a)[(b - a).isfinite()] for a, b in zip(places, others, strict=True)]
         if all(one.numel() for one in apart):
@@ -111,7 +117,7 @@ def positions_of(model: nn.Module, inputs: Inputs) -> Positions:
         numbers[path] += 1
         if isinstance(out, Tensor) and out.is_floating_point() and out.shape[:1] == (2 + 2 * rank,):
             with torch._C.DisableTorchFunction():  # hooks run where ops are averages
-                found[path, number] = _places(out, rank)
+                found[path, number] = out.shape, _places(out, rank)
 
     for path, module in probe.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
@@ -146,7 +152,8 @@ def _coordinates(tensor: Tensor, rank: int) -> Tensor:
 
 def _places(out: Tensor, rank: int) -> list[Tensor]:
     """The place of each feature: the odd part of the response to a ramp, over that to ones."""
-    up, down = out.detach().chunk(2)
+    features = out.detach().flatten(1)
+    up, down = features[:, :: -(-features.shape[1] // _MOST) | 1].chunk(2)
     odd = (up - down) / 2
     ones = torch.where(odd[0].abs() > 1e-300, odd[0], math.nan)
     return [odd[1 + dim] / ones for dim in range(rank)]
