@@ -227,7 +227,8 @@ class _Walk:
         if len(drifts) > 1:
             call = node.meta.get("call")
             path = (call.path if call else "") or ""
-            meeting = Meeting(f"{path}:{name}", tuple(sorted(drifts)))
+            count = node.meta["key"][-1] if "key" in node.meta else 1
+            meeting = Meeting(f"{path}:{name}" + (f"#{count}" if count > 1 else ""), tuple(sorted(drifts)))
             if meeting not in self.meetings:
                 self.meetings.append(meeting)
         return grids
