@@ -7,6 +7,9 @@ weights and proven (identity check, same keys and bits, no site left). Where a f
 than a budget, the proof takes the smallest input for which the plan is the same, site by site. What failed beside
 another is tried once more alone.
 
+With --recipe another recipe than the default is proven, and with --positions the drift of all feature maps is also
+measured (by running original and conversion on coordinates, blurify/proof/positions.py), beside the predicted one.
+
 All steps go through `blurify.zoo`, so a run that was stopped goes on where it was; --fresh starts over. Writes
 benchmarks/zoo.json (versions, command, totals, times, exceptions) and benchmarks/zoo.csv (one row a model).
 """
@@ -28,6 +31,7 @@ from typing import Any
 
 from blurify import zoo
 from blurify.errors import BlurifyError
+from blurify.spec.recipes import load_recipe
 from blurify.zoo.journal import Record, to_csv, totals
 
 HERE = Path(__file__).parent
@@ -50,13 +54,18 @@ def main() -> int:
     parser.add_argument(
         "--proof-gmacs", type=float, default=PROOF_GMACS, help="a forward beyond this is proven smaller"
     )
+    parser.add_argument("--recipe", default=None, metavar="NAME|FILE", help="what to convert with (default: zhang2019)")
+    parser.add_argument("--positions", action="store_true", help="also measure how far feature maps drift")
     parser.add_argument("--inspect-only", action="store_true", help="only the first step")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
     parser.add_argument("--work", type=Path, default=WORK, help="where the journals are (default .cache/zoo-check)")
     parser.add_argument("--out", type=Path, default=HERE, help="where zoo.json and zoo.csv go (default benchmarks/)")
     options = parser.parse_args()
-    if options.out == HERE and (options.inspect_only or options.patterns != PATTERNS):
-        parser.error("benchmarks/ holds the result of the whole zoo: give --out for a part of it")
+    if options.out == HERE and (options.inspect_only or options.recipe or options.patterns != PATTERNS):
+        parser.error(
+            "benchmarks/ holds the result of the whole zoo by the default recipe: give --out for anything else"
+        )
+    recipe = load_recipe(options.recipe)
     if options.fresh:
         shutil.rmtree(options.work, ignore_errors=True)
 
@@ -65,13 +74,19 @@ def main() -> int:
     shared: dict[str, Any] = {"jobs": options.jobs, "timeout": options.timeout, "memory": options.memory}
     by_the_clock = inspected_by_the_clock(names, options.work, shared)
     inspected, inspect_wall = step(
-        "inspect", names, options.work, zoo.Settings(inspect_only=True, pretrained=False, measure=True, **shared)
+        "inspect",
+        names,
+        options.work,
+        zoo.Settings(inspect_only=True, pretrained=False, measure=True, recipe=recipe, **shared),
     )
     records = {record["model"]: record for record in inspected}
     wall = {"inspect": inspect_wall}
     if not options.inspect_only:
         wanted = [record["model"] for record in inspected if record["status"] != "failed" and record["converted"]]
-        settings = zoo.Settings(pretrained=False, write=False, proof_macs=int(options.proof_gmacs * 1e9), **shared)
+        settings = zoo.Settings(
+            pretrained=False, write=False, proof_macs=int(options.proof_gmacs * 1e9), recipe=recipe,
+            positions=options.positions, **shared,
+        )  # fmt: skip
         converted, wall["convert"] = step("convert", wanted, options.work, settings)
         failed = [record["model"] for record in converted if record["status"] == "failed"]
         if failed and options.jobs > 1:  # the largest fit when they have the machine to themselves
@@ -99,6 +114,7 @@ def main() -> int:
             library: timing([r for r in inspected if r["model"].startswith(library)]) for library in zoo_libraries(rows)
         },
         "proofs": proofs(rows),
+        "drift": drift(rows),
         "failed": {row["model"]: row["error"] for row in rows if row["status"] == "failed"},
         "not_converted_inside": left_inside(rows),
     }
@@ -193,6 +209,23 @@ def proofs(rows: list[Record]) -> dict[str, Any]:
     result["on_a_smaller_input"] = sum(row["proof_input_shapes"] != row["input_shapes"] for row in proven)
     result["sites_left"] = sum(row["sites_left"] for row in proven)
     return result
+
+
+def drift(rows: list[Record]) -> dict[str, Any]:
+    """How far feature maps are from where the original has them, in input pixels: as predicted, and as measured."""
+    predicted = {row["model"]: row["drift"] for row in rows if row.get("drift") is not None and row["converted"]}
+    measured = {row["model"]: row["drift_measured"] for row in rows if row.get("drift_measured") is not None}
+    return {
+        "models": len(predicted),
+        "none_predicted": sum(value == 0 for value in predicted.values()),
+        "largest_predicted": max(predicted.values(), default=None),
+        "branches_apart": sum(bool(row.get("meetings")) for row in rows),
+        "measured": len(measured),
+        "none_measured": sum(value < 1e-4 for value in measured.values()),
+        "largest_measured": max(measured.values(), default=None),
+        "of": max(measured, key=lambda name: measured[name], default=None),
+        "not_measured": {row["model"]: row["drift_error"] for row in rows if row.get("drift_error")},
+    }
 
 
 def left_inside(rows: list[Record]) -> dict[str, dict[str, int]]:

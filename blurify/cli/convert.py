@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blurify.cli import answers, carried, console, options, plans, teaching
+from blurify.cli import answers, carried, console, drifting, options, plans, teaching
 from blurify.cli.devices import find_device, memory_errors
 from blurify.errors import BlurifyError
 from blurify.files.atomic import Folder
@@ -177,6 +177,7 @@ def convert(
                 "adapt": remedy or None,
                 "adapted": adapted.to_dict() if adapted is not None else None,
                 "note": "; ".join(filter(None, (loaded.note, *told))) or None,
+                "suggestion": (drifting.suggestion(plan) or None) if changed else None,
                 "rest": carried.rest_as_json(loaded.rest, output, plain=plain),
                 "file": {"path": str(output), "bytes": size} if written else None,
             }
@@ -190,6 +191,8 @@ def convert(
         console.say("not adapted: the one-tap filter changes no answers", style="yellow")
     if agreed is not None and data is not None:
         console.say(answers.line(agreed, data, done=True), style="bold")
+    if changed and (suggested := drifting.suggestion(plan)):
+        console.say(suggested, style="yellow")
     if changed and trained_so and adapted is None:
         console.say(f"its weights were trained with these filters ({asked.name}): it is ready for use", style="bold")
     if changed and (other := options.other_recipe(loaded, asked)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blurify.cli import answers, console, options, plans
+from blurify.cli import answers, console, drifting, options, plans
 from blurify.cli.measuring import command_line
 from blurify.errors import BlurifyError
 
@@ -92,6 +92,7 @@ def inspect(
         console.print_json(
             _as_json(plan, aliasing, data)
             | {"answers": answers.as_json(agreed, data), "adapt": remedy or None, "note": loaded.note or None}
+            | {"suggestion": drifting.suggestion(plan) or None}
             | ({"ranking": ranking.to_dict()} if ranking is not None else {})
             | ({"adapted": adapted.to_dict()} if adapted is not None else {})
         )
@@ -101,6 +102,8 @@ def inspect(
     if other := options.other_recipe(loaded, wanted):
         console.say(other, style="yellow")
     plans.print_plan(plan, None if aliasing is None else _shares(aliasing))
+    if suggested := drifting.suggestion(plan):
+        console.say(suggested, style="yellow")
     if aliasing is not None and plan.sites:
         console.say(
             "aliasing: share of energy above the new Nyquist frequency just before the subsampling, most first; "

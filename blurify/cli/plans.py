@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rich.console import Console
 
 from blurify.cli import console
+from blurify.cli.drifting import drifts, print_drift
 from blurify.metrics.sizes import amount, dimensions
+from blurify.spec.alignment import in_words
 from blurify.spec.plan import Plan, Site
 
 if TYPE_CHECKING:
@@ -42,10 +44,11 @@ def print_plan(plan: Plan, shares: Shares | None = None) -> None:
             unknown = len(sites)
             sites = tuple(sorted(sites, key=lambda site: -shares[site.name].value if site.name in shares else unknown))
         if console.on_terminal():
-            _print_rich(sites, shares)
+            _print_rich(sites, shares, drift=drifts(plan))
         else:
-            _print_plain(sites, shares)
+            _print_plain(sites, shares, drift=drifts(plan))
     console.say(totals_line(plan))
+    print_drift(plan)
 
 
 def headline(plan: Plan) -> str:
@@ -65,6 +68,7 @@ def totals(plan: Plan) -> dict[str, Any]:
         "rules": plan.count("rule"),
         "macs": plan.macs,
         "extra_macs": plan.extra_macs,
+        "drift": plan.alignment.largest if plan.alignment is not None else None,
     }
 
 
@@ -112,9 +116,17 @@ def _share(site: Site, shares: Shares | None, *, interval: bool) -> tuple[str, .
     return (f"{share.value:.2%} ({100 * share.low:.2f}..{100 * share.high:.2f})" if interval else f"{share.value:.2%}",)
 
 
-def _print_plain(sites: tuple[Site, ...], shares: Shares | None) -> None:
+def _drift(site: Site, drift: bool) -> tuple[str, ...]:
+    """The cell of the column 'drift', if there is one: in input pixels."""
+    return (in_words(site.drift).replace(" ", ""),) if drift else ()
+
+
+def _print_plain(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool) -> None:
     aliasing = () if shares is None else ("aliasing",)
-    columns = ("site", *aliasing, "kind", "kernel", "stride", "in", "out", "action", "extra-macs", "where", "reason")
+    columns = (
+        "site", *aliasing, "kind", "kernel", "stride", "in", "out", "action", "extra-macs", *["drift"] * drift,
+        "where", "reason",
+    )  # fmt: skip
     rows = [
         (
             site.name,
@@ -126,19 +138,23 @@ def _print_plain(sites: tuple[Site, ...], shares: Shares | None) -> None:
             dimensions(site.output_shape),
             site.action,
             _extra(site).replace(" ", ""),
+            *_drift(site, drift),
             " ".join(site.placement.split()),
             " ".join(site.reason.split()),
         )
         for site in sites
     ]
-    console.print_table(columns, rows, right=("extra-macs", "aliasing"))
+    console.print_table(columns, rows, right=("extra-macs", "drift", "aliasing"))
 
 
-def _print_rich(sites: tuple[Site, ...], shares: Shares | None) -> None:
+def _print_rich(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool) -> None:
     """On a terminal the width is scarce: shapes without the batch, and where the blur goes or why it does not."""
     wide = Console().width >= 150
     aliasing = () if shares is None else ("aliasing",)
-    columns = ("site", *aliasing, "kind", "k/s", "in → out", "action", "+ macs", "where the blur goes, or why not")
+    columns = (
+        "site", *aliasing, "kind", "k/s", "in → out", "action", "+ macs", *["drift"] * drift,
+        "where the blur goes, or why not",
+    )  # fmt: skip
     rows = [
         (
             site.name,
@@ -148,12 +164,13 @@ def _print_rich(sites: tuple[Site, ...], shares: Shares | None) -> None:
             f"{dimensions(site.input_shape[1:])} → {dimensions(site.output_shape[1:])}",
             site.action,
             _extra(site),
+            *_drift(site, drift),
             f"{site.placement}: {site.reason}" if wide and site.placement else site.placement or site.reason,
         )
         for site in sites
     ]
     styles = ["dim" if site.action == "skip" else "" for site in sites]
-    console.print_table(columns, rows, right=("+ macs", "aliasing"), styles=styles)
+    console.print_table(columns, rows, right=("+ macs", "drift", "aliasing"), styles=styles)
 
 
 def _short(values: tuple[int, ...]) -> str:

@@ -31,6 +31,7 @@ from blurify.graph.structure import tensors_in
 from blurify.nn.arguments import given_per_dim
 from blurify.nn.source import CannotRewriteError
 from blurify.planning import phases
+from blurify.planning.alignment import with_drifts
 from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, RESAMPLERS, NoWay, Placer, wish
 from blurify.planning.reasons import REASONS
 from blurify.planning.resampling import resampling_blur, resampling_way
@@ -138,12 +139,14 @@ class _Planner:
         found = self._found()
         sites, points = self._sites(found)
         self._check_patterns(sites)
+        sites, alignment = with_drifts(self.trace, found, sites, points)
         plan = Plan(
             recipe=self.recipe,
             sites=tuple(sites),
             macs=self.trace.macs,
             model=f"{type(self.model).__module__}.{type(self.model).__qualname__}",
             input_shapes=tuple(tuple(tensor.shape) for tensor in tensors_in(self.trace.inputs)),
+            alignment=alignment,
         )
         places: dict[str, tuple[Node, ...]] = {}
         for site, one in zip(sites, found, strict=False):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from blurify.errors import BlurifyError
+from blurify.spec.alignment import Alignment, Drift, drift_from
 from blurify.spec.edits import Edit, SetStride, edit_from_dict, edit_to_dict, tuples
 from blurify.spec.methods import Method
 from blurify.spec.reading import LONGEST, read_fields, require
@@ -35,6 +36,7 @@ class Site:
         placement: where the blur goes, in words; '' for a skipped site.
         extra_macs: multiply-adds that the conversion adds here, for the traced shapes.
         edits: what the surgery does to the model for this site.
+        drift: where the features that it hands on lie beside the original's, in input pixels (see `Drift`).
     """
 
     name: str
@@ -49,6 +51,7 @@ class Site:
     placement: str = ""
     extra_macs: int = 0
     edits: tuple[Edit, ...] = ()
+    drift: Drift = ()
 
     @property
     def blur_paths(self) -> frozenset[str]:
@@ -66,6 +69,7 @@ class Plan:
         macs: multiply-adds of one forward of the original, convolutions and matrix products counted.
         model: the class of the model.
         input_shapes: the shapes of the tensors that it was traced with.
+        alignment: where features end up beside the original's; None in plans of 0.1.0.
     """
 
     recipe: Recipe
@@ -73,6 +77,7 @@ class Plan:
     macs: int = 0
     model: str = ""
     input_shapes: tuple[tuple[int, ...], ...] = ()
+    alignment: Alignment | None = None
 
     @property
     def converted(self) -> tuple[Site, ...]:
@@ -173,6 +178,7 @@ class Plan:
                     "macs": data["macs"],
                     "model": data["model"],
                     "input_shapes": tuples(data["input_shapes"]),
+                    "alignment": Alignment.from_dict(data["alignment"]) if data.get("alignment") else None,
                 },
             )
             for shape in plan.input_shapes:
@@ -206,4 +212,4 @@ def _site_from_dict(data: Mapping[str, Any]) -> Site:
     # Format 1 did not say what a stride was before: the site's own.
     before = fields["stride"]
     edits = [dataclasses.replace(e, before=before) if isinstance(e, SetStride) and not e.before else e for e in edits]
-    return read_fields(Site, {**fields, "edits": tuple(edits)})
+    return read_fields(Site, {**fields, "edits": tuple(edits), "drift": drift_from(data.get("drift", ()))})

@@ -50,6 +50,7 @@ class Settings:
         write: write a file for each converted model; False only converts and proves.
         proof_macs: prove on a smaller input where one forward takes more multiply-adds than this; None never does.
         measure: also time one bare forward of each model.
+        positions: also measure how far the converted model's features drifted (`blurify.proof.positions`).
     """
 
     inspect_only: bool = False
@@ -63,6 +64,7 @@ class Settings:
     write: bool = True
     proof_macs: int | None = None
     measure: bool = False
+    positions: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -82,7 +84,8 @@ class Settings:
     @property
     def made(self) -> str:
         """A fingerprint of all that a converted file depends on."""
-        return _fingerprint([self.recipe.to_dict(), self.pretrained, self.format if self.write else None])
+        more = ["positions"] * self.positions
+        return _fingerprint([self.recipe.to_dict(), self.pretrained, self.format if self.write else None, *more])
 
     @property
     def bytes(self) -> int:
@@ -148,7 +151,7 @@ def run(
             Task(
                 model=name, recipe=settings.recipe.to_dict(), inspect_only=settings.inspect_only,
                 pretrained=settings.pretrained, target=os.path.abspath(targets[name]) if writes else None,
-                proof_macs=settings.proof_macs, measure=settings.measure,
+                proof_macs=settings.proof_macs, measure=settings.measure, positions=settings.positions,
             )
             for name in todo
         ]  # fmt: skip

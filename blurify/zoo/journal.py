@@ -33,7 +33,8 @@ FORMAT = 1
 _COLUMNS = (
     "model", "status", "error", "stage", "class", "weights", "recipe", "file", "bytes", "input_shapes", "sites",
     "converted", "skipped", "macs", "extra_macs", "identity_error", "identity_dtype", "sites_left", "tensors_equal",
-    "proof_input_shapes", "sites_compared", "sites_shown",
+    "proof_input_shapes", "sites_compared", "sites_shown", "drift", "meetings", "drift_measured", "drift_modules",
+    "drift_error",
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from blurify.graph.structure import Inputs
 
+_POSITIONS_SIDE = 128  # at a stride of 32, four samples are left: more than the usual filters have
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384)
 
 
@@ -37,6 +38,7 @@ class Task:
         target: the file to write; None writes none.
         proof_macs: where a forward takes more multiply-adds than this, prove the conversion on a smaller input.
         measure: also time a bare forward.
+        positions: also measure how far the features drifted.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Task:
     target: str | None = None
     proof_macs: int | None = None
     measure: bool = False
+    positions: bool = False
 
 
 def unfinished(task: Task) -> Record:
@@ -88,6 +91,7 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
 
     with clock("build"), reproducible(task.model):
         loaded = opening.open_model(task.model, pretrained=task.pretrained)
+    positions = _Positions(loaded.model, inputs, clock) if task.positions else None
     with clock("convert"), reproducible(task.model):
         converted = convert(loaded.model, recipe, example_inputs=proof_inputs, inplace=True)
     proof, applied = proof_of(converted), plan_of(converted)
@@ -103,6 +107,8 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
         "tensors_equal": proof.tensors_equal,
         "proof_input_shapes": [list(shape) for shape in applied.input_shapes],
     }
+    if positions is not None:
+        record |= positions.compared(converted)
     if task.target is not None:
         target = Path(task.target)
         with clock("save"):
@@ -203,7 +209,43 @@ def described(plan: Plan) -> Record:
         "skipped_by_rule": counts("rule", plan.skipped),
         "macs": plan.macs,
         "extra_macs": plan.extra_macs,
+        "drift": plan.alignment.largest if plan.alignment is not None else None,
+        "meetings": len(plan.alignment.meetings) if plan.alignment is not None else None,
     }
+
+
+class _Positions:
+    """Where the features of a model are, to be compared with where they are once it is converted.
+
+    Measured on a small input where the model takes one: the positions are the same on any.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, clock: _Clock) -> None:
+        from blurify.proof.positions import positions_of
+
+        self.clock = clock
+        self.error = ""
+        for self.inputs in (resized(inputs, _POSITIONS_SIDE), inputs):
+            try:
+                with clock("positions"):
+                    self.before = positions_of(model, self.inputs)
+                return
+            except Exception as error:  # this size is too small for it, or it can't be run on coordinates
+                self.error = self.error or explained(error)
+        self.before = {}
+
+    def compared(self, converted: nn.Module) -> Record:
+        """The largest drift of any module's output, over how many of them it was measured, or why it was not."""
+        from blurify.proof.positions import compared, positions_of
+
+        try:
+            with self.clock("positions"):
+                found = compared(self.before, positions_of(converted, self.inputs)) if self.before else None
+        except Exception as error:
+            found, self.error = None, explained(error)
+        if found is None:
+            return {"drift_measured": None, "drift_modules": 0, "drift_error": self.error}
+        return {"drift_measured": round(found.largest, 6), "drift_modules": len(found.drifts), "drift_error": None}
 
 
 def _bare_forward(model: nn.Module, inputs: Inputs, clock: _Clock) -> None:
