@@ -92,7 +92,8 @@ class _Watcher(TorchFunctionMode):
         path, _ = self._stack.pop()
         outside = not any(_is_own(outer) for _, outer in self._stack)
         if self.found is None and _is_own(module) and outside and isinstance(out, Tensor):
-            wrong = self._judge(out)
+            with torch._C.DisableTorchFunction():
+                wrong = self._judge(out)
             if wrong is not None and wrong > _MOST:
                 self.found = Break(path, type(module).__name__, self._why_own(module, args))
 
@@ -178,9 +179,8 @@ class _Watcher(TorchFunctionMode):
             if tables:
                 shape = "x".join(map(str, tables[0].shape))
                 return f"a table of shape {shape} that depends on the position (a position embedding) is added to a map"
-            return (
-                "maps meet here that were subsampled at different phases, or a table that depends on the position is "
-                "added: the blur of each must follow one phase (blurify inspect says which follow)"
+            return "maps meet here that lie at different phases, or a table that depends on the position is added" + (
+                self._unrestored() or ": the blur of each must follow one phase (blurify inspect says which follow)"
             )
         if name.startswith("conv_transpose"):
             return "a transposed convolution's windows reach beyond its border, where there is nothing: " + _CIRCULAR
@@ -193,6 +193,10 @@ class _Watcher(TorchFunctionMode):
         if name == "getitem":
             return "it takes samples at fixed places (a strided slice, or a crop)"
         return "what it gives for the shifted picture is no shift of what it gives for the picture"
+
+    def _unrestored(self) -> str:
+        left = [s for s in (self._plan.sites if self._plan else ()) if s.kind == "upsample" and s.action == "skip"]
+        return f": {left[0].name}, {left[0].reason}" if left else ""
 
     def _why_windowed(
         self, name: str, source: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]

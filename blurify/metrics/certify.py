@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, named_line
-from blurify.graph.copies import sharing_copy
+from blurify.graph.copies import copy_model, sharing_copy
 from blurify.graph.inputs import traced
 from blurify.graph.structure import Inputs, map_tensors, tensors_in
 from blurify.metrics.breaking import Break, first_break, shifts_back
@@ -179,7 +179,7 @@ class _Subject:
         self.model = sharing_copy(model).eval()
         self.circular = circular
         if next((p for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None) is not None:
-            self.model = self.model.float()
+            self.model = copy_model(self.model).float()
         self.inputs = _inputs(self.model, example, images)
         tensors = [one for one in tensors_in(self.inputs) if one.is_floating_point() and one.dim() > 2]
         if len(tensors) != 1:
@@ -224,7 +224,7 @@ class _Subject:
         other = object.__new__(_Subject)
         other.__dict__.update(self.__dict__)
         try:
-            other.model = sharing_copy(self.model).double()
+            other.model = copy_model(self.model).double()
             other.outputs(self.pictures[:1])
         except Exception:  # it makes float32 tensors of its own
             return None

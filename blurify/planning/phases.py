@@ -131,7 +131,7 @@ def with_phases(
     sites = [dataclasses.replace(site, reason=_reason(site)) if site.action == "blur" else site for site in sites]
     more = dict(points)
     for node, levels in grids.restored.items():
-        site, nodes = _restoring(node, levels, grids, home, traces, placer, {*more, *by_name}, norm)
+        site, nodes = _restoring(node, levels, grids, home, traces, placer, {site.name for site in sites}, norm)
         sites.append(site)
         if site.action == "blur":
             more[site.name] = nodes
@@ -317,7 +317,7 @@ def _restoring(
     try:
         where, edits = placer.after(nodes, blur)
     except (NoWay, CannotRewriteError) as error:
-        reason = f"its phase can't be restored ({error}): the certificate says whether that matters"
+        reason = f"its phase can't be restored ({error}): give each upsampling a module of its own"
         return Site(name, KIND, (), phase.span, *shapes, "skip", "source", reason), ()
     reason = f"moves the samples back to the phase that {', '.join(groups)} chose"
     return Site(name, KIND, (), phase.span, *shapes, "blur", RULE, reason, where, 0, edits), nodes
