@@ -20,6 +20,7 @@ from blurify.nn.arguments import given_per_dim
 from blurify.surgery.carrying import plan_of
 
 _MOST = 1e-4  # relative: what breaks equivariance does so by far more, and rounding by less
+_MOST_OTHER_TOKENS = 8
 _RESHAPES = frozenset("flatten view reshape unflatten squeeze unsqueeze permute transpose movedim contiguous".split())
 _PADS = {"constant": "zeros (or a constant)", "reflect": "the reflected map", "replicate": "its border's samples"}
 _LINEAR = frozenset("linear matmul mm addmm bmm baddbmm einsum".split())
@@ -155,10 +156,11 @@ class _Watcher(TorchFunctionMode):
             moved = out.movedim(-1, 1)
             return _apart_by_a_shift(moved[0], moved[1], rank)
         positions = math.prod(self._map)
-        if rank > 1 and out.dim() == 3 and positions in out.shape[1:]:  # tokens
-            tokens = out if out.shape[2] == positions else out.transpose(1, 2)
-            maps = tokens.reshape(2, tokens.shape[1], *self._map)
-            return _apart_by_a_shift(maps[0], maps[1], rank)
+        if rank > 1 and out.dim() == 3 and positions > 1:  # tokens, behind some that stand for no position
+            for tokens in (out, out.transpose(1, 2)):
+                if 0 <= tokens.shape[2] - positions <= _MOST_OTHER_TOKENS:
+                    maps = tokens[:, :, -positions:].reshape(2, tokens.shape[1], *self._map)
+                    return _apart_by_a_shift(maps[0], maps[1], rank)
         return None
 
     # --- why it is not
