@@ -16,9 +16,13 @@ def certify(
     ] = False,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="Convert it first, on a copy: aps, or another recipe.", show_default=False),
+        typer.Option(
+            metavar="NAME|FILE", help="Convert it first, on a copy: aps, or another recipe.", show_default=False
+        ),
     ] = None,
-    shifts: Annotated[int, typer.Option(min=1, metavar="N", help="Random circular shifts, of 8 pictures of noise.")] = 1000,
+    shifts: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Random circular shifts, of 8 pictures of noise.")
+    ] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Shifted pictures at once.")] = 32,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the pictures and the shifts.")] = 0,
     input_shape: options.InputShape = None,

@@ -168,7 +168,9 @@ class _Watcher(TorchFunctionMode):
     def _why(self, name: str, source: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         if name in PARAMETERS:
             return self._why_windowed(name, source, args, kwargs)
-        tensors = [one for arg in (*args, *kwargs.values()) for one in (arg if isinstance(arg, list | tuple) else [arg])]
+        tensors = [
+            one for arg in (*args, *kwargs.values()) for one in (arg if isinstance(arg, list | tuple) else [arg])
+        ]
         others = [one for one in tensors if isinstance(one, Tensor) and one is not source]
         if name in _LINEAR and source is not None and id(source) in self._flat:
             positions = "x".join(map(str, self._map))
@@ -200,9 +202,7 @@ class _Watcher(TorchFunctionMode):
         left = [s for s in (self._plan.sites if self._plan else ()) if s.kind == "upsample" and s.action == "skip"]
         return f": {left[0].name}, {left[0].reason}" if left else ""
 
-    def _why_windowed(
-        self, name: str, source: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> str:
+    def _why_windowed(self, name: str, source: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         given = dict(zip(PARAMETERS[name], args, strict=False)) | kwargs
         rank = len(self.space)
         stride = given.get("stride")

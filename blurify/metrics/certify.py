@@ -22,13 +22,12 @@ from blurify.surgery.carrying import plan_of
 TOLERANCE = 1e-5
 """Largest difference of two outputs, relative to the largest value, that counts as equal."""
 SIDE = 64
-"""The side of the pictures, where a model does not want another one: what holds at one multiple of the total stride holds
-at others."""
+"""The side of the pictures, where a model wants no other one: what holds at one multiple of the stride holds at others."""
 
 NOT_COVERED = (
     "circular shifts alone are covered: what leaves the picture at one border comes back at the other. A real shift "
-    "brings new content in, and models that are exact for circular shifts still answer 11% of realistic one-pixel shifts "
-    "otherwise (Shifman and Weiss 2024): blurify measure counts those"
+    "brings new content in, and models that are exact for circular shifts still answer 11% of realistic one-pixel "
+    "shifts otherwise (Shifman and Weiss 2024): blurify measure counts those"
 )
 
 
@@ -109,8 +108,8 @@ def certify(
 ) -> Certificate:
     """Shift pictures circularly, by any whole number of pixels, and compare what a model makes of them.
 
-    Outputs that are no maps must be equal (logits, not only the answer); maps must be equal after they are shifted back;
-    maps that are smaller than the picture, at one of the phases that they may have.
+    Outputs that are no maps must be equal (logits, not only the answer); maps must be equal after they are shifted
+    back; maps that are smaller than the picture, at one of the phases that they may have.
 
     Args:
         model: as it is or converted; it is run in eval mode on a copy around the same weights.
@@ -213,7 +212,9 @@ class _Subject:
             raise
         except Exception as error:
             shape = "x".join(map(str, pictures.shape))
-            raise BlurifyError(f"the model refuses pictures of {shape} ({named_line(error)}): give another size") from error
+            raise BlurifyError(
+                f"the model refuses pictures of {shape} ({named_line(error)}): give another size"
+            ) from error
         outs = [out.detach().cpu().double() for out in found if out.dim() and out.shape[0] == len(pictures)]
         if not outs:
             raise BlurifyError("the model returns no tensor with an entry for each picture: nothing can be compared")
@@ -232,7 +233,7 @@ class _Subject:
 
 
 def _inputs(model: nn.Module, example: Any, images: Tensor | None) -> Inputs:
-    """What to call a model with: as given, else one picture of the size that it was converted for, 64 at most a side."""
+    """What to call a model with: as given, else one picture of the size that it was converted for, at most 64."""
     if images is not None:
         return (images[:1],), {}
     if example is not None:
@@ -257,7 +258,9 @@ def _shifted(picture: Tensor, shift: tuple[int, ...]) -> Tensor:
 def _is_map(out: Tensor, space: tuple[int, ...]) -> bool:
     """Whether an output (N, C, *sizes) has positions: sizes that are those of the picture, over whole numbers."""
     sizes = out.shape[2:]
-    return len(sizes) == len(space) and math.prod(sizes) > 1 and not any(n % m for n, m in zip(space, sizes, strict=True))
+    return (
+        len(sizes) == len(space) and math.prod(sizes) > 1 and not any(n % m for n, m in zip(space, sizes, strict=True))
+    )
 
 
 def _difference(before: list[Tensor], after: list[Tensor], shift: tuple[int, ...], space: tuple[int, ...]) -> float:

@@ -149,7 +149,9 @@ class Rules:
         op = site.op
         padding = op.padding if isinstance(op.padding, tuple) else (0,) * op.rank
         kept = tuple(
-            k if s > 1 and (self._choosing if self.method.is_identity else k > s and 1 / k < self.method.smoothing(s)) else 1
+            k
+            if s > 1 and (self._choosing if self.method.is_identity else k > s and 1 / k < self.method.smoothing(s))
+            else 1
             for k, s in zip(op.kernel_size, op.stride, strict=True)
         )
         # The filter is centred where the pool's windows are centred.

@@ -96,7 +96,9 @@ class Plan:
             path
             for site in self.sites
             for edit in site.edits
-            if site.kind in ("avgpool", "slice") and edit.blur is not None and edit.blur.method.is_identity
+            if site.kind in ("avgpool", "slice")
+            and edit.blur is not None
+            and edit.blur.method.is_identity
             and edit.blur.phase is None
             if (path := edit.blur_path) is not None
         )
@@ -118,7 +120,7 @@ class Plan:
         return {"format": FORMAT, **data}
 
     def with_method(self, method: Callable[[Method], Method]) -> Plan:
-        """The same plan with other filters (a function of each edit's own), at the first phase, with the pools' own kernels."""
+        """The same plan with other filters (a function of each edit's own), first phases and unchanged kernels."""
 
         def changed(edit: Any) -> Any:
             changes: dict[str, Any] = {}

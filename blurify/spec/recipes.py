@@ -1,7 +1,8 @@
 """Recipes: what the user wants done to a model. Immutable data, read from a TOML file, a mapping or a shipped name.
 
 A recipe knows nothing of any model. Planning turns a recipe and the sites of one model into a plan. The same nested
-form (tables `filter`, `sampling`, `conv`, `maxpool`, `skip`) is used by the files in `configs/`, by mappings and inside plans.
+form (tables `filter`, `sampling`, `conv`, `maxpool`, `skip`) is used by the files in `configs/`, by mappings and inside
+plans.
 """
 
 from __future__ import annotations
