@@ -51,7 +51,7 @@ OUT = Path(__file__).parents[1] / "blurify" / "files" / "pickled" / "known.json"
 OUT_ULTRALYTICS = OUT.with_name("known_ultralytics.json")
 PATTERNS = ["timm/*", "torchvision/*"]
 PACKAGES = ("torch.nn.modules", "torchvision.models", "torchvision.ops", "timm.layers", "timm.models")
-OWN = ("blurify.nn.blurpool", "blurify.nn.pools", "blurify.nn.calls", "blurify.demo")
+OWN = ("blurify.nn.aps", "blurify.nn.blurpool", "blurify.nn.pools", "blurify.nn.calls", "blurify.demo")
 
 LEFT_OUT = {
     "torchvision.models.feature_extraction": "runs the source text of a traced graph",

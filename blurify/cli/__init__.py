@@ -10,6 +10,7 @@ import typer
 
 from blurify.cli import console, signals
 from blurify.cli.adapt import adapt
+from blurify.cli.certify import certify
 from blurify.cli.check import check
 from blurify.cli.convert import convert
 from blurify.cli.demo import demo
@@ -57,6 +58,7 @@ def build_app() -> typer.Typer:
     app.command(epilog="Example: blurify check model_aa.pt --json")(check)
     app.command(epilog="Example: blurify revert model_aa.pt -o model.pt")(revert)
     app.command(epilog="Example: blurify measure timm/resnet18 --convert --data photos --images 500")(measure)
+    app.command(epilog="Example: blurify certify torchvision/resnet18 --recipe aps --circular --random")(certify)
     app.command(epilog="Example: blurify report timm/resnet18 --convert --data photos -o report.html")(report)
     app.command(epilog="Example: blurify demo --json")(demo)
     app.command(epilog="Example: blurify zoo 'timm/resnet*' -o converted -j 2 --random")(zoo)

@@ -20,6 +20,7 @@ from blurify.nn.arguments import given_per_dim
 from blurify.surgery.carrying import plan_of
 
 _MOST = 1e-4  # relative: what breaks equivariance does so by far more, and rounding by less
+_MOST_OTHER_TOKENS = 8
 _RESHAPES = frozenset("flatten view reshape unflatten squeeze unsqueeze permute transpose movedim contiguous".split())
 _PADS = {"constant": "zeros (or a constant)", "reflect": "the reflected map", "replicate": "its border's samples"}
 _LINEAR = frozenset("linear matmul mm addmm bmm baddbmm einsum".split())
@@ -92,7 +93,8 @@ class _Watcher(TorchFunctionMode):
         path, _ = self._stack.pop()
         outside = not any(_is_own(outer) for _, outer in self._stack)
         if self.found is None and _is_own(module) and outside and isinstance(out, Tensor):
-            wrong = self._judge(out)
+            with torch._C.DisableTorchFunction():
+                wrong = self._judge(out)
             if wrong is not None and wrong > _MOST:
                 self.found = Break(path, type(module).__name__, self._why_own(module, args))
 
@@ -154,10 +156,11 @@ class _Watcher(TorchFunctionMode):
             moved = out.movedim(-1, 1)
             return _apart_by_a_shift(moved[0], moved[1], rank)
         positions = math.prod(self._map)
-        if rank > 1 and out.dim() == 3 and positions in out.shape[1:]:  # tokens
-            tokens = out if out.shape[2] == positions else out.transpose(1, 2)
-            maps = tokens.reshape(2, tokens.shape[1], *self._map)
-            return _apart_by_a_shift(maps[0], maps[1], rank)
+        if rank > 1 and out.dim() == 3 and positions > 1:  # tokens, behind some that stand for no position
+            for tokens in (out, out.transpose(1, 2)):
+                if 0 <= tokens.shape[2] - positions <= _MOST_OTHER_TOKENS:
+                    maps = tokens[:, :, -positions:].reshape(2, tokens.shape[1], *self._map)
+                    return _apart_by_a_shift(maps[0], maps[1], rank)
         return None
 
     # --- why it is not
@@ -180,9 +183,8 @@ class _Watcher(TorchFunctionMode):
             if tables:
                 shape = "x".join(map(str, tables[0].shape))
                 return f"a table of shape {shape} that depends on the position (a position embedding) is added to a map"
-            return (
-                "maps meet here that were subsampled at different phases, or a table that depends on the position is "
-                "added: the blur of each must follow one phase (blurify inspect says which follow)"
+            return "maps meet here that lie at different phases, or a table that depends on the position is added" + (
+                self._unrestored() or ": the blur of each must follow one phase (blurify inspect says which follow)"
             )
         if name.startswith("conv_transpose"):
             return "a transposed convolution's windows reach beyond its border, where there is nothing: " + _CIRCULAR
@@ -195,6 +197,10 @@ class _Watcher(TorchFunctionMode):
         if name == "getitem":
             return "it takes samples at fixed places (a strided slice, or a crop)"
         return "what it gives for the shifted picture is no shift of what it gives for the picture"
+
+    def _unrestored(self) -> str:
+        left = [s for s in (self._plan.sites if self._plan else ()) if s.kind == "upsample" and s.action == "skip"]
+        return f": {left[0].name}, {left[0].reason}" if left else ""
 
     def _why_windowed(self, name: str, source: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         given = dict(zip(PARAMETERS[name], args, strict=False)) | kwargs

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, named_line
-from blurify.graph.copies import sharing_copy
+from blurify.graph.copies import copy_model, sharing_copy
 from blurify.graph.inputs import traced
 from blurify.graph.structure import Inputs, map_tensors, tensors_in
 from blurify.metrics.breaking import Break, first_break, shifts_back
@@ -22,13 +22,12 @@ from blurify.surgery.carrying import plan_of
 TOLERANCE = 1e-5
 """Largest difference of two outputs, relative to the largest value, that counts as equal."""
 SIDE = 64
-"""The side of the pictures, where a model does not want another one: what holds at one multiple of the total stride holds
-at others."""
+"""The side of the pictures, where a model wants no other one: what holds at one multiple of the stride holds at others."""
 
 NOT_COVERED = (
     "circular shifts alone are covered: what leaves the picture at one border comes back at the other. A real shift "
-    "brings new content in, and models that are exact for circular shifts still answer 11% of realistic one-pixel shifts "
-    "otherwise (Shifman and Weiss 2024): blurify measure counts those"
+    "brings new content in, and models that are exact for circular shifts still answer 11% of realistic one-pixel "
+    "shifts otherwise (Shifman and Weiss 2024): blurify measure counts those"
 )
 
 
@@ -109,8 +108,8 @@ def certify(
 ) -> Certificate:
     """Shift pictures circularly, by any whole number of pixels, and compare what a model makes of them.
 
-    Outputs that are no maps must be equal (logits, not only the answer); maps must be equal after they are shifted back;
-    maps that are smaller than the picture, at one of the phases that they may have.
+    Outputs that are no maps must be equal (logits, not only the answer); maps must be equal after they are shifted
+    back; maps that are smaller than the picture, at one of the phases that they may have.
 
     Args:
         model: as it is or converted; it is run in eval mode on a copy around the same weights.
@@ -179,7 +178,7 @@ class _Subject:
         self.model = sharing_copy(model).eval()
         self.circular = circular
         if next((p for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None) is not None:
-            self.model = self.model.float()
+            self.model = copy_model(self.model).float()
         self.inputs = _inputs(self.model, example, images)
         tensors = [one for one in tensors_in(self.inputs) if one.is_floating_point() and one.dim() > 2]
         if len(tensors) != 1:
@@ -226,7 +225,7 @@ class _Subject:
         other = object.__new__(_Subject)
         other.__dict__.update(self.__dict__)
         try:
-            other.model = sharing_copy(self.model).double()
+            other.model = copy_model(self.model).double()
             other.outputs(self.pictures[:1])
         except Exception:  # it makes float32 tensors of its own
             return None
@@ -234,7 +233,7 @@ class _Subject:
 
 
 def _inputs(model: nn.Module, example: Any, images: Tensor | None) -> Inputs:
-    """What to call a model with: as given, else one picture of the size that it was converted for, 64 at most a side."""
+    """What to call a model with: as given, else one picture of the size that it was converted for, at most 64."""
     if images is not None:
         return (images[:1],), {}
     if example is not None:

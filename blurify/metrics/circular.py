@@ -35,10 +35,10 @@ def circular_padding(model: nn.Module, *, whole: bool = False) -> Iterator[None]
 
     Then a convolutional network is exactly periodic: for an input whose size is a multiple of a layer's total stride,
     rolling the input by that stride rolls the layer's map by one. Convolutions, max and average pools, `F.pad` of
-    feature maps (N, C, H, W), transposed convolutions and linear interpolations by whole numbers, and blurify's own layers
-    are made circular. Left alone: paddings of other tensors (tables, channels, parameters), max pools that return indices,
-    other interpolations and `F.unfold`. A
-    network whose sizes do not divide (an unpadded stem, say) stays aperiodic, unless `whole`.
+    feature maps (N, C, H, W), transposed convolutions and linear interpolations by whole numbers, and blurify's own
+    layers are made circular. Left alone: paddings of other tensors (tables, channels, parameters), max pools that
+    return indices, other interpolations and `F.unfold`. A network whose sizes do not divide (an unpadded
+    stem, say) stays aperiodic, unless `whole`.
 
     Args:
         model: any eager module, as it is or converted by blurify; it is as it was afterwards. No other thread may run

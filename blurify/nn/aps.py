@@ -53,8 +53,8 @@ class SharedPhase(nn.Module):
         kept = self._compiled if torch.compiler.is_compiling() else self._chosen.get(threading.get_ident(), ())
         if len(kept) <= back:
             raise BlurifyError(
-                "a layer that follows the phase of another one ran before that one did: run the whole model, or convert "
-                "with a recipe without [sampling] method = 'aps'"
+                "a layer that follows the phase of another one ran before that one did: run the whole model, or "
+                "convert with a recipe without [sampling] method = 'aps'"
             )
         return kept[-1 - back]
 
@@ -147,8 +147,8 @@ class ApsPool(BlurPool):
             phase = shared.get(back).to(x.device)
             if phase.shape[0] != x.shape[0]:
                 raise BlurifyError(
-                    f"{phase.shape[0]} phases were chosen for a batch of {x.shape[0]}: adaptive polyphase sampling needs "
-                    "the same batch all the way; skip the sites where it changes ([skip] names)"
+                    f"{phase.shape[0]} phases were chosen for a batch of {x.shape[0]}: adaptive polyphase sampling "
+                    "needs the same batch all the way; skip the sites where it changes ([skip] names)"
                 )
             total = total + scale * phase
             scale = scale * torch.tensor(steps, dtype=torch.int64, device=x.device)
@@ -213,7 +213,7 @@ def apspool(ndim: int) -> type[ApsPool]:
 
 
 def polyphase(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """All phases of a map (N, C, *spatial) of sizes that are multiples of `stride`: (N, *stride, C, *spatial/stride)."""
+    """All phases of a map (N, C, *spatial), whose sizes `stride` divides: (N, *stride, C, *spatial/stride)."""
     rank = len(stride)
     parts = list(itertools.chain(*((n // step, step) for n, step in zip(x.shape[2:], stride, strict=True))))
     split = x.reshape(*x.shape[:2], *parts)
@@ -223,8 +223,8 @@ def polyphase(x: Tensor, stride: Sequence[int]) -> Tensor:
 def strongest_phase(x: Tensor, stride: Sequence[int], norm: int = 2) -> Tensor:
     """The phase with the largest norm, of each sample: (N, dims), the first of equal ones.
 
-    What a map has beyond a multiple of the stride does not count. The powers are summed in float64 where there is such a
-    thing: two phases of a trained network may differ by little more than the rounding of float32.
+    What a map has beyond a multiple of the stride does not count. The powers are summed in float64 where there is such
+    a thing: two phases of a trained network may differ by little more than the rounding of float32.
     """
     x = x.detach()
     for dim, step in enumerate(stride, start=2):

@@ -18,8 +18,10 @@ def build(blur: Blur) -> BlurPool:
     if blur.phase is not None:
         rank, phase = len(blur.stride), blur.phase
         dense = dataclasses.replace(blur, stride=(1,) * rank, phase=None)
-        parts = {"role": phase.role, "groups": phase.groups, "strides": phase.strides, "back": phase.back}
-        return apspool(rank)(blur.stride, build(dense), norm=phase.norm, **parts)
+        return apspool(rank)(
+            blur.stride, build(dense), norm=phase.norm, role=phase.role, groups=phase.groups, strides=phase.strides,
+            back=phase.back,
+        )  # fmt: skip
     layer = layer_for(blur.method, blur)
     if blur.channels_last:
         layer.__dict__["channels_last"] = True  # see `BlurPool.of_tokens`

@@ -126,9 +126,8 @@ def max_blur_pool(
         kernel = tuple(k if n >= e else 1 for k, n, e in zip(window, space, extent, strict=True))
         pad = (0,) * layer.ndim
     if layer.wraps:
-        return cast(Tensor, _in_batches(x, layer, lambda x: layer(
-            dense_max_pool(_periodic(x, size, kernel, step, pad, gap), kernel, (0,) * layer.ndim, gap)
-        )))  # fmt: skip
+        x = _in_batches(x, layer, lambda x: _periodic(x, size, kernel, step, pad, gap))
+        return cast(Tensor, layer(dense_max_pool(x, kernel, (0,) * layer.ndim, gap)))
     dense = [_pool_extend(k, 1, p, g, False) for k, p, g in zip(kernel, pad, gap, strict=True)]
     missing = [total - done for total, done in zip(size, dense, strict=True)]
     if dense_kernel_size is not None:

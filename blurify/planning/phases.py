@@ -131,7 +131,7 @@ def with_phases(
     sites = [dataclasses.replace(site, reason=_reason(site)) if site.action == "blur" else site for site in sites]
     more = dict(points)
     for node, levels in grids.restored.items():
-        site, nodes = _restoring(node, levels, grids, home, traces, placer, {*more, *by_name}, norm)
+        site, nodes = _restoring(node, levels, grids, home, traces, placer, {site.name for site in sites}, norm)
         sites.append(site)
         if site.action == "blur":
             more[site.name] = nodes
@@ -187,8 +187,8 @@ def _made(
     """Where what a node makes lies; None for what has no place (vectors, tokens, tables)."""
     shape = node.meta.get("shape")
     if node.op == "placeholder":
-        floats = node.meta["dtype"].is_floating_point
-        return _Map((), tuple(shape[2:])) if floats and len(shape) > 2 else None
+        is_map = shape is not None and len(shape) > 2 and node.meta["dtype"].is_floating_point
+        return _Map((), tuple(shape[2:])) if shape is not None and is_map else None
     operands = [arg for arg in node.all_input_nodes if arg in maps]
     if node.op != "call_function" or not operands:
         return None
@@ -261,7 +261,7 @@ def _meet(one: tuple[_Level, ...], other: tuple[_Level, ...], grids: Grids) -> N
 
 
 def _phase(own: str, runs: list[Run], grids: Grids, home: dict[Run, str], norm: int) -> Phase | None:
-    """The part of a blur that follows; None for one that leads, or that would have to lead in one run and not in others.
+    """The part of a blur that follows; None for one that leads, at least in one of its runs.
 
     Args:
         own: the group that it would lead.
@@ -317,7 +317,7 @@ def _restoring(
     try:
         where, edits = placer.after(nodes, blur)
     except (NoWay, CannotRewriteError) as error:
-        reason = f"its phase can't be restored ({error}): the certificate says whether that matters"
+        reason = f"its phase can't be restored ({error}): give each upsampling a module of its own"
         return Site(name, KIND, (), phase.span, *shapes, "skip", "source", reason), ()
     reason = f"moves the samples back to the phase that {', '.join(groups)} chose"
     return Site(name, KIND, (), phase.span, *shapes, "blur", RULE, reason, where, 0, edits), nodes

@@ -34,6 +34,7 @@ class Proof:
         sites_shown: those of them at which a blur that is off by one sample was seen to make a difference.
         unshown: the names of those at which it made none (features that are constant there).
         train: what was checked in train mode: 'values', 'shapes', or why it could not be.
+        adaptive: blurs that choose, follow or restore a phase; the identity is computed with all of them at the first.
         made_up: the model is on the meta device: the weights that it was run with were made up, and none compared.
     """
 
@@ -49,6 +50,7 @@ class Proof:
     unshown: tuple[str, ...] = ()
     train: str = ""
     made_up: bool = False
+    adaptive: int = 0
 
     def lines(self) -> list[str]:
         """The proof in words, one line a check."""
@@ -60,6 +62,11 @@ class Proof:
                 f"original's (relative error {self.identity_error:.1e} in {self.dtype}, at {self.sites_compared} of "
                 f"{self.sites_converted} sites and in {self.outputs} outputs; at {self.sites_shown} a blur off by one "
                 "sample would show); with the blur the answers are others"
+            )
+        if self.sites_converted and self.adaptive:
+            identity += (
+                f"; the {self.adaptive} layers of adaptive polyphase sampling were held at the first phase for it, and "
+                "pools padded as the original's (blurify certify looks at the phases)"
             )
         if self.sites_converted and self.train:
             identity += f"; train mode: {self.train}"

@@ -85,6 +85,7 @@ def verify(original: nn.Module, converted: nn.Module, decided: Decided, inputs: 
         unshown=unshown,
         train=found.train,
         made_up=made_up,
+        adaptive=sum(edit.blur is not None and edit.blur.phase is not None for edit in plan.edits),
     )
 
 

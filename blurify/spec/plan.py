@@ -143,7 +143,7 @@ class Plan:
         return {"format": FORMAT, **data}
 
     def with_method(self, method: Callable[[Method], Method]) -> Plan:
-        """The same plan with other filters (a function of each edit's own), at the first phase, with the pools' own kernels."""
+        """The same plan with other filters (a function of each edit's own), first phases and unchanged kernels."""
 
         def changed(edit: Any) -> Any:
             changes: dict[str, Any] = {}
