@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blurify.cli import answers, console, drifting, options, plans
+from blurify.cli import answers, console, drifting, filters, options, plans
 from blurify.cli.measuring import command_line
 from blurify.errors import BlurifyError
 
@@ -33,6 +33,9 @@ def inspect(
     images: answers.Images = answers.IMAGES,
     rank: Annotated[
         bool, typer.Option("--rank", help="With --data: what each site costs in answers for the aliasing it removes.")
+    ] = False,
+    show_filters: Annotated[
+        bool, typer.Option("--filters", help="The taps and the frequency response of each filter that is used.")
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="With --rank: for blurify report.")
@@ -95,6 +98,7 @@ def inspect(
             | {"suggestion": drifting.suggestion(plan) or None}
             | ({"ranking": ranking.to_dict()} if ranking is not None else {})
             | ({"adapted": adapted.to_dict()} if adapted is not None else {})
+            | ({"filters": filters.as_json(plan)} if show_filters else {})
         )
         return
     if loaded.note:
@@ -102,6 +106,8 @@ def inspect(
     if other := options.other_recipe(loaded, wanted):
         console.say(other, style="yellow")
     plans.print_plan(plan, None if aliasing is None else _shares(aliasing))
+    if show_filters:
+        filters.print_filters(plan)
     if suggested := drifting.suggestion(plan):
         console.say(suggested, style="yellow")
     if aliasing is not None and plan.sites:

@@ -95,18 +95,19 @@ class FourierPool(BlurPool):
         factor, device = self.factor[dim], x.device
         dtype = torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
         period = self._period(n)
+        length = torch.full((1,), period, dtype=torch.int64, device=device)  # exporters divide by a tensor
         t = torch.arange(period, device=device)
         k = torch.arange(period // (2 * factor) + 2, device=device)  # one more: exporters take 1 for no size at all
         # k t modulo the period is exact; the angle then is as exact as its cosine.
-        angle = (k.unsqueeze(1) * t.unsqueeze(0) % period).to(dtype) * (2 * math.pi / period)
+        angle = (k.unsqueeze(1) * t.unsqueeze(0) % length).to(dtype) * (2 * math.pi / period)
         weights = self._weights(k, period, factor, dtype) * torch.where(k == 0, 1.0, 2.0).to(dtype)
         h = (weights.unsqueeze(1) * torch.cos(angle)).sum(0) / period
         places = (begin + self.stride[dim] * torch.arange(count, device=device)).unsqueeze(1)
         i = torch.arange(n, device=device).unsqueeze(0)
-        matrix = h[(places - i) % period]
+        matrix = h[(places - i) % length]
         if self.padding == "reflect":  # every sample but the first and last is there twice in a period
             twice = ((i > 0) & (i < n - 1)).to(dtype)
-            matrix = matrix + twice * h[(places + i) % period]
+            matrix = matrix + twice * h[(places + i) % length]
         return matrix
 
     def _transformed(self, x: Tensor, dim: int, begin: int, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from blurify.errors import BlurifyError
 from blurify.metrics.differences import Difference
 from blurify.metrics.results import Estimate
 from blurify.metrics.sizes import amount
-from blurify.reporting import charts, content, heatmaps, words
+from blurify.reporting import charts, content, filters, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.definitions import definitions
 
@@ -84,6 +84,7 @@ def _page(report: Report) -> dict[str, Any]:
         "missing": content.missing(report),
         "differences": report.differences,
         "plan": _plan(report),
+        "filters": filters.section(report.plan) if report.plan is not None else [],
         "adapting": _adapting(report),
         "consistency": _rows_section(content.consistency(report)),
         "circular": any(item.consistency and item.consistency.circular for item in report.measurements),
@@ -109,6 +110,7 @@ def _page(report: Report) -> dict[str, Any]:
 _SECTIONS = (
     ("summary", "Summary", None),
     ("sites", "Sites", "plan"),
+    ("filters", "Filters", "filters"),
     ("adapting", "Adapting", "adapting"),
     ("consistency", "Consistency", "consistency"),
     ("equivariance", "Equivariance maps", "equivariance"),

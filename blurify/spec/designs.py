@@ -14,7 +14,7 @@ from blurify.spec.filters import MAX_TAPS, prime_factors
 
 LARGEST_SIZE = 63
 WINDOWS = ("kaiser", "hann", "hamming", "blackman")
-FLAT_SIZES = (4, 31)
+FLAT_SIZES = (6, 31)
 SINC_SIZES = (3, LARGEST_SIZE)
 
 _ROOT_3, _ROOT_10 = math.sqrt(3), math.sqrt(10)

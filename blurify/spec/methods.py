@@ -130,8 +130,9 @@ class Flat(_Separable):
     """The maximally flat filter: leaves low frequencies as they are and cuts off half-way (`designs.flat_taps`).
 
     Attributes:
-        size: taps for a subsampling by 2, 4 to 31. 7, 11, 15, ... are half-band filters: gain 1/2 at the new Nyquist
-            frequency. Even ones look half a sample to the right, as [1, 3, 3, 1] does.
+        size: taps for a subsampling by 2, 6 to 31 (fewer are not enough for larger strides). 7, 11, 15, ... are
+            half-band filters: gain 1/2 at the new Nyquist frequency. Even ones look half a sample to the right, as
+            [1, 3, 3, 1] does.
     """
 
     size: int = 7
