@@ -52,7 +52,9 @@ def headline(plan: Plan) -> str:
     """The model, the input that it was traced with, and what is wanted."""
     inputs = ", ".join(dimensions(shape) for shape in plan.input_shapes)
     taps = " ".join(f"{tap:.4g}" for tap in plan.recipe.resolved_taps)
-    return f"{plan.model or 'model'}  input {inputs}  recipe {plan.recipe.name}  filter [{taps}]"
+    own = len(plan.recipe.sites)
+    sites = f" ({own} [[site]] table{'s' * (own > 1)})" if own else ""
+    return f"{plan.model or 'model'}  input {inputs}  recipe {plan.recipe.name}{sites}  filter [{taps}]"
 
 
 def totals(plan: Plan) -> dict[str, Any]:

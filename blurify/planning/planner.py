@@ -33,9 +33,9 @@ from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, NoWay, Placer
 from blurify.planning.reasons import REASONS
 from blurify.planning.rules import Rules, halves, is_patchify
 from blurify.spec.methods import Taps
+from blurify.spec.overrides import Facts, check_patterns, facts_of, nearest_site
 from blurify.spec.plan import Plan, Site
-from blurify.spec.recipes import Recipe
-from blurify.spec.words import nearest
+from blurify.spec.recipes import AtSite, Recipe
 
 _AFTER = ("after-activation", "split")
 
@@ -121,16 +121,22 @@ class _Planner:
         self.simple = simple
         self.traces = [seen, *(_in_training(model, seen) if training else ())]
         self.placer = Placer(model, self.traces, local | simple)
-        self.rules = Rules(recipe, Taps(recipe.resolved_taps), self.placer)
+        self._rules: dict[Recipe, Rules] = {}  # one a recipe: sites may have their own
+        self._facts: dict[str, Facts] = {}
+        self._wanted: dict[str, AtSite] = {}
         self._unreached: dict[str, str] = {}  # why a site is not blurred after its nonlinearity
 
     def decided(self) -> Decided:
         """The plan, and where its sites are."""
         found = self._found()
+        unseen = tuple(self._unseen(found))
+        self._note(found, unseen)
         sites, points = self._sites(found)
+        sites += unseen
         self._check_patterns(sites)
+        check_patterns(self.recipe.sites, list(self._facts.values()))
         plan = Plan(
-            recipe=self.recipe,
+            recipe=self.recipe.pinned(list(self._facts)),
             sites=tuple(sites),
             macs=self.trace.macs,
             model=f"{type(self.model).__module__}.{type(self.model).__qualname__}",
@@ -141,6 +147,25 @@ class _Planner:
             if site.action == "blur":
                 places[site.name] = points[site.name] if site.rule in _AFTER else tuple(op.node for op in one.ops)
         return Decided(plan, places, tuple(self.traces))
+
+    # --- what the recipe wants where
+
+    def _note(self, found: Sequence[Found], unseen: Sequence[Site]) -> None:
+        """Keep what the recipe's tables ask of each site."""
+        ran = ((site.name, site.op.kind, site.op.stride, site.op.input_shape) for site in found)
+        listed = ((one.name, one.kind, one.stride, one.input_shape) for one in unseen)
+        self._facts = {facts.name: facts for facts in facts_of((*ran, *listed))}
+        self._wanted = {name: self.recipe.at(facts) for name, facts in self._facts.items()}
+
+    def _recipe_at(self, site: Found) -> Recipe:
+        return self._wanted[site.name].recipe
+
+    def rules_at(self, site: Found) -> Rules:
+        """The rules by what the recipe wants at a site."""
+        recipe = self._recipe_at(site)
+        if recipe not in self._rules:
+            self._rules[recipe] = Rules(recipe, Taps(recipe.resolved_taps), self.placer)
+        return self._rules[recipe]
 
     # --- which sites
 
@@ -159,6 +184,7 @@ class _Planner:
         while True:
             wanted = [site for site in found if skips[site.name] is None]
             points = self._blur_points([site for site in wanted if site.name not in refused])
+            self._check_shared(wanted, points)
             self._begin(wanted, points)
             planned = []
             for site in found:
@@ -167,24 +193,28 @@ class _Planner:
             # Branches that are added share a blur point only if all of them can be made dense.
             lost = {site.name for site in planned if site.name in points and site.rule not in _AFTER}
             if not lost:
-                return [*planned, *self._unseen(found)], points
+                return planned, points
             refused |= lost
 
     def _begin(self, sites: Sequence[Found], points: dict[str, tuple[Node, ...]]) -> None:
         """Start planning edits anew, with these blur points."""
         together: dict[tuple[Any, ...], set[Node]] = defaultdict(set)
         dense_of: dict[Node, list[Node]] = defaultdict(list)
+        needs: dict[Node, Any] = {}
         for site in sites:
+            recipe, method = self._recipe_at(site), self.rules_at(site).method
+            needs.update((op.node, (method, recipe.padding, recipe.maxpool_kernel_size)) for op in site.ops)
+            needs.update((point, (method, recipe.padding)) for point in points.get(site.name, ()))
             together[site.op.kind, site.op.stride].update(op.node for op in site.ops)
             if site.name in points:
-                together["wrap", self.rules.after_blur(site.op).stride].update(points[site.name])
+                together["wrap", self.rules_at(site).after_blur(site.op).stride].update(points[site.name])
                 for op, point in zip(site.ops, points[site.name], strict=True):
                     dense_of[point].append(op.node)
-        self.placer.begin(together, dense_of)
+        self.placer.begin(together, dense_of, needs)
 
     def _skip(self, site: Found) -> tuple[str, str] | None:
         """The (rule, detail) for which a site is left alone, if there is one."""
-        op, recipe = site.op, self.recipe
+        op, recipe = site.op, self._recipe_at(site)
         if any(other.stride != op.stride or other.kernel_size != op.kernel_size for other in site.ops):
             return "varies", ""
         if op.call is not None and len(site.ops) != len(self.placer.calls_of[op.call.path]):
@@ -213,7 +243,9 @@ class _Planner:
 
     def _left_by_recipe(self, site: Found) -> str | None:
         """Why the recipe leaves a site alone, if it does."""
-        op, recipe = site.op, self.recipe
+        op, recipe, left = site.op, self._recipe_at(site), self._wanted[site.name].left
+        if left is not None:
+            return left
         if op.kind in recipe.skip_kinds:
             return f"kind {op.kind}"
         glob = next((name for name in recipe.skip_names if fnmatch.fnmatchcase(site.name, name)), None)
@@ -227,13 +259,23 @@ class _Planner:
         names = [site.name for site in sites]
         for glob in self.recipe.skip_names:
             if not any(fnmatch.fnmatchcase(name, glob) for name in names):
-                close = nearest(glob.strip("*."), names, count=1, cutoff=0.3)
-                where = f"the nearest site is {close[0]!r}" if close else "blurify inspect lists the sites"
-                if not names:
-                    where = "it has no sites at all"
                 raise BlurifyError(
-                    f"the recipe's [skip] names has {glob!r}, which matches no site of this model: {where}"
+                    f"the recipe's [skip] names has {glob!r}, which matches no site of this model: "
+                    f"{nearest_site(glob, names)}"
                 )
+
+    def _check_shared(self, sites: Sequence[Found], points: dict[str, tuple[Node, ...]]) -> None:
+        """Branches that are added share one blur: they can't have different ones."""
+        first: dict[Node, Found] = {}
+        for site in sites:
+            for node in points.get(site.name, ()):
+                other = first.setdefault(node, site)
+                one, two = (self.rules_at(s).after_blur(s.op) for s in (other, site))
+                if (one.method, one.padding) != (two.method, two.padding):
+                    raise BlurifyError(
+                        f"{other.name!r} and {site.name!r} share one blur (their outputs are added before it), and the "
+                        "recipe gives them different filters: give them the same"
+                    )
 
     def _blur_points(self, sites: Sequence[Found]) -> dict[str, tuple[Node, ...]]:
         """The blur points of the convolutions that are followed by a nonlinearity, one for each run."""
@@ -241,8 +283,9 @@ class _Planner:
         for seen in self.traces:
             convs = {}
             for number, site in enumerate(sites):
-                op, splits = site.op, self.rules.splits(site.op)
-                if op.kind == "conv" and (self.recipe.conv == "after-activation" or splits) and not is_patchify(op):
+                op, splits = site.op, self.rules_at(site).splits(site.op)
+                behind = splits or self._recipe_at(site).conv == "after-activation"
+                if op.kind == "conv" and behind and not is_patchify(op):
                     for other in site.ops:
                         if other.node.graph is seen.graph:
                             convs[other.node] = (halves(op.stride) if splits else op.stride, number)
@@ -274,7 +317,7 @@ class _Planner:
         edits: tuple[Any, ...] = ()
         if rule == "global-pool" and detail:
             try:
-                edits = self.rules.avgpool(site, unless_global=True).place()[1]
+                edits = self.rules_at(site).avgpool(site, unless_global=True).place()[1]
             except (NoWay, CannotRewriteError):
                 detail = ""
         return Site(
@@ -285,7 +328,7 @@ class _Planner:
     def _planned(self, site: Found, points: tuple[Node, ...] | None) -> Site:
         op = site.op
         problem = ""
-        for way in self.rules.ways(site, points):
+        for way in self.rules_at(site).ways(site, points):
             try:
                 where, edits = way.place()
             except (NoWay, CannotRewriteError) as error:
