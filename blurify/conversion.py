@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from blurify.errors import BlurifyError, VerificationError
+from blurify.files import plan_files
 from blurify.graph.copies import copy_model, sharing_copy
 from blurify.graph.inputs import as_traced, given_inputs, traced
 from blurify.graph.recorder import Trace, trace
@@ -23,8 +24,9 @@ from blurify.proof.filters import wrong_filters
 from blurify.proof.proof import carry_proof, proof_of
 from blurify.proof.rehearsal import rehearsed
 from blurify.proof.weights import Fingerprint, check_weights, fingerprint
-from blurify.spec.plan import Plan
-from blurify.spec.recipes import Recipe, load_recipe
+from blurify.spec.overrides import Override
+from blurify.spec.plan import Plan, Site
+from blurify.spec.recipes import Recipe, load_recipe, override_from_dict
 from blurify.surgery import undo
 from blurify.surgery.apply import apply_plan
 from blurify.surgery.carrying import plan_of
@@ -33,18 +35,29 @@ from blurify.surgery.force import problems
 __all__ = ["Condition", "check", "convert", "inspect", "proof_of", "revert", "reverted"]
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe | None
+SiteFilter = Callable[[Site], "bool | Mapping[str, Any] | None"]
+"""Asked once of every site of the plan: False leaves it alone, a mapping has settings for it (as a `[[site]]` table of
+a recipe has: `{"taps": 3, "placement": "before"}`, `{"skip": False}`), True or None leaves it as planned."""
 
 reverted = undo.reverted
 
 
-def inspect(model: nn.Module, example_inputs: Any = None, recipe: RecipeLike = None) -> Plan:
+def inspect(
+    model: nn.Module,
+    example_inputs: Any = None,
+    recipe: RecipeLike = None,
+    *,
+    site_filter: SiteFilter | None = None,
+) -> Plan:
     """List the sites of a model, and what a conversion would do at each. The model is not changed.
 
     Args:
         model: any eager PyTorch module, on any device (also 'meta').
         example_inputs: what to call it with: a tensor, a tuple of arguments or a dict of keywords. Only shapes matter.
             Inferred where None: timm's configuration, else the first layer's rank and channels and a usual size.
-        recipe: the name of a recipe, a path to one, a Recipe or a mapping; None is 'zhang2019'.
+        recipe: the name of a recipe, a path to one, a Recipe or a mapping; None is 'zhang2019'. A path that ends in
+            '.json' is a plan file (`blurify inspect MODEL --plan`), which is followed.
+        site_filter: a function of each site, for what a recipe can't say: see `convert`.
 
     Returns:
         the plan: `.sites` (each with name, kind, kernel_size, stride, shapes, action, reason, placement, extra_macs),
@@ -58,7 +71,48 @@ def inspect(model: nn.Module, example_inputs: Any = None, recipe: RecipeLike = N
         >>> for site in blurify.inspect(model).sites:
         ...     print(site.name, site.kind, site.action, site.reason)
     """
-    return rehearsed(model, load_recipe(recipe), example_inputs).plan
+    wanted, inputs = _wanted(model, recipe, example_inputs, site_filter)
+    return rehearsed(model, wanted, inputs).plan
+
+
+def _wanted(
+    model: nn.Module, recipe: RecipeLike, example_inputs: Any, site_filter: SiteFilter | None, size: int | None = None
+) -> tuple[Recipe, Any]:
+    """What the user wants of a model, as a recipe alone, and the example inputs."""
+    followed = isinstance(recipe, str | Path) and plan_files.is_plan_file(recipe)
+    if not followed and site_filter is None:
+        return load_recipe(recipe).with_filter(size), example_inputs
+    if plan_of(model) is not None:
+        model = revert(model)
+    if followed:
+        if size is not None:
+            raise BlurifyError("a plan file has the filter of every site: leave filter_size out, or edit the file")
+        wanted, example_inputs = plan_files.follow(model, plan_files.read(str(recipe)), str(recipe), example_inputs)
+    else:
+        wanted = load_recipe(recipe).with_filter(size)
+    if site_filter is not None:
+        wanted = _filtered(rehearsed(model, wanted, example_inputs).plan, wanted, site_filter)
+    return wanted, example_inputs
+
+
+def _filtered(plan: Plan, recipe: Recipe, site_filter: SiteFilter) -> Recipe:
+    """The recipe with a `[[site]]` table for each site of which a function says otherwise than the plan."""
+    more = []
+    for site in plan.sites:
+        answer = site_filter(site)
+        if answer is None or answer == {}:
+            continue
+        if isinstance(answer, Mapping):
+            read = override_from_dict(dict(answer), f"what site_filter returned for {site.name!r}")
+            more.append(Override.exactly(site.name, skip=read.skip, because=read.because, settings=read.settings))
+        elif answer not in (True, False):
+            raise BlurifyError(
+                f"site_filter returned {str(answer)[:80]!r} for {site.name!r}: return False to leave the site alone, a "
+                "mapping of settings, or True"
+            )
+        elif not answer and site.action == "blur":
+            more.append(Override.exactly(site.name, skip=True, because="site_filter"))
+    return recipe.with_sites(more) if more else recipe
 
 
 def convert(
@@ -69,6 +123,7 @@ def convert(
     example_inputs: Any = None,
     inplace: bool = False,
     verify: bool = True,
+    site_filter: SiteFilter | None = None,
 ) -> nn.Module:
     """Give the same model back, anti-aliased.
 
@@ -78,12 +133,17 @@ def convert(
     Args:
         model: any eager PyTorch module. One that was converted by the same recipe comes back as it is; by another one,
             it is converted anew from the original.
-        recipe: the name of a recipe, a path to one, a Recipe or a mapping; None is 'zhang2019'.
-        filter_size: number of binomial taps, 1..7, in place of the recipe's filter.
+        recipe: the name of a recipe, a path to one, a Recipe or a mapping; None is 'zhang2019'. A path that ends in
+            '.json' is a plan file (`blurify inspect MODEL --plan`), which is followed.
+        filter_size: number of binomial taps, 1..7, in place of the recipe's filters.
         example_inputs: what to call the model with (see `inspect`).
         inplace: change the model itself; otherwise a deep copy is changed, and the model is left as it was. An
             optimizer that was made before holds the parameters of the model itself: it needs `inplace=True`.
         verify: prove the result on this very model (docs/how-it-works.md); `proof_of` returns the proof.
+        site_filter: called once with every site as the recipe plans it (name, kind, stride, shapes, action, ...).
+            False leaves the site alone; a mapping has settings for it, as a `[[site]]` table of a recipe has
+            (`{"taps": 3}`, `{"placement": "before"}`, `{"skip": False}`); True or None leaves it as planned. What it
+            answered is kept in the plan as data, not the function.
 
     Returns:
         the converted model, in the train/eval mode and on the device that it had.
@@ -94,8 +154,8 @@ def convert(
 
     Example:
         >>> model = blurify.convert(timm.create_model("resnet50", pretrained=True))
+        >>> model = blurify.convert(model, site_filter=lambda site: site.kind != "maxpool")
     """
-    wanted = load_recipe(recipe).with_filter(filter_size)
     before = plan_of(model)
     if isinstance(model, Exported) and model.converted is not None:
         done, sites = model.converted
@@ -110,7 +170,9 @@ def convert(
                 f"the model was converted and then changed, its plan is no longer in force ({wrong[0]}): convert the "
                 "original model"
             )
-        if before.recipe == wanted:
+    wanted, example_inputs = _wanted(model, recipe, example_inputs, site_filter, filter_size)
+    if before is not None:
+        if before.recipe == wanted.pinned([site.name for site in before.sites]):
             return model if inplace else copy_model(model)
         if not inplace:
             return convert(revert(model), wanted, example_inputs=example_inputs, inplace=True, verify=verify)

@@ -14,6 +14,7 @@ from blurify.cli.certify import certify
 from blurify.cli.check import check
 from blurify.cli.convert import convert
 from blurify.cli.demo import demo
+from blurify.cli.diff import diff
 from blurify.cli.inspect import inspect
 from blurify.cli.measure import measure
 from blurify.cli.report import report
@@ -56,6 +57,7 @@ def build_app() -> typer.Typer:
     app.command(epilog="Example: blurify convert model.pt -o model_aa.pt --arch timm/resnet18")(convert)
     app.command(epilog="Example: blurify adapt model_aa.pt --data photos -o model_adapted.pt --minutes 10")(adapt)
     app.command(epilog="Example: blurify check model_aa.pt --json")(check)
+    app.command(epilog="Example: blurify diff plan.json model_aa.pt --json")(diff)
     app.command(epilog="Example: blurify revert model_aa.pt -o model.pt")(revert)
     app.command(epilog="Example: blurify measure timm/resnet18 --convert --data photos --images 500")(measure)
     app.command(epilog="Example: blurify certify torchvision/resnet18 --recipe aps --circular --random")(certify)

@@ -44,7 +44,7 @@ def check_images(images: int) -> None:
 
 def changes_answers(plan: Plan) -> bool:
     """Whether what the plan does changes a model's outputs: something is blurred, with more than one tap."""
-    return bool(plan.converted) and not plan.recipe.method.is_identity
+    return plan.filters
 
 
 def adapt_command(model: str, output: str, options: Sequence[str]) -> str:

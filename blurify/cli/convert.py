@@ -31,6 +31,7 @@ def convert(
     recipe: options.Recipe = None,
     filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
+    plan_file: options.PlanToFollow = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of images: count the answers that change on them.")
     ] = None,
@@ -72,6 +73,8 @@ def convert(
     """
     options.check_filter_size(filter_size)
     answers.check_images(images)
+    if plan_file is not None and (recipe is not None or filter_size is not None):
+        raise BlurifyError("--plan says what happens at every site: leave --recipe and --filter-size out")
     keep = answers.parse_share("--keep-agreement", keep_agreement)
     if keep is not None and data is None:
         raise BlurifyError("--keep-agreement asks on which pictures: add --data DIR, a folder of images without labels")
@@ -80,7 +83,7 @@ def convert(
     if minutes is not None and not minutes > 0:
         raise BlurifyError(f"--minutes {minutes:g} is no time: give more")
     with console.working("loading torch"):
-        from blurify.files import checkpoints, formats
+        from blurify.files import checkpoints, formats, plan_files
 
     formats.for_writing(output).check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
@@ -89,6 +92,7 @@ def convert(
         from blurify.spec.recipes import load_recipe
 
         load_recipe(recipe)  # before the work, so that none is wasted
+        given = None if plan_file is None else plan_files.read(plan_file)
         how = options.How(arch, allow, trust, weights, source)
         # What a conversion leaves as it is need not be read: the weights of safetensors stay in their file.
         stays = isinstance(output, Folder) or output.suffix == ".safetensors"
@@ -96,6 +100,13 @@ def convert(
         loaded = how.open(model, pretrained=not random, lazily=stays)
         asked = wanted = options.recipe_for(loaded, recipe, filter_size)
     import blurify
+
+    if given is not None and blurify.plan_of(loaded.model) is not None:
+        raise BlurifyError(f"{model} is converted already: --plan is for the original (blurify revert gives it)")
+    if given is not None:
+        with console.working("planning"), supplied(loaded.tensors):
+            wanted, inputs = plan_files.follow(loaded.model, given, str(plan_file), inputs)
+            asked = wanted
 
     plan, proof, adapted = blurify.plan_of(loaded.model), None, None
     already = plan is not None

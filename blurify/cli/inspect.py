@@ -24,6 +24,7 @@ def inspect(
     recipe: options.Recipe = None,
     filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
+    plan_file: options.PlanToWrite = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -40,7 +41,7 @@ def inspect(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="With --rank: for blurify report.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE.json where it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.json or PLAN.json where it exists.")] = False,
     device: answers.Device = "auto",
     arch: options.Arch = None,
     random: options.Random = False,
@@ -65,6 +66,10 @@ def inspect(
         from blurify.files import atomic
 
         atomic.check_target(output, force=force)  # before the work, so that none is wasted
+    if plan_file is not None:
+        from blurify.files import plan_files
+
+        plan_files.check_target(plan_file, force=force)
     with console.working("reading and tracing the model"):
         inputs = options.example_inputs(input_shape)
         from blurify.spec.recipes import load_recipe
@@ -88,6 +93,8 @@ def inspect(
     ranking = shown.ranked(wanted) if shown is not None and rank else None
     if output is not None and ranking is not None and shown is not None:
         _write(output, shown, plan, aliasing, ranking, command_line(context), force=force)
+    if plan_file is not None:
+        plan_files.write(blurify.plan_of(loaded.model) or plan, plan_file, force=force)
     remedy = ""
     if not (random or already or wanted == loaded.recipe) and answers.changes_answers(plan):
         remedy = answers.adapt_command(model, "OUT", how.words())
@@ -123,6 +130,9 @@ def inspect(
         console.say(answers.warning(remedy, done=False), style="yellow")
     if ranking is not None:
         answers.print_ranking(ranking)
+    if plan_file is not None:
+        again = " ".join(["blurify convert", model, *how.words()])
+        console.say(f"wrote {plan_file}; edit it, then: {again} --plan {plan_file} -o OUT", style="bold")
     if output is not None:
         console.say(f"wrote {output}; blurify report {output} -o report.html shows the curve", style="bold")
 

@@ -49,6 +49,14 @@ Output = Annotated[
 Recipe = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="A shipped recipe or a TOML file.", show_default="zhang2019")
 ]
+PlanToWrite = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="PLAN.json", help="Write the plan here, to edit; convert --plan follows it."),
+]
+PlanToFollow = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="PLAN.json", help="Follow this plan (of inspect --plan), not a recipe."),
+]
 FilterSize = Annotated[
     int | None, typer.Option(metavar="1..7", help="Taps of the binomial filter; wins over the recipe's filter.")
 ]

@@ -54,8 +54,10 @@ def print_plan(plan: Plan, shares: Shares | None = None) -> None:
 def headline(plan: Plan) -> str:
     """The model, the input that it was traced with, and what is wanted."""
     inputs = ", ".join(dimensions(shape) for shape in plan.input_shapes)
+    own = len(plan.recipe.sites)
+    sites = f" ({own} [[site]] table{'s' * (own > 1)})" if own else ""
     used = plan.recipe.method.words()
-    return f"{plan.model or 'model'}  input {inputs}  recipe {plan.recipe.name}  filter {used}"
+    return f"{plan.model or 'model'}  input {inputs}  recipe {plan.recipe.name}{sites}  filter {used}"
 
 
 def totals(plan: Plan) -> dict[str, Any]:

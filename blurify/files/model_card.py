@@ -46,7 +46,7 @@ def model_card(saved: Saved, library: str | None) -> str:
 def _state(adapted: Adapted | None, plan: Plan) -> str:
     if adapted is not None:
         return f"The weights were adapted to the filters: {adapted.summary()}."
-    if not plan.converted or plan.recipe.method.is_identity:
+    if not plan.filters:
         return ""
     return (
         "**Not ready for use**: the weights are the original's, and do not fit the filters. Fine-tune it, or adapt it "

@@ -10,6 +10,7 @@ from typing import Any
 
 from blurify.errors import BlurifyError
 from blurify.metrics.results import Agreement, Estimate, read_as
+from blurify.spec.overrides import Override
 from blurify.spec.recipes import Recipe
 
 FORMAT = 1
@@ -132,5 +133,10 @@ class Ranking:
 
 def without(recipe: Recipe, sites: list[str], *, name: str = "") -> Recipe:
     """The recipe, but leaving these sites alone as well; `name` in place of its own."""
+    if recipe.sites:  # which win over [skip], and might take these sites in
+        return dataclasses.replace(
+            recipe.with_sites([Override.exactly(*sites, skip=True, because="what it costs in answers")]),
+            name=name or recipe.name,
+        )
     exact = tuple(glob.escape(site) for site in sites)  # names may hold brackets
     return dataclasses.replace(recipe, name=name or recipe.name, skip_names=(*recipe.skip_names, *exact))

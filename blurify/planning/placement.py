@@ -99,21 +99,33 @@ class Placer:
             self._calls_at[call.frames[-1][:2]].append(call)
         self.begin({}, {})
 
-    def begin(self, together: dict[tuple[Any, ...], set[Node]], dense_of: dict[Node, list[Node]]) -> None:
+    def begin(
+        self,
+        together: dict[tuple[Any, ...], set[Node]],
+        dense_of: dict[Node, list[Node]],
+        needs: dict[Node, Any] | None = None,
+    ) -> None:
         """Start anew with these wishes.
 
         Args:
             together: the nodes that want the same edit: one expression or module may serve them all.
             dense_of: the dense ops that each blur point is for.
+            needs: what is wanted at ops and blur points; those of other needs are not served together.
         """
         self.together = together
         self._cuts = {node for key, nodes in together.items() if key[0] == "patches" for node in nodes}
         self._resamplers = together.get(RESAMPLERS, set())
         self.dense_of = dense_of
+        self._needs = needs or {}
         self._children: dict[str, set[str]] = defaultdict(set)
         self._rewrites: dict[Rewrite, Rewrite] = {}
         self._used: dict[tuple[Any, ...], Rewrite] = {}
         self._after: dict[tuple[frozenset[Node], Blur], Placed] = {}
+
+    def _alike(self, key: tuple[Any, ...], node: Node) -> set[Node]:
+        """The nodes that may be served together with this one."""
+        wanted = self._needs.get(node)
+        return {other for other in self.together[key] if self._needs.get(other) == wanted}
 
     # --- behind a nonlinearity
 
@@ -125,8 +137,8 @@ class Placer:
         return self._after[key]
 
     def _placed_after(self, points: tuple[Node, ...], blur: Blur, local: bool) -> Placed:
-        alike = self.together[wish(blur)]
         first = points[0]
+        alike = self._alike(wish(blur), first)
         calls = list(first.meta["call"].stack()) if first.meta["call"] else []
         if not calls:
             raise NoWay("it does not run in any module")
@@ -336,7 +348,7 @@ class Placer:
     ) -> Placed:
         """Edits that route a site's own call through a stand-in, wherever it stands. Raises NoWay."""
         kind = op.removesuffix("-dense").removesuffix("-blurred")
-        alike = self.together[kind, site.op.stride] or {o.node for o in site.ops}
+        alike = self._alike((kind, site.op.stride), site.op.node) or {o.node for o in site.ops}
         where: list[str] = []
         edits: list[Edit] = []
         left = [o.node for o in site.ops]

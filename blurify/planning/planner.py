@@ -36,9 +36,9 @@ from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, RESAMPLERS, N
 from blurify.planning.reasons import REASONS
 from blurify.planning.resampling import resampling_blur, resampling_way
 from blurify.planning.rules import Rules, halves, is_patchify
+from blurify.spec.overrides import Facts, check_patterns, facts_of, nearest_site
 from blurify.spec.plan import Plan, Site
-from blurify.spec.recipes import Recipe
-from blurify.spec.words import nearest
+from blurify.spec.recipes import AtSite, Recipe
 
 _AFTER = ("after-activation", "split")
 _RESAMPLER_CLASSES: dict[type[nn.Module], str] = {
@@ -131,17 +131,23 @@ class _Planner:
         self.simple = simple
         self.traces = [seen, *(_in_training(model, seen) if training else ())]
         self.placer = Placer(model, self.traces, local | simple)
-        self.rules = Rules(recipe, recipe.method, self.placer)
+        self._rules: dict[Recipe, Rules] = {}  # one a recipe: sites may have their own
+        self._facts: dict[str, Facts] = {}
+        self._wanted: dict[str, AtSite] = {}
         self._unreached: dict[str, str] = {}  # why a site is not blurred after its nonlinearity
 
     def decided(self) -> Decided:
         """The plan, and where its sites are."""
         found = self._found()
+        unseen = tuple(self._unseen(found))
+        self._note(found, unseen)
         sites, points = self._sites(found)
+        sites += unseen
         self._check_patterns(sites)
+        check_patterns(self.recipe.sites, list(self._facts.values()))
         sites, alignment = with_drifts(self.trace, found, sites, points)
         plan = Plan(
-            recipe=self.recipe,
+            recipe=self.recipe.pinned(list(self._facts)),
             sites=tuple(sites),
             macs=self.trace.macs,
             model=f"{type(self.model).__module__}.{type(self.model).__qualname__}",
@@ -155,6 +161,25 @@ class _Planner:
         if self.recipe.sampling is not None:
             plan, places = phases.with_phases(plan, found, places, self.traces, self.placer)
         return Decided(plan, places, tuple(self.traces))
+
+    # --- what the recipe wants where
+
+    def _note(self, found: Sequence[Found], unseen: Sequence[Site]) -> None:
+        """Keep what the recipe's tables ask of each site."""
+        ran = ((site.name, site.op.kind, site.op.stride, site.op.input_shape) for site in found)
+        listed = ((one.name, one.kind, one.stride, one.input_shape) for one in unseen)
+        self._facts = {facts.name: facts for facts in facts_of((*ran, *listed))}
+        self._wanted = {name: self.recipe.at(facts) for name, facts in self._facts.items()}
+
+    def _recipe_at(self, site: Found) -> Recipe:
+        return self._wanted[site.name].recipe
+
+    def rules_at(self, site: Found) -> Rules:
+        """The rules by what the recipe wants at a site."""
+        recipe = self._recipe_at(site)
+        if recipe not in self._rules:
+            self._rules[recipe] = Rules(recipe, recipe.method, self.placer)
+        return self._rules[recipe]
 
     # --- which sites
 
@@ -174,6 +199,7 @@ class _Planner:
         while True:
             wanted = [site for site in found if skips[site.name] is None]
             points = self._blur_points([site for site in wanted if site.name not in refused])
+            self._check_shared(wanted, points)
             self._begin(wanted, points)
             planned = []
             for site in found:
@@ -183,7 +209,7 @@ class _Planner:
             lost = {site.name for site in planned if site.name in points and site.rule not in _AFTER}
             alone = {} if lost else self._blurred_alone(found, planned)
             if not lost and not alone:
-                return [*planned, *self._unseen(found)], points
+                return planned, points
             refused |= lost
             skips |= alone
 
@@ -204,26 +230,30 @@ class _Planner:
         """Start planning edits anew, with these blur points."""
         together: dict[tuple[Any, ...], set[Node]] = defaultdict(set)
         dense_of: dict[Node, list[Node]] = defaultdict(list)
+        needs: dict[Node, Any] = {}
         for site in sites:
             if isinstance(site.op, Resampler):
                 nodes, up = [op.node for op in site.ops], site.op.is_upsampling
-                together[wish(resampling_blur(self.rules, site.op)) if up else RESAMPLERS].update(nodes)
+                together[wish(resampling_blur(self.rules_at(site), site.op)) if up else RESAMPLERS].update(nodes)
                 dense_of.update({node: [node] for node in nodes} if up else {})
                 continue
+            recipe, method = self._recipe_at(site), self.rules_at(site).method
+            needs.update((op.node, (method, recipe.padding, recipe.maxpool_kernel_size)) for op in site.ops)
+            needs.update((point, (method, recipe.padding)) for point in points.get(site.name, ()))
             together[site.op.kind, site.op.stride].update(op.node for op in site.ops)
             if site.op.kind == "patches":
                 together["wrap", (1,) * site.op.rank].update(op.source for op in site.ops)
                 for op in site.ops:
                     dense_of[op.source].append(op.node)
             if site.name in points:
-                together["wrap", self.rules.after_blur(site.op).stride].update(points[site.name])
+                together["wrap", self.rules_at(site).after_blur(site.op).stride].update(points[site.name])
                 for op, point in zip(site.ops, points[site.name], strict=True):
                     dense_of[point].append(op.node)
-        self.placer.begin(together, dense_of)
+        self.placer.begin(together, dense_of, needs)
 
     def _skip(self, site: Found) -> tuple[str, str] | None:
         """The (rule, detail) for which a site is left alone, if there is one."""
-        op, recipe = site.op, self.recipe
+        op, recipe = site.op, self._recipe_at(site)
         if isinstance(op, Resampler):
             return self._skip_resampler(site, op)
         if any(other.stride != op.stride or other.kernel_size != op.kernel_size for other in site.ops):
@@ -269,7 +299,7 @@ class _Planner:
         left = self._left_by_recipe(site)
         if left is not None:
             return "recipe", left
-        if (self.recipe.upsampling if up else self.recipe.resampling) == "skip":
+        if (self._recipe_at(site).upsampling if up else self._recipe_at(site).resampling) == "skip":
             return ("upsampling", "") if up else ("resampling", op.detail)
         if any(other.stride != op.stride for other in ops):
             return "varies", ""
@@ -277,7 +307,9 @@ class _Planner:
 
     def _left_by_recipe(self, site: Found) -> str | None:
         """Why the recipe leaves a site alone, if it does."""
-        op, recipe = site.op, self.recipe
+        op, recipe, left = site.op, self._recipe_at(site), self._wanted[site.name].left
+        if left is not None:
+            return left
         if op.kind in recipe.skip_kinds:
             return f"kind {op.kind}"
         glob = next((name for name in recipe.skip_names if fnmatch.fnmatchcase(site.name, name)), None)
@@ -291,13 +323,23 @@ class _Planner:
         names = [site.name for site in sites]
         for glob in self.recipe.skip_names:
             if not any(fnmatch.fnmatchcase(name, glob) for name in names):
-                close = nearest(glob.strip("*."), names, count=1, cutoff=0.3)
-                where = f"the nearest site is {close[0]!r}" if close else "blurify inspect lists the sites"
-                if not names:
-                    where = "it has no sites at all"
                 raise BlurifyError(
-                    f"the recipe's [skip] names has {glob!r}, which matches no site of this model: {where}"
+                    f"the recipe's [skip] names has {glob!r}, which matches no site of this model: "
+                    f"{nearest_site(glob, names)}"
                 )
+
+    def _check_shared(self, sites: Sequence[Found], points: dict[str, tuple[Node, ...]]) -> None:
+        """Branches that are added share one blur: they can't have different ones."""
+        first: dict[Node, Found] = {}
+        for site in sites:
+            for node in points.get(site.name, ()):
+                other = first.setdefault(node, site)
+                one, two = (self.rules_at(s).after_blur(s.op) for s in (other, site))
+                if (one.method, one.padding) != (two.method, two.padding):
+                    raise BlurifyError(
+                        f"{other.name!r} and {site.name!r} share one blur (their outputs are added before it), and the "
+                        "recipe gives them different filters: give them the same"
+                    )
 
     def _blur_points(self, sites: Sequence[Found]) -> dict[str, tuple[Node, ...]]:
         """The blur points of the convolutions that are followed by a nonlinearity, one for each run."""
@@ -305,8 +347,9 @@ class _Planner:
         for seen in self.traces:
             convs = {}
             for number, site in enumerate(sites):
-                op, splits = site.op, self.rules.splits(site.op)
-                if op.kind == "conv" and (self.recipe.conv == "after-activation" or splits) and not is_patchify(op):
+                op, splits = site.op, self.rules_at(site).splits(site.op)
+                behind = splits or self._recipe_at(site).conv == "after-activation"
+                if op.kind == "conv" and behind and not is_patchify(op):
                     for other in site.ops:
                         if other.node.graph is seen.graph:
                             convs[other.node] = (halves(op.stride) if splits else op.stride, number)
@@ -341,7 +384,7 @@ class _Planner:
         edits: tuple[Any, ...] = ()
         if rule == "global-pool" and detail:
             try:
-                edits = self.rules.avgpool(site, unless_global=True).place()[1]
+                edits = self.rules_at(site).avgpool(site, unless_global=True).place()[1]
             except (NoWay, CannotRewriteError):
                 detail = ""
         return Site(
@@ -352,7 +395,8 @@ class _Planner:
     def _planned(self, site: Found, points: tuple[Node, ...] | None) -> Site:
         op = site.op
         problem = ""
-        ways = [resampling_way(self.rules, site)] if isinstance(op, Resampler) else self.rules.ways(site, points)
+        rules = self.rules_at(site)
+        ways = [resampling_way(rules, site)] if isinstance(op, Resampler) else rules.ways(site, points)
         for way in ways:
             try:
                 where, edits = way.place()

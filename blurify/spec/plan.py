@@ -13,6 +13,7 @@ from blurify.errors import BlurifyError
 from blurify.spec.alignment import Alignment, Drift, drift_from
 from blurify.spec.edits import Edit, SetStride, edit_from_dict, edit_to_dict, tuples
 from blurify.spec.methods import Method
+from blurify.spec.overrides import Facts, facts_of
 from blurify.spec.reading import LONGEST, read_fields, require
 from blurify.spec.recipes import Recipe
 
@@ -90,6 +91,13 @@ class Plan:
         return tuple(site for site in self.sites if site.action == "skip")
 
     @property
+    def filters(self) -> bool:
+        """Whether any site is filtered: not so where nothing is converted, or with one tap everywhere."""
+        return any(
+            edit.blur is not None and not edit.blur.method.is_identity for site in self.converted for edit in site.edits
+        )
+
+    @property
     def edits(self) -> tuple[Edit, ...]:
         """All edits, each once (sites that share an activation share its blur)."""
         return tuple(dict.fromkeys(edit for site in self.sites for edit in site.edits))
@@ -107,6 +115,10 @@ class Plan:
             and edit.blur.phase is None
             if (path := edit.blur_path) is not None
         )
+
+    def facts(self) -> tuple[Facts, ...]:
+        """What the matchers of a recipe ask of each site."""
+        return facts_of((site.name, site.kind, site.stride, site.input_shape) for site in self.sites)
 
     @property
     def extra_macs(self) -> int:
@@ -181,6 +193,7 @@ class Plan:
                     "alignment": Alignment.from_dict(data["alignment"]) if data.get("alignment") else None,
                 },
             )
+            require(not any(one.regex for one in plan.recipe.sites), "a regular expression, which no plan holds")
             for shape in plan.input_shapes:
                 require(all(size >= 0 for size in shape) and math.prod(shape) <= _LARGEST_INPUT, "inputs that can't be")
             return plan

@@ -1,8 +1,8 @@
 """Recipes: what the user wants done to a model. Immutable data, read from a TOML file, a mapping or a shipped name.
 
 A recipe knows nothing of any model. Planning turns a recipe and the sites of one model into a plan. The same nested
-form (tables `filter`, `sampling`, `conv`, `patches`, `maxpool`, `resampling`, `skip`) is used by the files in
-`configs/`, by mappings and inside plans.
+form (tables `filter`, `sampling`, `conv`, `patches`, `maxpool`, `resampling`, `skip`, and any number of `[[site]]`) is
+used by the files in `configs/`, by mappings and inside plans.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from blurify.errors import BlurifyError
+from blurify.spec import overrides
 from blurify.spec.filters import MAX_FILTER_SIZE, MAX_TAPS, PADDINGS, resolve_taps
 from blurify.spec.kinds import KINDS
 from blurify.spec.methods import DESIGNED, Fourier, Method, Taps, check_goes_with, method_of_settings, method_to_dict
+from blurify.spec.overrides import Facts, Override
 from blurify.spec.words import nearest
 
 DEFAULT = "zhang2019"
@@ -66,6 +68,7 @@ class Recipe:
         norm: by which norm 'aps' chooses, 1 or 2; None is 2.
         filter: a filter of another kind (`methods.Flat`, `Sinc`, `Wavelet`, `Area`, `Fourier`); it wins over `taps` and
             `filter_size`, which are then None.
+        sites: what is wanted at some sites only, in order: later ones win (`[[site]]` tables; mappings are read).
 
     Raises:
         BlurifyError: for a value that is not among these; the message names it.
@@ -90,6 +93,7 @@ class Recipe:
     sampling: Literal["aps"] | None = None
     norm: int | None = None
     filter: Method | None = None
+    sites: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.filter, Taps):
@@ -113,6 +117,7 @@ class Recipe:
         if self.aligned and (self.padding == "causal" or isinstance(self.filter, Fourier)):
             what = "with causal padding looks back" if self.padding == "causal" else "of kind 'fourier' moves no map"
             raise BlurifyError(f"a filter {what}, so it can't be aligned: leave out 'aligned', or use another filter")
+        object.__setattr__(self, "sites", _site_tables(self.sites, "a recipe"))
 
     @property
     def method(self) -> Method:
@@ -129,18 +134,51 @@ class Recipe:
         return resolve_taps(self.filter_size, self.taps)
 
     def with_filter(self, filter_size: int | None = None, taps: Sequence[float] | None = None) -> Recipe:
-        """The same recipe with another filter; with neither argument, the recipe itself.
+        """The same recipe with another filter, at every site; with neither argument, the recipe itself.
 
         Raises:
             BlurifyError: where both are given, or either is not a filter.
         """
         if filter_size is not None and taps is not None:
             raise BlurifyError("filter_size and taps are two ways to say the same thing: give one of them")
+        if taps is None and filter_size is None:
+            return self
+        filters = {entry.field for entry in _FILTER}
+        sites = tuple(
+            dataclasses.replace(one, settings=tuple(pair for pair in one.settings if pair[0] not in filters))
+            for one in self.sites
+        )
+        sites = tuple(one for one in sites if one.settings or one.skip is not None)
         if taps is not None:
-            return dataclasses.replace(self, filter_size=None, taps=tuple(taps), filter=None)
-        if filter_size is not None:
-            return dataclasses.replace(self, filter_size=filter_size, taps=None, filter=None)
-        return self
+            return dataclasses.replace(self, filter_size=None, taps=tuple(taps), filter=None, sites=sites)
+        return dataclasses.replace(self, filter_size=filter_size, taps=None, filter=None, sites=sites)
+
+    def with_sites(self, more: Iterable[Override]) -> Recipe:
+        """The same recipe with more `[[site]]` tables behind its own."""
+        return dataclasses.replace(self, sites=(*self.sites, *more))
+
+    def pinned(self, names: Sequence[str]) -> Recipe:
+        """The same for a model with sites of these names, without regular expressions."""
+        return dataclasses.replace(self, sites=tuple(one.pinned(names) for one in self.sites)) if self.sites else self
+
+    def at(self, site: Facts) -> AtSite:
+        """What the recipe wants at one site: its `[[site]]` tables applied, in order."""
+        fields: dict[str, Any] = {}
+        left: str | None = None
+        for number, one in enumerate(self.sites, 1):
+            if not one.fits(site):
+                continue
+            fields.update(one.settings)
+            if "taps" in fields or "filter_size" in fields:
+                fields["filter"] = None
+            if one.skip:
+                left = one.because or f"[[site]] table {number}, {one.words()}"
+            elif one.skip is not None:
+                left = None
+                fields.update(skip_kinds=(), skip_names=(), min_channels=0)
+                if fields.get("stem", self.stem) == "skip":
+                    fields["stem"] = "convert"
+        return AtSite(dataclasses.replace(self, sites=(), **fields) if self.sites else self, left)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, in the form of the TOML files; `from_dict` reads it back."""
@@ -152,6 +190,8 @@ class Recipe:
                 table[entry.key] = list(value) if isinstance(value, tuple) else value
         if self.filter is not None:
             data["filter"] = {**method_to_dict(self.filter), **data["filter"]}
+        if self.sites:
+            data["site"] = [override_to_dict(one) for one in self.sites]
         return data
 
     @classmethod
@@ -170,8 +210,11 @@ class Recipe:
             raise BlurifyError(f"{where} must be a mapping with keys {_or(_SCHEMA)}; got {data!r}")
         fields: dict[str, Any] = {"name": name}
         for key, value in data.items():
+            if key == "site":
+                fields["sites"] = _site_tables(value, where)
+                continue
             if key not in _SCHEMA:
-                raise BlurifyError(f"unknown key {key!r} in {where}: {_nearest(key, _SCHEMA)}")
+                raise BlurifyError(f"unknown key {key!r} in {where}: {_nearest(key, [*_SCHEMA, 'site'])}")
             entry = _SCHEMA[key]
             if isinstance(entry, _Entry):
                 fields[entry.field] = entry.check(value, f"{key!r} in {where}")
@@ -189,6 +232,19 @@ class Recipe:
                 raise BlurifyError(f"[filter] of {where} has both 'size' and 'taps': give one of them")
             fields["filter_size"] = None
         return cls(**fields)
+
+
+@dataclass(frozen=True)
+class AtSite:
+    """What a recipe wants at one site.
+
+    Attributes:
+        recipe: the recipe there, without `[[site]]` tables.
+        left: why such a table leaves the site alone; None where none does.
+    """
+
+    recipe: Recipe
+    left: str | None = None
 
 
 def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe | None = None) -> Recipe:
@@ -405,6 +461,115 @@ def _schema() -> dict[str, _Entry | dict[str, _Entry]]:
 
 
 _SCHEMA = _schema()
+
+
+# What a [[site]] table may say: matchers, and the settings of the tables above but `skip`, by their keys.
+
+_MATCHERS: dict[str, Check] = {
+    "match": overrides.patterns,
+    "regex": overrides.regular_expression,
+    "kind": lambda value, where: _list_of(_choice(*KINDS), '["conv"]')(
+        value if isinstance(value, list | tuple) else [value], where
+    ),
+    "stride": overrides.strides,
+    "depth": overrides.span,
+    "channels": overrides.span,
+}
+_SETTINGS = {entry.key: entry for entry in _ENTRIES if entry.table not in ("", "skip") and entry.key not in _MATCHERS}
+_FILTER = [entry for entry in _ENTRIES if entry.table == "filter" and entry.key != "padding"]
+_SITE_KEYS = (*_MATCHERS, "skip", "because", "filter", *_SETTINGS)
+_SIDES = {"after": "after-activation", "before": "cheap"}
+
+
+def _site_tables(value: Any, where: str) -> tuple[Override, ...]:
+    if not isinstance(value, list | tuple):
+        raise BlurifyError(f"'site' in {where} must be a list of tables, each [[site]]; got {str(value)[:80]!r}")
+    if len(value) > overrides.MOST:
+        raise BlurifyError(f"{where} has {len(value)} [[site]] tables: give at most {overrides.MOST}")
+    return tuple(
+        one if isinstance(one, Override) else override_from_dict(one, f"[[site]] table {number} of {where}")
+        for number, one in enumerate(value, 1)
+    )
+
+
+def override_from_dict(data: Any, where: str) -> Override:
+    """Read a `[[site]]` table.
+
+    Args:
+        data: matchers (`match`, `regex`, `kind`, `stride`, `depth`, `channels`), `skip`, `because`, and settings: those
+            of the tables `conv` and `maxpool`, `filter` (a table) or its keys; `taps` may be a number of taps,
+            `placement` 'after' or 'before'.
+        where: how errors call the table.
+
+    Raises:
+        BlurifyError: names the unknown key or the bad value.
+    """
+    if not isinstance(data, Mapping):
+        raise BlurifyError(f"{where} must be a table with keys {_or(_SITE_KEYS)}; got {str(data)[:80]!r}")
+    fields: dict[str, Any] = {}
+    filtering: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for key, value in data.items():
+        named = f"{key!r} in {where}"
+        if key in _MATCHERS:
+            fields[key] = _MATCHERS[key](value, named)
+        elif key == "skip":
+            if not isinstance(value, bool):
+                raise BlurifyError(f"{named} must be true or false; got {str(value)[:80]!r}")
+            fields[key] = value
+        elif key == "because":
+            fields[key] = " ".join(_text(value, named).split())[: overrides.LONGEST]
+        elif key == "filter":
+            if not isinstance(value, Mapping):
+                raise BlurifyError(f"{named} must be a table such as {{ size = 3 }}; got {str(value)[:80]!r}")
+            filtering.update(value)
+        elif key not in _SETTINGS:
+            raise BlurifyError(f"unknown key {key!r} in {where}: {_nearest(key, _SITE_KEYS)}")
+        elif _SETTINGS[key].table == "filter":
+            a_number = key == "taps" and not isinstance(value, list | tuple)
+            if a_number and "size" in data:
+                raise BlurifyError(f"{where} has both 'size' and 'taps': give one of them")
+            filtering["size" if a_number else key] = value
+        else:
+            side = _SIDES.get(value, value) if key == "placement" and isinstance(value, str) else value
+            if key == "placement" and side not in PLACEMENTS:
+                raise BlurifyError(f"{named} cannot be {str(value)[:80]!r}: {_nearest(value, _SIDES)}")
+            settings[_SETTINGS[key].field] = _SETTINGS[key].check(side, named)
+    if filtering:
+        read = Recipe.from_dict({"filter": filtering}, where=where)
+        if set(filtering) != {"padding"}:  # another filter takes nothing over from the recipe's
+            settings.update({entry.field: getattr(read, entry.field) for entry in _FILTER})
+        if "padding" in filtering:
+            settings["padding"] = read.padding
+    if not settings and "skip" not in fields:
+        raise BlurifyError(f"{where} changes nothing: give skip, taps, padding or placement")
+    return Override(**fields, settings=tuple(sorted(settings.items())))
+
+
+def override_to_dict(one: Override) -> dict[str, Any]:
+    """A `[[site]]` table as plain data; `override_from_dict` reads it back."""
+    data: dict[str, Any] = {}
+    for key in ("match", "kind", "stride"):
+        value = getattr(one, key)
+        if value:
+            data[key] = value[0] if len(value) == 1 else list(value)
+    if one.regex:
+        data["regex"] = one.regex
+    data |= {key: overrides.range_to_plain(v) for key in ("depth", "channels") if (v := getattr(one, key)) is not None}
+    data |= {key: getattr(one, key) for key in ("skip", "because") if getattr(one, key) not in (None, "")}
+    for field, value in one.settings:
+        entry = next(entry for entry in _ENTRIES if entry.field == field)
+        table = data.setdefault("filter", {}) if entry.table == "filter" else data
+        if value is not None:
+            side = next((side for side, word in _SIDES.items() if word == value), value)
+            table[entry.key] = list(value) if isinstance(value, tuple) else side if field == "conv" else value
+    return data
+
+
+def filter_table(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's filter, padding included, as plain data in the form of the `[filter]` table."""
+    table: dict[str, Any] = recipe.to_dict()["filter"]
+    return table
 
 
 def _or(words: Iterable[str]) -> str:
