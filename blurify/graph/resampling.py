@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Graph, Node
 
@@ -61,6 +62,8 @@ def find_resampling(trace: Trace) -> list[Found]:
     """Every call of a trace that resamples and is no site of `find_sites`, in running order, one entry a module."""
     groups: dict[tuple[Any, ...], list[Op]] = defaultdict(list)
     for op in _resamplers(trace.graph):
+        if any(isinstance(call.module, torch.jit.ScriptModule) for call in (op.call.stack() if op.call else ())):
+            continue  # listed as a whole
         groups[key_of(op)].append(op)
     taken: dict[str, int] = defaultdict(int)
     found = []

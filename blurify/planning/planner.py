@@ -186,9 +186,9 @@ class _Planner:
     def _found(self) -> list[Found]:
         """The sites of an eval forward, each with its runs in all traces."""
         order = {node: place for place, node in enumerate(self.trace.graph.nodes)}
-        sites = sorted([*find_sites(self.trace), *find_resampling(self.trace)], key=lambda site: order[site.op.node])
+        sites = sorted(_all_sites(self.trace), key=lambda site: order[site.op.node])
         for other in self.traces[1:]:
-            more = {site.key: site.ops for site in (*find_sites(other), *find_resampling(other))}
+            more = {site.key: site.ops for site in _all_sites(other)}
             sites = [Found(site.name, (*site.ops, *more.get(site.key, ())), site.key) for site in sites]
         return sites
 
@@ -413,6 +413,15 @@ class _Planner:
                 way.rule, reason, where, way.extra_macs, edits,
             )  # fmt: skip
         return self._skipped(site, "source", problem)
+
+
+def _all_sites(seen: Trace) -> list[Found]:
+    """What subsamples by a stride or by cutting patches, and what else resamples; each op once."""
+    strided, others = find_sites(seen), find_resampling(seen)
+    shuffles = {op.node for site in others if site.op.kind == "pixelunshuffle" for op in site.ops}
+    strided = [site for site in strided if site.op.kind != "patches" or site.op.node not in shuffles]
+    cut = {op.node for site in strided if site.op.kind == "patches" for op in site.ops}
+    return [*strided, *(site for site in others if site.op.node not in cut)]
 
 
 def _in_training(model: nn.Module, seen: Trace) -> list[Trace]:

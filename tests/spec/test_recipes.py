@@ -17,7 +17,12 @@ from blurify.spec.recipes import KINDS, PADDINGS, PLACEMENTS, STEMS, Recipe, loa
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [
     "zhang2019",
+    "aligned",
+    "aps",
+    "causal",
     "decoder",
+    "flat",
+    "flc",
     "full",
     "gentle",
     "light",
