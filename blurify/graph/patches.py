@@ -54,11 +54,6 @@ def find_cuts(nodes: Sequence[Node], name_of: Any) -> Iterator[Cut]:
             continue
         if name in ("reshape", "view", "unflatten"):
             yield from _by_reshape(node, source, name_of)
-        elif name == "pixel_unshuffle" and len(shape) >= 3:
-            factor = node.args[1] if len(node.args) > 1 else node.kwargs.get("downscale_factor")
-            if isinstance(factor, int) and factor > 1:
-                dims = (len(shape) - 2, len(shape) - 1)
-                yield Cut(node, source, (node,), (factor,) * 2, (factor,) * 2, dims)
         elif name == "unfold":
             yield from _by_unfold(node, source, name_of)
 

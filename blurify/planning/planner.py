@@ -283,7 +283,7 @@ class _Planner:
         if op.kind == "patches":
             if all(reads_image(other, self.model) for other in site.ops):
                 return ("patchify-stem", "") if recipe.stem != "convert" else None
-            return ("merging", "") if recipe.merging == "skip" else None
+            return ("merging", "") if recipe.merging == recipe.resampling == "skip" else None
         return None
 
     def _skip_resampler(self, site: Found, op: Resampler) -> tuple[str, str] | None:
@@ -418,8 +418,6 @@ class _Planner:
 def _all_sites(seen: Trace) -> list[Found]:
     """What subsamples by a stride or by cutting patches, and what else resamples; each op once."""
     strided, others = find_sites(seen), find_resampling(seen)
-    shuffles = {op.node for site in others if site.op.kind == "pixelunshuffle" for op in site.ops}
-    strided = [site for site in strided if site.op.kind != "patches" or site.op.node not in shuffles]
     cut = {op.node for site in strided if site.op.kind == "patches" for op in site.ops}
     return [*strided, *(site for site in others if site.op.node not in cut)]
 
