@@ -17,6 +17,9 @@ from blurify.spec.recipes import KINDS, PADDINGS, PLACEMENTS, STEMS, Recipe, loa
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [
     "zhang2019",
+    "causal",
+    "flat",
+    "flc",
     "full",
     "gentle",
     "light",
@@ -50,7 +53,7 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert 10 < len(recipe.description) < 80
-    assert recipe.filter_size == (None if name == "gentle" else 4)
+    assert recipe.filter_size == {"gentle": None, "flat": None, "flc": None, "causal": 3}.get(name, 4)
     assert len(recipe.resolved_taps) == 4
     assert recipe.padding == "reflect"
     assert load_recipe(recipe) is recipe
