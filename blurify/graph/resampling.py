@@ -167,7 +167,24 @@ def _derived(graph: Graph) -> set[Node]:
         first = node.op == "placeholder" or name == "empty"
         if first or (name not in _ONLY_LIKE and any(arg in found for arg in node.all_input_nodes)):
             found.add(node)
+            # What is written into a view is in the whole tensor afterwards.
+            target = node.args[0] if node.args and _writes(node) else None
+            while isinstance(target, Node) and target not in found:
+                found.add(target)
+                target = target.args[0] if target.args and function_name(target) in _VIEWS else None
     return found
+
+
+_VIEWS = frozenset("getitem narrow select view reshape transpose permute unsqueeze squeeze flatten".split())
+
+
+_IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
+
+
+def _writes(node: Node) -> bool:
+    """Whether a call writes to its first argument."""
+    name: str = getattr(node.target, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
 
 
 _ONLY_LIKE = frozenset("zeros_like ones_like full_like new_zeros new_ones new_full".split())
@@ -430,7 +447,7 @@ def _by_hand(node: Node) -> Resampler | None:
     rank = len(after)
     if rank < 3:
         return None
-    source, widest, grew = node.args[0] if node.args else None, 0, False
+    source, widest, grew, mixed = node.args[0] if node.args else None, 0, False, False
     while isinstance(source, Node):
         shape = _shape(source)
         if len(shape) == rank and widest > rank:
@@ -444,15 +461,18 @@ def _by_hand(node: Node) -> Resampler | None:
         grew = grew or name in ("pad", "constant_pad_nd")
         first = source.args[0] if source.args else None
         if name == "stack" and isinstance(first, tuple | list):
-            others = first[1:]
-            grew = grew or any(function_name(other) in ("zeros_like", "new_zeros", "zeros") for other in others)
+            others = [other for other in first if other is not first[0]]
+            zeros = [function_name(other) in ("zeros_like", "new_zeros", "zeros") for other in others]
+            grew, mixed = grew or any(zeros), mixed or not all(zeros)
             first = first[0]
         source = first
-    if not isinstance(source, Node):
+    if not isinstance(source, Node) or (mixed and rank < 4):
         return None
     before = _shape(source)
     if before[0] != after[0] or before == after or not all(before) or not all(after):
         return None
+    if mixed:  # several signals in turn
+        return _other(node, "resample", source, before, after, "interleaves signals by hand")
     return _net_effect(node, source, before, after, zeros=grew)
 
 

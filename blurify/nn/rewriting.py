@@ -299,7 +299,10 @@ def _compiled(function: FunctionType, source: ast.FunctionDef, name: str) -> Fun
     if owner and owner != "<locals>":  # private names (self.__x) are spelled by class
         body = ast.ClassDef(owner, [], [], [source], [])
     cells = [ast.arg(cell) for cell in code.co_freevars if cell != "__class__"]
-    factory = ast.FunctionDef("factory", ast.arguments([], cells, None, [], [], None, []), [body], [], None)
+    # A function that mentions itself by its global name means the one of its module, not this one.
+    own: list[ast.stmt] = [] if source.name in code.co_freevars else [ast.Global([source.name])]
+    body_of_factory = [*(own if source.name in code.co_names and body is source else []), body]
+    factory = ast.FunctionDef("factory", ast.arguments([], cells, None, [], [], None, []), body_of_factory, [], None)
     if not isinstance(body, ast.ClassDef) and "__class__" in code.co_freevars:
         raise CannotRewriteError(f"{function.__qualname__} uses super() outside of a class")
     module = ast.fix_missing_locations(ast.Module([factory], []))

@@ -107,6 +107,13 @@ def test_functions_of_every_rank(rank: int, function: Any, kind: str, factor: in
     assert of(function, rank) == [(kind, last(rank, -factor) if factor < 0 else (factor,) * rank)]
 
 
+def in_a_batch(x: Tensor) -> Tensor:
+    """As detectors put pictures of different sizes into one tensor."""
+    batch = x.new_full((1, 4, 20, 20), 0.0)
+    batch[0, :, :16, :16].copy_(x[0])
+    return batch
+
+
 def zeros_between(x: Tensor) -> Tensor:
     out = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
     out[:, :, ::2, ::2] = x
@@ -128,6 +135,9 @@ def interleaved(x: Tensor) -> Tensor:
         (lambda x: x.reshape(1, 4, 16, 1, 16, 1).tile(1, 1, 1, 3, 1, 1).flatten(4).flatten(2, 3), ("repeat", (3, 1))),
         (lambda x: F.pad(x.reshape(1, 4, 16, 1, 16, 1), (0, 1, 0, 0, 0, 1)).view(1, 4, 32, 32), ("zerostuff", (2, 2))),
         (lambda x: torch.stack([x, torch.zeros_like(x)], -1).flatten(-2), ("zerostuff", (1, 2))),
+        (lambda x: torch.stack([x, x, x], -1).flatten(-2), ("repeat", (1, 3))),
+        (lambda x: torch.stack([x, -x], -1).flatten(-2), ("resample", (1, 2))),
+        (lambda x: F.interpolate(in_a_batch(x), scale_factor=2), ("upsample", (2, 2))),
         (zeros_between, ("zerostuff", (2, 2))),
         (interleaved, ("pixelshuffle", (2, 2))),
         (lambda x: x.view(1, 1, 2, 2, 16, 16).permute(0, 1, 4, 2, 5, 3).reshape(1, 1, 32, 32),
@@ -182,6 +192,7 @@ def test_calls_that_nobody_knows() -> None:
         lambda x: x.flatten(2).transpose(1, 2).reshape(1, 256, 2, 2).transpose(1, 2),  # heads
         lambda x: x.view(1, 4, 2, 8, 2, 8).permute(0, 2, 4, 1, 3, 5).reshape(4, 4, 8, 8),  # windows
         lambda x: x.view(1, 4, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 4, 4, 64),  # patches
+        lambda x: torch.stack((x[..., 0, ::2], x[..., 1, 1::2]), 2).reshape(1, 4, 16),  # coordinates of boxes
         lambda x: x + F.interpolate(torch.ones(1, 4, 8, 8, device=x.device), size=x.shape[2:]),  # a table
         lambda x: F.interpolate(torch.zeros_like(x)[:, :, ::2, ::2], scale_factor=2.0) + x,
     ],

@@ -602,3 +602,29 @@ def test_instance_of_anything_else_is_refused() -> None:
     ):
         with pytest.raises(blurify.BlurifyError, match="not one that blurify wrote"):
             edited_instance(Base, (change,))
+
+
+def pooled_and_counted(x: Tensor) -> Tensor:
+    counted.append(pooled_and_counted)  # as torchvision's functions log their own use
+    return F.max_pool2d(x, 2)
+
+
+counted: list[Any] = []
+
+
+class Counted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pooled_and_counted(self.conv(x))
+
+
+def test_a_helper_that_mentions_itself() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    converted = blurify.convert(Counted(), example_inputs=x)
+    assert [site.action for site in blurify.inspect(Counted(), x).sites] == ["blur"]
+    counted.clear()
+    converted(x)
+    assert counted == [pooled_and_counted]

@@ -164,7 +164,7 @@ def test_whole_models(name: str, tmp_path: Path) -> None:
 def test_older_recipes_do_not_touch_them(name: str) -> None:
     build, shape, _ = MODELS[name]
     model, x = build(), torch.randn(shape)
-    for recipe in (None, "full", "light"):
+    for recipe in (None, "full"):
         strided = {site.name for site in find_sites(trace(model, ((x,), {})))}
         plan = blurify.inspect(model, x, recipe)
         assert strided < {site.name for site in plan.sites}
@@ -179,7 +179,7 @@ def convert(model: nn.Module, x: Tensor, recipe: Any = "resampling") -> nn.Modul
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("factor", [2, 3])
 def test_nearest_upsampling_and_four_taps_are_linear_interpolation_for_a_factor_of_two(rank: int, factor: int) -> None:
     """Zeros in between and (1, 3, 3, 1) / 4 is linear interpolation between the centres of the samples."""
     x = torch.randn(1, 2, *(6,) * rank, dtype=torch.float64)
