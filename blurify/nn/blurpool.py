@@ -21,12 +21,13 @@ from blurify.errors import BlurifyError
 from blurify.nn.arguments import per_dim, short
 from blurify.nn.autograd import CHANNELS_LAST, is_channels_last, lean
 from blurify.nn.padding import PADDINGS, extend_by
-from blurify.spec.filters import binomial_taps, compose_taps, resolve_taps
+from blurify.spec.filters import binomial_taps, compose_taps, is_box, resolve_taps
 
 # One N-d kernel beats one 1-d convolution a dimension up to about this many taps (benchmarks/blurpool.py).
 _JOINT_TAPS = 400
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_AVG_POOL: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 class BlurPool(nn.Module):
@@ -55,6 +56,8 @@ class BlurPool(nn.Module):
         self._filters = tuple(compose_taps(self.taps, factor) for factor in self.factor)
         filtered = [dim for dim in range(self.ndim) if len(self._filters[dim]) > 1]
         joint = math.prod(map(len, self._filters)) <= _JOINT_TAPS
+        # A plain average is an average pool, which needs no multiplication.
+        self._average = bool(filtered) and all(is_box(self._filters[dim]) for dim in filtered)
         # Each group of dimensions is filtered by one convolution.
         self._groups = [filtered] if filtered and joint else [[dim] for dim in filtered]
         for i, group in enumerate(self._groups):
@@ -131,6 +134,12 @@ class BlurPool(nn.Module):
                 x = x[(slice(None),) * (dim + 2) + (slice(None, None, self.stride[dim]),)]
         if not self._groups and not channels_last:
             x = x.contiguous()
+
+        if self._average and not x.is_complex():
+            x = extend_by(x, [pads[dim] if dim not in rest else (0, 0) for dim in range(self.ndim)], self.padding)
+            window = [1 if dim in rest else len(taps) for dim, taps in enumerate(self._filters)]
+            x = _AVG_POOL[self.ndim](x, window, [1 if dim in rest else s for dim, s in enumerate(self.stride)])
+            return x.contiguous(memory_format=CHANNELS_LAST[self.ndim]) if channels_last else x
 
         for i, group in enumerate(self._groups):
             kernel = self._kernel_for(x, i)

@@ -84,6 +84,25 @@ def compose_taps(taps: Sequence[float], factor: int) -> tuple[float, ...]:
     return tuple(composed)
 
 
+def is_box(taps: Sequence[float]) -> bool:
+    """Whether a (composed) filter is a plain average: its layer runs it as an average pool, without multiply-adds."""
+    return len(taps) > 1 and min(taps) == max(taps)
+
+
+def leakage(taps: Sequence[float]) -> float:
+    """The share of white noise beyond the new Nyquist frequency that a filter for factor 2 lets through: 0 to 1 or so.
+
+    The mean of |H|^2 over the frequencies from pi/2 to pi, the trapezoidal rule on 64 intervals.
+    """
+    count, total = 64, 0.0
+    for step in range(count + 1):
+        omega = math.pi / 2 * (1 + step / count)
+        real = math.fsum(tap * math.cos(omega * k) for k, tap in enumerate(taps))
+        imaginary = math.fsum(tap * math.sin(omega * k) for k, tap in enumerate(taps))
+        total += (real * real + imaginary * imaginary) * (0.5 if step in (0, count) else 1.0)
+    return total / count
+
+
 def _prime_factors(number: int) -> list[int]:
     primes, prime = [], 2
     while number > 1:

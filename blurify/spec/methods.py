@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 from blurify.errors import BlurifyError
-from blurify.spec.filters import MAX_TAPS, compose_taps
+from blurify.spec.filters import MAX_TAPS, compose_taps, is_box
 from blurify.spec.reading import require
 
 
@@ -42,13 +42,12 @@ class Taps:
         return Taps((0.25, 0.5, 0.25))
 
     def macs(self, factor: tuple[int, ...]) -> int:
-        """Multiply-adds for one output value, where the filter guards against `factor` (one a dimension)."""
-        if self.is_identity:
-            return 0
-        count = 1
-        for one in factor:
-            count *= len(compose_taps(self.taps, one))
-        return count
+        """Multiply-adds for one output value, where the filter guards against `factor` (one a dimension).
+
+        A plain average has none, as the pools of a network have none: it runs as an average pool.
+        """
+        filters = [taps for one in factor if len(taps := compose_taps(self.taps, one)) > 1]
+        return 0 if not filters or all(map(is_box, filters)) else math.prod(map(len, filters))
 
     def smoothing(self, factor: int) -> float:
         """The variance that is left of white noise in one dimension: the sum of the squared taps (1: none is lost)."""

@@ -17,6 +17,7 @@ from blurify.spec.recipes import KINDS, PADDINGS, PLACEMENTS, STEMS, Recipe, loa
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [
     "zhang2019",
+    "critical-path",
     "full",
     "gentle",
     "light",
@@ -73,6 +74,7 @@ def test_the_default_is_zhang2019_and_the_same_as_the_dataclass():
     ("name", "field", "value"),
     [
         ("pool-only", "skip_kinds", ("conv", "slice")),
+        ("critical-path", "skip_kinds", ("maxpool",)),
         ("light", "conv", "cheap"),
         ("full", "stem", "convert"),
         ("published/alexnet", "stem", "split"),
