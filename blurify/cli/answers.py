@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from blurify.metrics.trade_off import Ranking
     from blurify.spec.plan import Plan
     from blurify.spec.recipes import Recipe
+    from blurify.tuning.budget import Budget, Chosen
 
 IMAGES = 100
 _BATCH = 32
@@ -140,6 +141,13 @@ class Shown:
         ):
             return agreement(original, other, self.pictures, batch_size=_BATCH)
 
+    def within(self, recipe: Recipe, budget: Budget, inputs: Any) -> Chosen:
+        """The recipe within a budget, by the aliasing measured on the pictures."""
+        from blurify.tuning.budget import within_budget
+
+        with self._on_device(self.model) as (subject,), console.working("choosing within the budget"):
+            return within_budget(self.model, recipe, budget, inputs, subject=subject, pictures=self.pictures)
+
     def ranked(self, recipe: Recipe) -> Ranking:
         """The sites in the order in which to convert them."""
         from blurify.tuning.ranking import rank_sites
@@ -233,6 +241,16 @@ def parse_share(option: str, text: str | None) -> float | None:
     if not 0 < share <= 1:
         raise BlurifyError(f"{option} {text!r} is no share: give one above 0 and up to 100%, such as 90% or 0.9")
     return share
+
+
+def parse_extra(option: str, text: str | None) -> float | None:
+    """'10%' -> 0.1, '0' -> 0.0, '1.5' -> 1.5. Raises BlurifyError for what is no share, or a negative one."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,6}(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
+    if not match:
+        raise BlurifyError(f"{option} {text!r} is no share: give one such as 10%, 0% or 0.1")
+    return float(match[1]) / (100 if match[2] else 1)
 
 
 def print_ranking(ranking: Ranking) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from blurify.metrics.subject import Preprocessing
     from blurify.proof.proof import Proof
     from blurify.spec.plan import Plan
+    from blurify.spec.recipes import Recipe
+    from blurify.tuning.budget import Budget, Spent
 
 MINUTES = 10.0
 
@@ -39,6 +41,14 @@ def convert(
     keep_agreement: Annotated[
         str | None,
         typer.Option(metavar="SHARE", help="With --data: convert only sites that leave so much, such as 90%."),
+    ] = None,
+    max_extra_flops: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="A budget: at most so many more multiply-adds, such as 10%, or 0%."),
+    ] = None,
+    max_extra_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="A budget: at most so much more activation memory in training."),
     ] = None,
     adapt: Annotated[
         Path | None,
@@ -76,6 +86,9 @@ def convert(
     if plan_file is not None and (recipe is not None or filter_size is not None):
         raise BlurifyError("--plan says what happens at every site: leave --recipe and --filter-size out")
     keep = answers.parse_share("--keep-agreement", keep_agreement)
+    flops = answers.parse_extra("--max-extra-flops", max_extra_flops)
+    memory = answers.parse_extra("--max-extra-memory", max_extra_memory)
+    limited = flops is not None or memory is not None
     if keep is not None and data is None:
         raise BlurifyError("--keep-agreement asks on which pictures: add --data DIR, a folder of images without labels")
     if minutes is not None and adapt is None:
@@ -100,6 +113,7 @@ def convert(
         loaded = how.open(model, pretrained=not random, lazily=stays)
         asked = wanted = options.recipe_for(loaded, recipe, filter_size)
     import blurify
+    from blurify.tuning.budget import Budget
 
     if given is not None and blurify.plan_of(loaded.model) is not None:
         raise BlurifyError(f"{model} is converted already: --plan is for the original (blurify revert gives it)")
@@ -112,9 +126,12 @@ def convert(
     already = plan is not None
     converted = loaded.model
     agreed: Agreement | None = None
+    spent: Spent | None = None
     if plan is None:
         used = None if adapt is None else _pictures(loaded, inputs, adapt, device)
         shown = None if data is None else answers.Shown.of(model, loaded, inputs, data, images, device)
+        if limited:
+            wanted, spent = _within(loaded, wanted, Budget(flops, memory), inputs, shown)
         if keep is not None and shown is not None:
             wanted = shown.ranked(wanted).choose(keep)
         with console.working("converting" + (" and verifying" if verify else "")):
@@ -147,7 +164,7 @@ def convert(
                 return
         if shown is not None and plan.converted:
             agreed = shown.compared(converted)
-    elif keep is not None or adapt is not None:
+    elif keep is not None or adapt is not None or limited:
         remedy = "blurify adapt takes it as it is, and blurify revert gives the original"
         raise BlurifyError(f"{model} is converted already: {remedy}")
     changed = bool(plan.converted) and not already
@@ -185,6 +202,7 @@ def convert(
                 "already_converted": already,
                 "proof": _proof_data(proof),
                 "answers": answers.as_json(agreed, data),
+                "budget": spent.to_dict() if spent is not None else None,
                 "adapt": remedy or None,
                 "adapted": adapted.to_dict() if adapted is not None else None,
                 "note": "; ".join(filter(None, (loaded.note, *told))) or None,
@@ -198,6 +216,8 @@ def convert(
         _say(loaded, plan, proof, already=already)
     else:
         teaching.say_notes(adapted)
+    if spent is not None:
+        console.say(spent.line(Budget(flops, memory)), style="bold")
     if adapt is not None and adapted is None and changed:
         console.say("not adapted: the one-tap filter changes no answers", style="yellow")
     if agreed is not None and data is not None:
@@ -241,6 +261,20 @@ def _say(loaded: LoadedModel, plan: Plan, proof: Proof | None, *, already: bool 
             console.say(line, style="green")
     elif plan.converted:
         console.say("not verified (--no-verify)", style="yellow")
+
+
+def _within(
+    loaded: LoadedModel, recipe: Recipe, budget: Budget, inputs: Any, shown: answers.Shown | None
+) -> tuple[Recipe, Spent]:
+    """The recipe within a budget, and what it costs: by aliasing measured on pictures, or by rule."""
+    from blurify.tuning.budget import within_budget
+
+    if shown is not None:
+        chosen = shown.within(recipe, budget, shown.example)
+    else:
+        with console.working("choosing within the budget"):
+            chosen = within_budget(loaded.model, recipe, budget, inputs)
+    return chosen.recipe, chosen.spent
 
 
 def _pictures(loaded: LoadedModel, inputs: tuple[Tensor, ...] | None, data: Path, device: str) -> Preprocessing:

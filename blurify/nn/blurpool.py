@@ -21,13 +21,14 @@ from blurify.errors import BlurifyError
 from blurify.nn.arguments import numbers_per_dim, per_dim, short
 from blurify.nn.autograd import CHANNELS_LAST, is_channels_last, lean
 from blurify.nn.padding import PADDINGS, extend_by
-from blurify.spec.filters import binomial_taps, centred_taps, compose_taps, resolve_taps
+from blurify.spec.filters import binomial_taps, centred_taps, compose_taps, is_box, resolve_taps
 from blurify.spec.methods import Fourier, Method, Taps, method_from_dict, method_to_dict
 
 # One N-d kernel beats one 1-d convolution a dimension up to about this many taps (benchmarks/blurpool.py).
 _JOINT_TAPS = 400
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_AVG_POOL: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 class BlurPool(nn.Module):
@@ -83,6 +84,8 @@ class BlurPool(nn.Module):
             self._filters = tuple(taps for taps, _ in moved)
         filtered = [dim for dim in range(self.ndim) if len(self._filters[dim]) > 1]
         joint = math.prod(map(len, self._filters)) <= _JOINT_TAPS
+        # A plain average is an average pool, which needs no multiplication.
+        self._average = bool(filtered) and all(is_box(self._filters[dim]) for dim in filtered)
         # Each group of dimensions is filtered by one convolution.
         self._groups = [filtered] if filtered and joint else [[dim] for dim in filtered]
         for i, group in enumerate(self._groups):
@@ -194,6 +197,12 @@ class BlurPool(nn.Module):
 
     def _filtered(self, x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
         """Filter and subsample the dimensions that have a filter."""
+        if self._said("_average") and not x.is_complex():
+            filtered = [dim for group in self._groups for dim in group]
+            x = extend_by(x, [pads[dim] if dim in filtered else (0, 0) for dim in range(self.ndim)], self.padding)
+            window = [len(taps) if dim in filtered else 1 for dim, taps in enumerate(self._filters)]
+            step = [stride if dim in filtered else 1 for dim, stride in enumerate(self.stride)]
+            return _AVG_POOL[self.ndim](x, window, step)
         for i, group in enumerate(self._groups):
             kernel = self._kernel_for(x, i)
             stride = tuple(self.stride[dim] if dim in group else 1 for dim in range(self.ndim))

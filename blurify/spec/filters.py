@@ -126,6 +126,25 @@ def centred_taps(taps: Sequence[float], centre: float, origin: int | None = None
 _ROUNDING = 1e-9  # of a sample: no part of one
 
 
+def is_box(taps: Sequence[float]) -> bool:
+    """Whether a (composed) filter is a plain average: its layer runs it as an average pool, without multiply-adds."""
+    return len(taps) > 1 and min(taps) == max(taps)
+
+
+def leakage(taps: Sequence[float]) -> float:
+    """The share of white noise beyond the new Nyquist frequency that a filter for factor 2 lets through: 0 to 1 or so.
+
+    The mean of |H|^2 over the frequencies from pi/2 to pi, the trapezoidal rule on 64 intervals.
+    """
+    count, total = 64, 0.0
+    for step in range(count + 1):
+        omega = math.pi / 2 * (1 + step / count)
+        real = math.fsum(tap * math.cos(omega * k) for k, tap in enumerate(taps))
+        imaginary = math.fsum(tap * math.sin(omega * k) for k, tap in enumerate(taps))
+        total += (real * real + imaginary * imaginary) * (0.5 if step in (0, count) else 1.0)
+    return total / count
+
+
 def prime_factors(number: int) -> list[int]:
     """The primes of a number from 1 on, the smallest first: 12 is [2, 2, 3]."""
     primes, prime = [], 2

@@ -25,7 +25,7 @@ from blurify.spec.designs import (
     sinc_taps,
     wavelet_taps,
 )
-from blurify.spec.filters import MAX_TAPS, binomial_taps, centred_taps, compose_taps, offset_of
+from blurify.spec.filters import MAX_TAPS, binomial_taps, centred_taps, compose_taps, is_box, offset_of
 from blurify.spec.reading import read_fields, require
 from blurify.spec.words import nearest
 
@@ -58,14 +58,16 @@ class _Separable:
         return round(offset_of(self.filter(factor), self.origin(factor)), 9)
 
     def macs(self, factor: tuple[int, ...], centre: tuple[float, ...] = ()) -> int:
-        """Multiply-adds for one output value, where the filter guards against `factor` (one a dimension)."""
-        if self.is_identity:
-            return 0
+        """Multiply-adds for one output value, where the filter guards against `factor` (one a dimension).
+
+        A plain average has none, as the pools of a network have none: it runs as an average pool.
+        """
         filters = [self.filter(one) for one in factor]
         if centre:  # part of a sample costs a tap
             moved = zip(filters, centre, map(self.origin, factor), strict=True)
             filters = [centred_taps(*one)[0] for one in moved]
-        return math.prod(map(len, filters))
+        filters = [taps for taps in filters if len(taps) > 1]
+        return 0 if not filters or all(map(is_box, filters)) else math.prod(map(len, filters))
 
     def cost(
         self,

@@ -20,6 +20,7 @@ SHIPPED = [
     "aligned",
     "aps",
     "causal",
+    "critical-path",
     "decoder",
     "flat",
     "flc",
@@ -82,6 +83,7 @@ def test_the_default_is_zhang2019_and_the_same_as_the_dataclass():
     ("name", "field", "value"),
     [
         ("pool-only", "skip_kinds", ("conv", "slice")),
+        ("critical-path", "skip_kinds", ("maxpool",)),
         ("light", "conv", "cheap"),
         ("full", "stem", "convert"),
         ("published/alexnet", "stem", "split"),

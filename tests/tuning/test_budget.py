@@ -1,0 +1,242 @@
+"""Budgets: kept as torch's own counter and torch's own saved tensors say, and spent on what removes most."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import blurify
+from blurify.cli.answers import parse_extra
+from blurify.errors import BlurifyError
+from blurify.metrics.pictures import FolderPictures, open_folder
+from blurify.metrics.preprocessing import preprocessing_of
+from blurify.metrics.subject import Subject
+from blurify.spec.filters import binomial_taps, leakage
+from blurify.spec.plan import Site
+from blurify.spec.recipes import Recipe, load_recipe
+from blurify.tuning.budget import Budget, within_budget
+from tests.command_line import error_of, out_of
+
+SPEC = "python:tests.tuning.test_budget:make"
+
+
+def make() -> nn.Module:
+    """A max pool, a strided convolution with an activation, a strided 1x1 one without, an average pool."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(32, 32, 1, 2), nn.AvgPool2d(2), nn.Conv2d(32, 8, 1), nn.Flatten(), nn.LazyLinear(9),
+    )  # fmt: skip
+
+
+def small() -> nn.Module:
+    net = make().eval()
+    net(torch.zeros(1, 3, 32, 32))
+    return net
+
+
+IMAGE = torch.zeros(1, 3, 32, 32)
+BIG = torch.zeros(1, 3, 64, 64)
+MODELS = {
+    "small": (small, IMAGE),
+    "resnet18": (lambda: torchvision.models.resnet18(), BIG),
+    "densenet121": (lambda: torchvision.models.densenet121(), BIG),
+    "mobilenetv2_100": (lambda: timm.create_model("mobilenetv2_100"), BIG),
+    "repvgg_a0": (lambda: timm.create_model("repvgg_a0"), BIG),
+}
+
+
+def flops(model: nn.Module, x: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(x)
+    return counter.get_total_flops()
+
+
+def kept(model: nn.Module, x: Tensor) -> int:
+    """Bytes that a real forward in train mode keeps, by the addresses of its storages."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    found: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        alive.append(storage)
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.train()(x)
+    model.eval()
+    return sum(found.values())
+
+
+def converted(model: nn.Module, recipe: Recipe, x: Tensor) -> nn.Module:
+    return blurify.convert(model, recipe, example_inputs=x, verify=False)
+
+
+def sites(model: nn.Module, recipe: Recipe, x: Tensor) -> dict[str, Site]:
+    return {site.name: site for site in blurify.inspect(model, x, recipe).sites}
+
+
+def taps(site: Site) -> int:
+    return next(len(edit.blur.method.taps) for edit in site.edits if edit.blur is not None)
+
+
+SLOW = ("densenet121", "mobilenetv2_100", "repvgg_a0")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MODELS])
+def test_budgets_of_multiply_adds_are_kept_as_torch_counts_them(name: str) -> None:
+    make, x = MODELS[name]
+    model = make().eval()
+    before, full = flops(model, x), flops(converted(model, Recipe(), x), x)
+    costs = []
+    for share in (0.0, 0.003, 0.1, 10.0):
+        chosen = within_budget(model, Recipe(), Budget(flops=share), x)
+        after = flops(converted(model, chosen.recipe, x), x)
+        assert before <= after <= before * (1 + share)
+        assert chosen.spent.extra_macs * 2 == after - before
+        costs.append(after)
+    assert costs == sorted(costs)
+    assert costs[0] == before and costs[-1] == full  # all that the recipe wants, where the budget has room for it
+
+
+def test_nothing_extra_still_anti_aliases_what_costs_nothing() -> None:
+    net = small()
+    recipe = within_budget(net, Recipe(), Budget(flops=0.0), IMAGE).recipe
+    found = sites(net, recipe, IMAGE)
+    assert {name: site.rule for name, site in found.items()} == {
+        "2": "maxpool", "3": "blurred-input", "5": "commuted", "6": "recipe",
+    }  # fmt: skip
+    assert {taps(site) for site in found.values() if site.action == "blur"} == {2}  # averages, as pools are
+    assert "0.0% extra multiply-adds: its cheapest form adds +" in found["6"].reason
+    model = blurify.convert(net, recipe, example_inputs=IMAGE)
+    x = torch.randn(2, 3, 32, 32)
+    pool = blurify.BlurPool2d(1, taps=(1, 1), factor=2)
+    middle = nn.functional.max_pool2d(net[:2](x), 2, 1)
+    by_hand = nn.functional.avg_pool2d(nn.functional.pad(middle, (0, 1, 0, 1), mode="reflect"), 2, 2)
+    by_hand = net[3:5](nn.functional.avg_pool2d(nn.functional.pad(by_hand, (0, 1, 0, 1), mode="reflect"), 2, 1))
+    by_hand = net[6:](nn.functional.conv2d(pool(by_hand), net[5].weight, net[5].bias, 2))
+    assert torch.allclose(model(x), by_hand, atol=1e-5)
+
+
+def test_an_odd_filter_is_not_mixed_with_an_even_one() -> None:
+    """They would be half a sample apart; so nothing is free."""
+    found = sites(small(), within_budget(small(), Recipe(filter_size=3), Budget(flops=0.0), IMAGE).recipe, IMAGE)
+    assert {site.action for site in found.values()} == {"skip"}
+
+
+@pytest.mark.parametrize("name", ["small", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_budgets_of_memory_are_kept_as_saved_tensors_show(name: str) -> None:
+    make, x = MODELS[name]
+    model = make().eval()
+    x = x.repeat(2, 1, 1, 1)
+    before, full = kept(model, x), kept(converted(model, Recipe(), x), x)
+    done = []
+    for share in (0.0, 0.1, 10.0):
+        chosen = within_budget(model, Recipe(), Budget(memory=share), x)
+        after = kept(converted(model, chosen.recipe, x), x)
+        assert after <= before * (1 + share)
+        assert (chosen.spent.bytes, chosen.spent.extra_bytes) == (before, after - before)
+        done.append(sum(site.action == "blur" for site in sites(model, chosen.recipe, x).values()))
+    assert done == sorted(done) and after == full
+
+
+def test_both_budgets_hold_together() -> None:
+    net, x = small(), IMAGE.repeat(2, 1, 1, 1)
+    chosen = within_budget(net, Recipe(), Budget(flops=0.05, memory=0.05), x)
+    model = converted(net, chosen.recipe, x)
+    assert flops(model, x) <= 1.05 * flops(net, x) and kept(model, x) <= 1.05 * kept(net, x)
+    assert "of at most +5.0%" in chosen.spent.line(Budget(flops=0.05, memory=0.05))
+
+
+def test_branches_that_share_a_blur_are_chosen_together() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3)
+            self.one, self.two = nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).relu()
+            return (self.one(x) + self.two(x)).relu()
+
+    for share in (0.0, 0.01, 0.05, 0.2, 0.5, 3.0):
+        found = sites(Branches(), within_budget(Branches(), Recipe(), Budget(flops=share), IMAGE).recipe, IMAGE)
+        assert found["one"].action == found["two"].action == "blur"
+        assert taps(found["one"]) == taps(found["two"])
+
+
+def test_what_leaks_of_white_noise() -> None:
+    assert leakage((1.0,)) == pytest.approx(1)
+    assert leakage((0.5, 0.5)) == pytest.approx(0.5 - 1 / np.pi, abs=1e-3)  # the mean of cos^2(w/2)
+    values = [leakage(binomial_taps(size)) for size in range(1, 8)]
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 256, (37, 37, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_with_pictures_the_site_that_aliases_most_for_its_cost_comes_first(photos: Path) -> None:
+    """Two equal max pools: the first reads noise, the second what averages have smoothed."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.MaxPool2d(2), nn.AvgPool2d(5, 1, 2), nn.AvgPool2d(5, 1, 2), nn.MaxPool2d(2),
+        nn.Conv2d(4, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 64, 9),
+    ).eval()  # fmt: skip
+    used = preprocessing_of(net, None, size=(32, 32))
+    pictures: FolderPictures = open_folder(photos, used, images=6)
+    recipe = Recipe(filter_size=3)
+    costs = {site.name: site.extra_macs for site in sites(net, recipe, IMAGE).values()}
+    limit = (max(costs.values()) + 1) * 2 / flops(net, IMAGE)
+    chosen = within_budget(net, recipe, Budget(limit), IMAGE, subject=Subject(net, used, "net"), pictures=pictures)
+    done = {name: site.action for name, site in sites(net, chosen.recipe, IMAGE).items()}
+    assert done == {"1": "blur", "4": "skip"}
+    by_rule = within_budget(net, recipe, Budget(limit), IMAGE)  # which only knows that the second one is cheaper
+    assert {name: site.action for name, site in sites(net, by_rule.recipe, IMAGE).items()} == {"1": "skip", "4": "blur"}
+
+
+def test_convert_by_the_command_line(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec, shape = "python:tests.tuning.test_budget:small", ["--input-shape", "1,3,32,32"]
+    out = tmp_path / "out.pt"
+    data = json.loads(out_of(capsys, "convert", spec, "-o", out, "--max-extra-flops", "0%", "--json", *shape))
+    assert data["budget"]["extra_macs"] == 0 and data["totals"]["converted"] == 3
+    text = out_of(capsys, "convert", spec, "-o", out, "--max-extra-flops", "2%", "--max-extra-memory", "20%",
+                  "--data", photos, "--images", 6, "--keep-agreement", "1%", "--force", *shape)  # fmt: skip
+    assert "budget kept, as measured: multiply-adds +" in text and "activation memory" in text
+    assert flops(blurify.load(out, arch=spec), IMAGE) <= 1.02 * flops(small(), IMAGE)
+    assert "no share" in error_of(capsys, "convert", spec, "-o", out, "--force", "--max-extra-flops", "-5%")
+
+
+def test_shares_and_limits_that_are_none() -> None:
+    assert [parse_extra("x", text) for text in ("0", "10%", "0.25", "150 %", None)] == [0.0, 0.1, 0.25, 1.5, None]
+    for text in ("", "ten", "-1%", "1e3", "nan"):
+        with pytest.raises(BlurifyError, match="no share"):
+            parse_extra("x", text)
+    with pytest.raises(BlurifyError, match="needs a limit"):
+        within_budget(small(), Recipe(), Budget(), IMAGE)
+    with pytest.raises(BlurifyError, match="converted already"):
+        within_budget(converted(small(), Recipe(), IMAGE), Recipe(), Budget(0.1), IMAGE)
+
+
+def test_the_critical_path_is_shortcuts_and_main_path() -> None:
+    rules = {s.name: s.rule for s in blurify.inspect(torchvision.models.resnet18(), BIG, "critical-path").sites}
+    assert rules.pop("conv1") == "stem" and rules.pop("maxpool") == "recipe"
+    assert set(rules.values()) == {"after-activation", "commuted"} and len(rules) == 6
+    assert load_recipe("critical-path").stem == "skip"
