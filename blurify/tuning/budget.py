@@ -22,6 +22,7 @@ from blurify.metrics.aliasing import aliasing
 from blurify.metrics.subject import Pictures, Subject, Watch
 from blurify.proof.rehearsal import rehearsed
 from blurify.spec.filters import leakage
+from blurify.spec.methods import Fourier
 from blurify.spec.overrides import Override
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import Recipe
@@ -269,10 +270,11 @@ def _options(
 
 def _by_rule(site: Site) -> float:
     """What a site's blur removes: of white noise above the new Nyquist frequency, 0 to 1."""
-    taps = next(edit.blur.method.taps for edit in site.edits if edit.blur is not None)
+    method = next(edit.blur.method for edit in site.edits if edit.blur is not None)
+    through = 0.0 if isinstance(method, Fourier) else leakage(method.filter(2))
     if site.kind == "avgpool":  # it was an average already
-        return max(leakage((0.5, 0.5)) - leakage(taps), 0.0)
-    return max(1 - leakage(taps), 0.0) * (_DETAIL_LOST if site.rule == "blurred-input" else 1.0)
+        return max(leakage((0.5, 0.5)) - through, 0.0)
+    return max(1 - through, 0.0) * (_DETAIL_LOST if site.rule == "blurred-input" else 1.0)
 
 
 def _with_measured_gains(
