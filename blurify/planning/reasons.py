@@ -4,6 +4,7 @@ REASONS: dict[str, str] = {
     "stem": "reads the image: its dense version would cost most; the recipe 'full' converts it",
     "patchify-stem": "cuts the image into patches (kernel <= stride); the recipe 'full' blurs the image first",
     "already-filtered": "already anti-aliased: what it reads or does is a fixed low-pass filter",
+    "keeps-all": "a fixed filter bank whose bands keep all of its input (a wavelet transform): nothing is lost",
     "global-pool": "covers its whole input, so that nothing is left to alias{}",
     "recipe": "the recipe leaves it alone: {}",
     "returns-indices": "returns indices for unpooling, which a blurred pool does not have: use return_indices=False",
