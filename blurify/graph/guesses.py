@@ -80,6 +80,7 @@ def by_names(model: nn.Module, shapes: Sequence[Shape], dtype: torch.dtype) -> I
     if "lengths" in kinds:  # what has a length is heard, not seen
         heard = ((1, _SECONDS), *itertools.islice(_features(model), 16))
         shapes = [*heard, *shapes]
+    shapes = [*_sampled(model), *shapes]
     choices = [list(_named(kind, model, shapes, dtype)) for kind in kinds]
     for values in itertools.islice(itertools.product(*choices), _MOST):
         yield tuple(values), {}
@@ -166,6 +167,14 @@ def _setting(config: Any, *names: str) -> Any:
             if value is not None:
                 return value
     return None
+
+
+def _sampled(model: nn.Module) -> Iterator[Shape]:
+    """The signal of a model whose configuration says its channels and its size, as diffusion models' do."""
+    config, first = getattr(model, "config", None), _first(model, nn.Conv1d, nn.Conv2d)
+    channels, size = _number(config, "in_channels"), _setting(config, "sample_size")
+    if channels and first is not None and (pair := _pair(size)):
+        yield (1, channels, *(pair if isinstance(first, nn.Conv2d) else pair[-1:]))
 
 
 def _values(config: Any) -> Mapping[str, Any]:

@@ -139,7 +139,7 @@ class _Writer:
             if text != WRAPPED:
                 rest.helpers[text, which] = inner_name, inner
                 continue
-            if which >= len(held) or held[which].__code__.co_name != inner_name:
+            if not 0 <= which < len(held) or held[which].__code__.co_name != inner_name:
                 raise CannotRewriteError(f"{self.cls.__qualname__}.{name} no longer holds {inner_name}")
             clone = f"{_CLONE}{name}_wrapped_{number}_{inner_name.strip('<>')}"
             self.write(held[which], inner, clone, own=True)

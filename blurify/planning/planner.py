@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx import Node
 
 from blurify.errors import BlurifyError
+from blurify.graph.banks import keeps_everything
 from blurify.graph.branches import partners
 from blurify.graph.filters import is_filtered, reads_image
 from blurify.graph.inputs import traced
@@ -262,6 +263,8 @@ class _Planner:
             return "varies", ""
         if is_filtered(site, self.traces, self.model):
             return "already-filtered", ""
+        if keeps_everything(op, self.model):
+            return "keeps-all", ""
         if op.kind == "slice" and not op.dims:
             return "slice", ""
         if op.kind not in ("conv", "maxpool", "avgpool", "slice", "patches"):

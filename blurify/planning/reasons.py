@@ -5,6 +5,7 @@ REASONS: dict[str, str] = {
     "patchify-stem": "cuts the image into patches (kernel <= stride); the recipe 'full' blurs the image first",
     "merging": "merges tokens by a rearrangement and a linear layer; the recipe 'vit' blurs what is merged",
     "already-filtered": "already anti-aliased: what it reads or does is a fixed low-pass filter",
+    "keeps-all": "a fixed filter bank whose bands keep all of its input (a wavelet transform): nothing is lost",
     "global-pool": "covers its whole input, so that nothing is left to alias{}",
     "recipe": "the recipe leaves it alone: {}",
     "returns-indices": "returns indices for unpooling, which a blurred pool does not have: use return_indices=False",

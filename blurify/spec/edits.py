@@ -166,7 +166,8 @@ class Rewrite:
     Attributes:
         module: the module whose forward is rewritten.
         path: the functions from the forward to the expression, outermost first, each a step
-            (name, source text of the expression, which of the equal expressions).
+            (name, source text of the expression, which of the equal expressions); or (name, '<wrapped>', which), for
+            what a decorated method holds (see `nn.wrapped`).
         op: what the child does with the expression. 'wrap' blurs its value, 'wrap-input' the call's positional argument
             `index`; 'maxpool', 'avgpool', 'slice', 'conv-blurred' run the call anti-aliased; 'conv-dense' runs it at
             `stride`. In a loop over modules of which some become dense, 'member-dense' marks the call of a member and

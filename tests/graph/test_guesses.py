@@ -111,6 +111,19 @@ class Denoiser(nn.Module):
         return self.conv(x) + torch.sin(t.float()).view(-1, 1, 1, 1) + self.classes(y)[:, :, None, None]
 
 
+class Sampler(nn.Module):
+    """Takes a signal of the size and the channels that its configuration says, and more of its own beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"in_channels": 2, "sample_size": 60}
+        self.conv = nn.Conv1d(2 + 6, 4, 3, 2, 1)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        waves = torch.sin(timestep.view(-1, 1, 1) * torch.ones(6, 1)).expand(len(sample), 6, sample.shape[-1])
+        return self.conv(torch.cat([sample, waves], 1))
+
+
 class Recording(nn.Module):
     """Takes as many electrodes and samples as it was made for."""
 
@@ -162,6 +175,7 @@ CASES: dict[str, tuple[Any, Any]] = {
     "stereo": (Stereo, ((1, 2, 48000),)),
     "video": (Video, ((1, 8, 3, 224, 224),)),
     "denoiser": (Denoiser, ((1, 3, 224, 224), (1,), (1,))),
+    "sampler": (Sampler, ((1, 2, 60), (1,))),
     "recording": (Recording, ((1, 21, 500),)),
     "picture by configuration": (Picture, {"pixel_values": (1, 5, 40, 48), "input_ids": (1, 8)}),
     "speech by configuration": (Speech, {"input_features": (1, 20, 60), "decoder_input_ids": (1, 8)}),

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blurify
-from blurify.nn.wrapped import held_functions, holding
+from blurify.nn.rewriting import Expression, rewrite
+from blurify.nn.source import CannotRewriteError
+from blurify.nn.wrapped import WRAPPED, held_functions, holding
 
 IMAGE = torch.randn(2, 3, 17, 14, generator=torch.Generator().manual_seed(0))
 
@@ -183,3 +185,13 @@ def test_a_wrapper_that_holds_itself_ends() -> None:
 
     assert holding(own_wrapped(inner), inner, other)(None, 3) == 30
     assert own_wrapped(inner)(None, 3) == 4
+
+
+def test_a_step_to_what_is_no_longer_held_is_refused() -> None:
+    """As in a plan of another version of the library, or a file that somebody made up."""
+    cls = decorated("bound")
+    for step in (("forward", WRAPPED, 7), ("forward", WRAPPED, -1), ("missing", WRAPPED, 0)):
+        with pytest.raises(CannotRewriteError, match="no longer holds"):
+            rewrite(cls, [Expression((step, ("forward", "F.max_pool2d(self.conv(x), 2)", 0)), "child", "wrap")])
+    with pytest.raises(CannotRewriteError, match="no longer holds other"):
+        rewrite(cls, [Expression((("forward", WRAPPED, 0), ("other", "x", 0)), "child", "wrap")])
