@@ -15,7 +15,8 @@ from blurify.reporting import filters
 from blurify.spec.methods import Flat, Fourier
 from blurify.spec.plan import Plan
 from blurify.spec.recipes import Recipe
-from tests.command_line import run
+from blurify.spec.responses import filters_of
+from tests.command_line import out_of
 
 
 def plan_of(recipe: Recipe, stride: int = 2) -> Plan:
@@ -52,21 +53,20 @@ def test_an_ideal_filter_has_no_taps_of_its_own() -> None:
     assert entry["aliased"] == "0.0%"
 
 
-def test_inspect_prints_taps_and_figures() -> None:
-    (used,) = [one for one in printed.filters_of(plan_of(Recipe(filter_size=3)))]
+def test_inspect_prints_taps_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    (used,) = filters_of(plan_of(Recipe(filter_size=3)))
     text = "\n".join(printed.lines(used))
     assert "0.25 0.5 0.25" in text
     assert "1.0000 at 0, -1.38 dB at 1/2, -6.02 dB at 1" in text
     assert re.search(r"-3 dB at 0\.728", text)
-    done = run("inspect", "torchvision/alexnet", "--random", "--recipe", "flat", "--filters")
-    assert done.exit_code == 0
-    assert "flat, 7 taps against a subsampling by 2, padding reflect" in done.stdout
-    assert "-0.03125 0 0.28125 0.5 0.28125 0 -0.03125" in done.stdout
+    said = out_of(capsys, "inspect", "torchvision/alexnet", "--random", "--recipe", "flat", "--filters")
+    assert "flat, 7 taps against a subsampling by 2, padding reflect" in said
+    assert "-0.03125 0 0.28125 0.5 0.28125 0 -0.03125" in said
 
 
-def test_inspect_gives_filters_as_json() -> None:
-    done = run("inspect", "torchvision/alexnet", "--random", "--recipe", "flc", "--filters", "--json")
-    (found,) = json.loads(done.stdout)["filters"]
+def test_inspect_gives_filters_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ("inspect", "torchvision/alexnet", "--random", "--json")
+    (found,) = json.loads(out_of(capsys, *model, "--recipe", "flc", "--filters"))["filters"]
     assert found["method"] == {"kind": "fourier", "window": "none"}
     assert (found["factor"], found["taps"], found["aliased"]) == (2, None, 0.0)
-    assert "filters" not in json.loads(run("inspect", "torchvision/alexnet", "--random", "--json").stdout)
+    assert "filters" not in json.loads(out_of(capsys, *model))
