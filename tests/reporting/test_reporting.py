@@ -459,8 +459,8 @@ def test_half_a_surrogate_pair_can_be_written() -> None:
 
 def test_full_page_has_all_sections(full: Page) -> None:
     assert full.sections() == [
-        "Summary", "Sites", "Consistency", "Equivariance maps", "Aliasing by depth", "Stability", "Worst case",
-        "What the figures mean", "How to measure this again",
+        "Summary", "Sites", "Filters", "Consistency", "Equivariance maps", "Aliasing by depth", "Stability",
+        "Worst case", "What the figures mean", "How to measure this again",
     ]  # fmt: skip
     assert "Not on this page" not in full.text
     levels = [level for level, _ in full.headings]
