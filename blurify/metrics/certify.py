@@ -22,7 +22,7 @@ from blurify.surgery.carrying import plan_of
 TOLERANCE = 1e-5
 """Largest difference of two outputs, relative to the largest value, that counts as equal."""
 SIDE = 64
-"""The side of the pictures, where a model wants no other one: what holds at one multiple of the stride holds at others."""
+"""The side of the pictures, where a model wants no other: what holds at one multiple of the stride holds at all."""
 
 NOT_COVERED = (
     "circular shifts alone are covered: what leaves the picture at one border comes back at the other. A real shift "

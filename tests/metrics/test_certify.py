@@ -93,7 +93,7 @@ def with_weights(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_adaptive_sampling_is_exact_for_a_thousand_circular_shifts(name):
     model = with_weights(NETWORKS[name]())
-    exact = blurify.convert(model, "aps", example_inputs=IMAGE, verify="-" not in name)
+    exact = blurify.convert(model, "aps", example_inputs=IMAGE, verify=name in ("resnet", "unet"))
     found = certify(exact, circular=True, shifts=100 if "-" in name else 1000, batch=250)
     assert found and found.equal == found.shifts and found.worst <= 1e-5, found.lines()
     assert found.in_float64 == 0

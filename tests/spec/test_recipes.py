@@ -17,6 +17,7 @@ from blurify.spec.recipes import KINDS, PADDINGS, PLACEMENTS, STEMS, Recipe, loa
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [
     "zhang2019",
+    "aps",
     "full",
     "gentle",
     "light",
