@@ -51,9 +51,9 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert 10 < len(recipe.description) < 80
-    assert recipe.filter_size == (None if name == "gentle" else 4)
-    assert len(recipe.resolved_taps) == 4
-    assert recipe.padding == "reflect"
+    assert recipe.filter_size == {"gentle": None, "aps": 3}.get(name, 4)
+    assert len(recipe.resolved_taps) == (3 if name == "aps" else 4)
+    assert recipe.padding == ("circular" if name == "aps" else "reflect")
     assert load_recipe(recipe) is recipe
     assert load_recipe(recipe.to_dict()) == recipe
 
