@@ -17,6 +17,7 @@ from blurify.errors import BlurifyError, VerificationError
 if TYPE_CHECKING:
     from blurify.conversion import check, convert, inspect, proof_of, revert, reverted
     from blurify.files.checkpoints import load, save
+    from blurify.metrics.certify import certify
     from blurify.nn import (
         AvgBlurPool1d,
         AvgBlurPool2d,
@@ -54,6 +55,7 @@ __all__ = [
     "VerificationError",
     "adapt",
     "adapted_of",
+    "certify",
     "check",
     "convert",
     "inspect",
@@ -74,6 +76,7 @@ _HOMES = {
     **dict.fromkeys(("adapted_of", "plan_of"), "surgery.carrying"),
     "Adapted": "spec.adapted",
     "adapt": "tuning.adapting",
+    "certify": "metrics.certify",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +142,7 @@ class _Watcher(TorchFunctionMode):
 
     def _divides(self, sizes: Any) -> bool:
         """Whether these sizes are those of a map of the picture, subsampled by whole numbers."""
-        return all(n > 0 and whole % n == 0 for whole, n in zip(self.space, sizes, strict=True))
+        return lies_on(self.space, sizes)
 
     def _judge(self, out: Tensor) -> float | None:
         """How far the second sample is from a shift of the first, relative; None where it can't be told."""
@@ -282,13 +282,21 @@ def _apart_by_a_shift(before: Tensor, after: Tensor, rank: int) -> float:
     return best
 
 
+def lies_on(space: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether a map of these sizes can be one of a picture of `space`, sub- or upsampled by whole numbers."""
+    return all(n > 0 and (whole % n == 0 or n % whole == 0) for whole, n in zip(space, sizes, strict=True))
+
+
 def shifts_back(shift: tuple[int, ...], space: tuple[int, ...], sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """By how much a map of these sizes may be shifted, where the picture is by `shift`: one way at full size.
+    """By how much a map of these sizes may be shifted, where the picture is by `shift`: one way from full size on.
 
     A map that is subsampled by S lies at a phase between 0 and S - 1; it moves by the quotient, or one more.
     """
     ways = []
     for k, whole, n in zip(shift, space, sizes, strict=True):
+        if n >= whole:
+            ways.append([k * (n // whole)])
+            continue
         step = whole // n
         ways.append(sorted({k // step, -(-k // step)}))
     return list(itertools.product(*ways))

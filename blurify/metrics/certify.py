@@ -15,14 +15,14 @@ from blurify.errors import BlurifyError, named_line
 from blurify.graph.copies import copy_model, sharing_copy
 from blurify.graph.inputs import traced
 from blurify.graph.structure import Inputs, map_tensors, tensors_in
-from blurify.metrics.breaking import Break, first_break, shifts_back
+from blurify.metrics.breaking import Break, first_break, lies_on, shifts_back
 from blurify.metrics.circular import circular_padding
 from blurify.surgery.carrying import plan_of
 
 TOLERANCE = 1e-5
 """Largest difference of two outputs, relative to the largest value, that counts as equal."""
 SIDE = 64
-"""The side of the pictures, where a model wants no other one: what holds at one multiple of the stride holds at others."""
+"""The side of the pictures, where a model wants no other: what holds at one multiple of the stride holds at all."""
 
 NOT_COVERED = (
     "circular shifts alone are covered: what leaves the picture at one border comes back at the other. A real shift "
@@ -256,11 +256,9 @@ def _shifted(picture: Tensor, shift: tuple[int, ...]) -> Tensor:
 
 
 def _is_map(out: Tensor, space: tuple[int, ...]) -> bool:
-    """Whether an output (N, C, *sizes) has positions: sizes that are those of the picture, over whole numbers."""
+    """Whether an output (N, C, *sizes) has positions: those of the picture, or as many times more or fewer."""
     sizes = out.shape[2:]
-    return (
-        len(sizes) == len(space) and math.prod(sizes) > 1 and not any(n % m for n, m in zip(space, sizes, strict=True))
-    )
+    return len(sizes) == len(space) and math.prod(sizes) > 1 and lies_on(space, sizes)
 
 
 def _difference(before: list[Tensor], after: list[Tensor], shift: tuple[int, ...], space: tuple[int, ...]) -> float:

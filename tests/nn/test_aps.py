@@ -1,4 +1,4 @@
-"""Adaptive polyphase sampling against the slow, obvious formula, and what it promises: circular shifts change nothing."""
+"""Adaptive polyphase sampling against the slow, obvious formula, and its promise for circular shifts."""
 
 from __future__ import annotations
 

@@ -140,3 +140,37 @@ def broken(change):
 def test_a_damaged_plan_is_refused_not_a_traceback(change):
     with pytest.raises(BlurifyError):
         Plan.from_dict(broken(change))
+
+
+# --- phases
+
+
+LEADS = {"role": "leads", "groups": ["pool"], "strides": [[2, 2]], "back": [0], "norm": 2}
+
+
+def a_blur(phase) -> dict:
+    blur = {"stride": [2, 2], "factor": [2, 2], "method": {"kind": "taps", "taps": [1.0]}, "padding": "circular"}
+    return {"edit": "BlurOutput", "module": "pool", "child": "blur", "blur": {**blur, "shift": [0, 0], "phase": phase}}
+
+
+def test_a_phase_is_read_back_and_no_phase_is_not_said():
+    from blurify.spec.edits import edit_from_dict, edit_to_dict
+
+    edit = edit_from_dict(a_blur(LEADS))
+    assert edit_from_dict(json.loads(json.dumps(edit_to_dict(edit)))) == edit and edit.blur.phase.span == (2, 2)
+    assert "phase" not in edit_to_dict(edit_from_dict(a_blur(None)))["blur"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"role": "guesses"}, {"groups": []}, {"groups": ["a", "b"]}, {"strides": [[2]]}, {"strides": [[4, 4]]},
+        {"strides": [[2, 2, 2]]}, {"back": [1]}, {"back": [-1], "role": "follows"}, {"back": [10**9], "role": "follows"},
+        {"norm": 3}, {"role": "restores"}, {"strides": [[0, 2]]}, {"extra": 1}, {"groups": [7]},
+    ],
+)  # fmt: skip
+def test_a_phase_that_cannot_be_is_refused(change):
+    from blurify.spec.edits import edit_from_dict
+
+    with pytest.raises(ValueError):
+        edit_from_dict(a_blur({**LEADS, **change}))
