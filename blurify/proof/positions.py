@@ -3,9 +3,9 @@
 Every op is put in the place of its average: convolutions and products of matrices take the mean of what they read
 (fixed filters their own weights), norms and nonlinearities pass their input on, attention is uniform, what is enlarged
 or goes on beyond a border is a straight line. In such a network the weights of all ways from the input to one feature
-have a centre of mass, and the response to the ramp 0, 1, 2, ... over the response to ones *is* that centre: the centroid
-of the feature's impulse response, in input pixels. It is computed by the layers that really run, blurs included, so
-that it tells nothing of how the drift was predicted. Two models are compared module by module.
+have a centre of mass, and the response to the ramp 0, 1, 2, ... over the response to ones *is* that centre: the
+centroid of the feature's impulse response, in input pixels. It is computed by the layers that really run, blurs
+included, so that it knows nothing of how the drift was predicted. Two models are compared module by module.
 
 Ramps go up and down, and of what comes out the odd part is taken: added constants (biases, position embeddings) cancel,
 and the window of a maximum has its centre in the middle.

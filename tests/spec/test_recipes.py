@@ -17,6 +17,7 @@ from blurify.spec.recipes import KINDS, PADDINGS, PLACEMENTS, STEMS, Recipe, loa
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [
     "zhang2019",
+    "aligned",
     "full",
     "gentle",
     "light",
@@ -50,8 +51,8 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert 10 < len(recipe.description) < 80
-    assert recipe.filter_size == (None if name == "gentle" else 4)
-    assert len(recipe.resolved_taps) == 4
+    assert recipe.filter_size == {"gentle": None, "aligned": 3}.get(name, 4)
+    assert len(recipe.resolved_taps) == (recipe.filter_size or 4)
     assert recipe.padding == "reflect"
     assert load_recipe(recipe) is recipe
     assert load_recipe(recipe.to_dict()) == recipe
@@ -92,6 +93,14 @@ def test_the_gentle_recipe_interpolates_cubics_halfway_and_departs_in_nothing_el
     for power in range(4):  # at 0 of samples at -3/2 .. 3/2: flat to the third order at frequency 0
         at_samples = [position**power for position in (-1.5, -0.5, 0.5, 1.5)]
         assert sum(map(float.__mul__, recipe.resolved_taps, at_samples)) == pytest.approx(0.0**power, abs=1e-12)
+
+
+def test_the_aligned_recipe_has_an_odd_filter_that_is_centred_and_departs_in_nothing_else():
+    recipe = load_recipe("aligned")
+    assert recipe.aligned and recipe.filter_size == 3
+    assert dataclasses.replace(recipe, name="zhang2019", description="", filter_size=4, aligned=False) == Recipe()
+    assert "aligned" not in Recipe().to_dict()["filter"], "recipes that older versions read stay as they are"
+    assert "'aligned' in [filter]" in refused({"filter": {"aligned": 1}})
 
 
 @pytest.mark.parametrize("name", ["published/vgg", "published/densenet", "published/mobilenet"])
