@@ -168,6 +168,10 @@ class _Walk:
                 self.places[node] = self._of_input(node)
             elif node.op == "call_function":
                 place = self._of_call(node)
+                shape = node.meta["shape"]
+                if isinstance(place, _Grid) and shape is not None:  # whatever an op did that is not known here
+                    axes = tuple(None if axis is not None and axis >= len(shape) else axis for axis in place.axes)
+                    place = dataclasses.replace(place, axes=axes)
                 if node in self.moves and isinstance(place, _Grid):
                     place = _moved(place, self.moves[node])
                 self.places[node] = place
@@ -245,8 +249,10 @@ class _Walk:
     def _reached(self, node: Node, name: str, source: Node, grid: _Grid) -> _Place:
         """Any other op on one grid."""
         before, after = source.meta["shape"], node.meta["shape"]
-        if before is None or after is None:  # several outputs, and one of them
+        if after is None:  # several outputs
             return grid
+        if before is None:  # one of them
+            return dataclasses.replace(grid, axes=_axes_of_part(source, after, grid.axes))
         if name in _TRANSPOSED:
             rank = _TRANSPOSED[name]
             stride = given_per_dim(_argument(node, 3, "stride", 1), rank)
@@ -410,6 +416,19 @@ def _axes_after(
         return _reshaped(axes, before, after)
     if name == "expand" and len(after) > rank:
         return tuple(None if axis is None else axis + len(after) - rank for axis in axes)
+    return (None,) * len(axes)
+
+
+def _axes_of_part(several: Node, after: Sequence[int], axes: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """Which dimensions of one of an op's several outputs are spatial, where `axes` are those of what it read."""
+    before = several.all_input_nodes[0].meta["shape"] if several.all_input_nodes else None
+    if before is None:
+        return (None,) * len(axes)
+    if len(before) == len(after):  # chunk, split, a pool's values
+        return axes
+    if function_name(several) == "unbind":
+        gone = _argument(several, 1, "dim", 0) % len(before)
+        return tuple(None if axis is None or axis == gone else axis - (axis > gone) for axis in axes)
     return (None,) * len(axes)
 
 

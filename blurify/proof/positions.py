@@ -1,11 +1,11 @@
 """Measure where features are: run a model on coordinates instead of pictures.
 
 Every op is put in the place of its average: convolutions and products of matrices take the mean of what they read
-(fixed filters their own weights), norms and nonlinearities pass their input on, attention is uniform, borders go on as
-a straight line. In such a network the weights of all ways from the input to one feature have a centre of mass, and the
-response to the ramp 0, 1, 2, ... over the response to ones *is* that centre: the centroid of the feature's impulse
-response, in input pixels. It is computed by the layers that really run, blurs included, so that it tells nothing of how
-the drift was predicted. Two models are compared module by module.
+(fixed filters their own weights), norms and nonlinearities pass their input on, attention is uniform, what is enlarged
+or goes on beyond a border is a straight line. In such a network the weights of all ways from the input to one feature
+have a centre of mass, and the response to the ramp 0, 1, 2, ... over the response to ones *is* that centre: the
+centroid of the feature's impulse response, in input pixels. It is computed by the layers that really run, blurs
+included, so that it knows nothing of how the drift was predicted. Two models are compared module by module.
 
 Ramps go up and down, and of what comes out the odd part is taken: added constants (biases, position embeddings) cancel,
 and the window of a maximum has its centre in the middle.
@@ -39,10 +39,10 @@ _PASS_ON = frozenset(
     "log_softmax".split()
 )
 _BOX = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_UP = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _MEAN = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _LARGEST = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
+_FARTHEST = 1e5  # input pixels: no input is so large that features look so far
 _MOST = 4096  # features of one module that are kept: of millions, every so many-th tells the same
 
 Positions = dict[tuple[str, int], tuple[torch.Size, list[Tensor]]]
@@ -92,7 +92,9 @@ def compared(before: Positions, after: Positions) -> Measured:
         other, others = after.get(key, (None, []))
         if other != shape:
             continue
-        apart = [(b - a)[(b - a).isfinite()] for a, b in zip(places, others, strict=True)]
+        # What is far outside the input is no place: a product of features that no average stands for.
+        usual = [place.abs().le(_FARTHEST) for place in places]
+        apart = [(b - a)[near & (b - a).isfinite()] for a, b, near in zip(places, others, usual, strict=True)]
         if all(one.numel() for one in apart):
             drifts[key[0]] = tuple(float(one.median()) for one in apart)
             most = max(most, *(float(one.abs().max()) for one in apart))
@@ -211,6 +213,14 @@ class _Averages(TorchFunctionMode):
             return value.mean(-2, keepdim=True).repeat_interleave(first.shape[-2], -2)
         elif name.startswith("conv_transpose"):
             return _upsampled(int(name[-2]), first, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+        elif name == "interpolate":
+            sizes = func(first.to("meta"), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}).shape[2:]
+            corners = args[4] if len(args) > 4 else kwargs.get("align_corners")
+            return _resized(first, sizes, bool(corners))
+        elif name == "pixel_shuffle":
+            times = args[1] if len(args) > 1 else kwargs["upscale_factor"]
+            sizes = [n * times for n in first.shape[-2:]]
+            return _resized(first.unflatten(-3, (-1, times**2)).mean(-3), sizes, False)
         return func(*args, **kwargs)
 
 
@@ -281,10 +291,33 @@ def _upsampled(
     rank: int, x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: int = 1, dilation: Any = 1,
 ) -> Tensor:  # fmt: skip
-    box = torch.ones((1, 1, *weight.shape[2:]), dtype=x.dtype)
-    up = partial(
-        _UP[rank], weight=box, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation
-    )
-    mean = x.mean(-rank - 1, keepdim=True)
-    y = up(mean) / up(torch.ones_like(mean))
+    """A transposed convolution: sample o is centred on sample (o + padding - dilation * (kernel - 1) / 2) / stride."""
+    places = []
+    given = (given_per_dim(value, rank) for value in (stride, padding, output_padding, dilation))
+    for n, k, s, p, more, d in zip(x.shape[-rank:], weight.shape[2:], *given, strict=True):
+        size = (n - 1) * s - 2 * p + d * (k - 1) + more + 1
+        places.append((torch.arange(size, dtype=x.dtype) + p - d * (k - 1) / 2) / s)
+    y = _read_at(x.mean(-rank - 1, keepdim=True), places)
     return y.repeat_interleave(weight.shape[1] * groups, -rank - 1)
+
+
+def _resized(x: Tensor, sizes: Sequence[int], corners: bool) -> Tensor:
+    """An interpolation of any kind, as a straight line: pixels are areas, or their corners are aligned."""
+    places = []
+    for n, m in zip(x.shape[-len(sizes) :], sizes, strict=True):
+        at = torch.arange(m, dtype=x.dtype)
+        places.append(at * ((n - 1) / max(m - 1, 1)) if corners else (at + 0.5) * (n / m) - 0.5)
+    return _read_at(x, places)
+
+
+def _read_at(x: Tensor, places: Sequence[Tensor]) -> Tensor:
+    """The values at places between the samples of the last dimensions (one list a dimension), and beyond them."""
+    for dim, at in enumerate(places, start=x.dim() - len(places)):
+        n = x.shape[dim]
+        if n == 1:
+            x = x.repeat_interleave(len(at), dim)
+            continue
+        left = at.floor().clamp(0, n - 2).long()
+        part = (at - left).view([-1 if d == dim else 1 for d in range(x.dim())])
+        x = x.index_select(dim, left) * (1 - part) + x.index_select(dim, left + 1) * part
+    return x

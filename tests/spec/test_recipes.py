@@ -105,6 +105,14 @@ def test_the_gentle_recipe_interpolates_cubics_halfway_and_departs_in_nothing_el
         assert sum(map(float.__mul__, recipe.resolved_taps, at_samples)) == pytest.approx(0.0**power, abs=1e-12)
 
 
+def test_the_aligned_recipe_has_an_odd_filter_that_is_centred_and_departs_in_nothing_else():
+    recipe = load_recipe("aligned")
+    assert recipe.aligned and recipe.filter_size == 3
+    assert dataclasses.replace(recipe, name="zhang2019", description="", filter_size=4, aligned=False) == Recipe()
+    assert "aligned" not in Recipe().to_dict()["filter"], "recipes that older versions read stay as they are"
+    assert "'aligned' in [filter]" in refused({"filter": {"aligned": 1}})
+
+
 @pytest.mark.parametrize("name", ["published/vgg", "published/densenet", "published/mobilenet"])
 def test_the_other_published_models_follow_the_plain_rules(name):
     assert dataclasses.replace(load_recipe(name), name="zhang2019", description="") == Recipe()
