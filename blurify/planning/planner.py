@@ -155,11 +155,17 @@ class _Planner:
     def _found(self) -> list[Found]:
         """The sites of an eval forward, each with its runs in all traces."""
         order = {node: place for place, node in enumerate(self.trace.graph.nodes)}
-        sites = sorted([*find_sites(self.trace), *find_resampling(self.trace)], key=lambda site: order[site.op.node])
+        resampling = [site for site in find_resampling(self.trace) if not self._is_scripted(site)]
+        sites = sorted([*find_sites(self.trace), *resampling], key=lambda site: order[site.op.node])
         for other in self.traces[1:]:
             more = {site.key: site.ops for site in (*find_sites(other), *find_resampling(other))}
             sites = [Found(site.name, (*site.ops, *more.get(site.key, ())), site.key) for site in sites]
         return sites
+
+    def _is_scripted(self, site: Found) -> bool:
+        """Whether a call runs in a scripted module that is listed as a whole."""
+        path = f"{site.op.call.path if site.op.call else ''}."
+        return any(path.startswith(f"{name}.") for name, _ in scripted_modules(self.model))
 
     def _sites(self, found: Sequence[Found]) -> tuple[list[Site], dict[str, tuple[Node, ...]]]:
         """The plan's sites, in running order."""

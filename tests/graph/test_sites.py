@@ -352,7 +352,7 @@ def test_indices_in_use_are_a_reason_to_skip() -> None:
             y, indices = self.pool(self.conv(x))
             return F.max_unpool2d(y, indices, 2) if self.use else y
 
-    assert rules(Unpools(True)) == {"pool": "returns-indices"}
+    assert rules(Unpools(True)) == {"pool": "returns-indices", ":max_unpool2d": "other-resampling"}
     assert "return_indices=False" in blurify.inspect(Unpools(True), IMAGE).sites[0].reason
     net = Unpools(False)
     converted = blurify.convert(net, filter_size=1, example_inputs=IMAGE)  # whatever is decided, it must still run
