@@ -137,7 +137,10 @@ def _resamplers(graph: Graph) -> Iterator[Resampler]:
         if name.lstrip("_").startswith("upsample_"):
             op = _upsample_kernel(node, name)
         elif reader is not None:
-            op = reader(node)
+            try:
+                op = reader(node)
+            except (KeyError, IndexError, TypeError, ValueError):  # called in a form of its own
+                op = _unknown(node, derived)
         elif name in _MERGES:
             op = _by_hand(node)
         elif name == "setitem":
@@ -192,6 +195,10 @@ _ONLY_LIKE = frozenset("zeros_like ones_like full_like new_zeros new_ones new_fu
 
 def _given(node: Node, *names: str) -> dict[str, Any]:
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+def _input(node: Node) -> Any:
+    return node.args[0] if node.args else node.kwargs.get("input")
 
 
 def _shape(node: Any) -> tuple[int, ...]:
@@ -282,20 +289,20 @@ def _resized(node: Node, source: Any, mode: str, antialias: bool) -> Resampler |
 
 def _pixel_shuffle(node: Node) -> Resampler | None:
     rank = len(_shape(node)) - 2 if len(_shape(node)) == 4 else 2
-    found = _factors(node.args[0], node, rank)
-    return _made(node, "pixelshuffle", node.args[0], found[0]) if found and found[2] else None
+    found = _factors(_input(node), node, rank)
+    return _made(node, "pixelshuffle", _input(node), found[0]) if found and found[2] else None
 
 
 def _pixel_unshuffle(node: Node) -> Resampler | None:
-    found = _factors(node.args[0], node, 2)
+    found = _factors(_input(node), node, 2)
     words = "moves each phase to channels of its own"
-    return _made(node, "pixelunshuffle", node.args[0], found[1], detail=words) if found and found[3] else None
+    return _made(node, "pixelunshuffle", _input(node), found[1], detail=words) if found and found[3] else None
 
 
 def _adaptive(node: Node) -> Resampler | None:
     name = function_name(node)
     rank = int(re.sub(r"\D", "", name.partition(".")[0])[0])
-    source = node.args[0] if node.args else node.kwargs.get("input")
+    source = _input(node)
     found, after = _factors(source, node, rank), _out_shape(node)[-rank:]
     if found is None or not (found[2] or found[3]):
         return None
@@ -345,7 +352,7 @@ def _listed(kind: str, words: str) -> Callable[[Node], Resampler | None]:
     """A reader of what is only listed: where it resamples is data, or not a matter of a low-pass."""
 
     def read(node: Node) -> Resampler | None:
-        source = node.args[0] if node.args else node.kwargs.get("input")
+        source = _input(node)
         rank = len(_shape(source)) - 2
         found = _factors(source, node, rank) if rank >= 1 else None
         if kind in ("gridsample", "maxunpool") and (found is None or not (found[2] or found[3])):
@@ -377,7 +384,7 @@ def _fold(node: Node) -> Resampler | None:
 
 def _repeated(node: Node) -> Resampler | None:
     """`repeat_interleave` and `kron` with ones: every sample several times."""
-    source = node.args[0] if node.args else node.kwargs.get("input")
+    source = _input(node)
     before, after = _shape(source), _shape(node)
     if len(before) != len(after) or len(before) < 3 or not all(before):
         return None
@@ -569,7 +576,7 @@ _INDEXES = frozenset("getitem index_select gather take_along_dim index".split())
 
 def _indexed(node: Node, name: str) -> Resampler | None:
     """Samples chosen by computed indices along the dimensions of an image or a video."""
-    source = node.args[0] if node.args else node.kwargs.get("input")
+    source = _input(node)
     before, after = _shape(source), _shape(node)
     if len(before) != len(after) or len(before) < 4 or before[0] != after[0] or not all((*before, *after)):
         return None

@@ -349,11 +349,11 @@ _FILLED = frozenset("zeros_like ones_like full_like empty_like new_zeros new_one
 
 
 def scripted_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Scripted parts that subsample: tracing cannot look into them, surgery cannot change them."""
+    """Scripted parts that subsample or upsample: tracing cannot look into them, surgery cannot change them."""
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule) and not any(
             name.startswith(f"{outer}.") for outer, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)
         ):
             text = str(getattr(module, "inlined_graph", ""))
-            if "conv" in text or "pool" in text:
+            if any(word in text for word in ("conv", "pool", "upsample", "interpolate", "shuffle")):
                 yield name, module

@@ -135,6 +135,8 @@ def interleaved(x: Tensor) -> Tensor:
         (lambda x: x.reshape(1, 4, 16, 1, 16, 1).tile(1, 1, 1, 3, 1, 1).flatten(4).flatten(2, 3), ("repeat", (3, 1))),
         (lambda x: F.pad(x.reshape(1, 4, 16, 1, 16, 1), (0, 1, 0, 0, 0, 1)).view(1, 4, 32, 32), ("zerostuff", (2, 2))),
         (lambda x: torch.stack([x, torch.zeros_like(x)], -1).flatten(-2), ("zerostuff", (1, 2))),
+        (lambda x: F.pixel_shuffle(input=x, upscale_factor=2), ("pixelshuffle", (2, 2))),
+        (lambda x: F.interpolate(input=x, scale_factor=2), ("upsample", (2, 2))),
         (lambda x: torch.stack([x, x, x], -1).flatten(-2), ("repeat", (1, 3))),
         (lambda x: torch.stack([x, -x], -1).flatten(-2), ("resample", (1, 2))),
         (lambda x: F.interpolate(in_a_batch(x), scale_factor=2), ("upsample", (2, 2))),
