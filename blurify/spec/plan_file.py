@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blurify.errors import BlurifyError
+from blurify.spec import kinds
 from blurify.spec.edits import tuples
 from blurify.spec.filters import resolve_taps
 from blurify.spec.overrides import Override, facts_of, nearest_site
@@ -34,6 +35,7 @@ _HELP = (
     "blurify convert MODEL --plan FILE -o OUT"
 )
 _SIDES = {"after-activation": "after", "split": "after", "commuted": "before", "blurred-input": "before"}
+_SIDES |= {kinds.AFTER: "after", kinds.BEFORE: "before"}
 _KNOWN = ("site", "action", "filter", "placement", "stem", "is")
 _FACTS: dict[str, Any] = {
     "kind": str, "kernel_size": tuple[int, ...], "stride": tuple[int, ...], "input_shape": tuple[int, ...],
@@ -189,7 +191,9 @@ def same_filter(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def as_taps(table: Mapping[str, Any]) -> dict[str, Any]:
     """A filter's table with its taps, without its padding."""
-    rest = {key: value for key, value in table.items() if key not in ("size", "taps", "padding")}
+    if table.get("kind", "taps") not in ("taps", "binomial"):  # whose size is another thing
+        return {key: value for key, value in table.items() if key != "padding"}
+    rest = {key: value for key, value in table.items() if key not in ("kind", "size", "taps", "padding")}
     if "size" not in table and "taps" not in table:
         return rest
     return {"taps": [round(tap, 12) for tap in resolve_taps(table.get("size"), table.get("taps"))]} | rest

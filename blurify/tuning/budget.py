@@ -232,7 +232,8 @@ def _groups(plan: Plan) -> list[list[Site]]:
 
 def _forms(recipe: Recipe) -> list[dict[str, Any]]:
     """The settings of the options, the recipe's own first."""
-    even = len(recipe.resolved_taps) % 2 == 0 and len(recipe.resolved_taps) > 2
+    size = 0 if isinstance(recipe.method, Fourier) else len(recipe.method.filter(2))
+    even = size % 2 == 0 and size > 2
     filters: list[dict[str, Any]] = [{}, *([_AVERAGE] if even else [])]
     places: list[dict[str, Any]] = [{}, *([{"placement": "before"}] if recipe.conv == "after-activation" else [])]
     return [{**place, **one} for place in places for one in filters]
