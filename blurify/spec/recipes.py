@@ -44,10 +44,9 @@ class Recipe:
             'split' an even stride into a strided convolution and a blur of stride 2.
         merging: what happens where the network itself merges tokens by a rearrangement and a linear layer (Swin):
             'skip' it, or 'blur' what is merged.
-        patch_factor: where patches are cut (kernel <= stride: a vision transformer's stem, token merging), the
-            subsampling that the blur guards against, where it is less than the stride; 0: the stride itself. A linear
-            layer that reads all samples of a patch loses none of them, so that a cut-off at pi / stride may take more
-            detail than aliasing does (docs/transformers.md).
+        patch_cutoff: where patches are cut (kernel <= stride: a vision transformer's stem, token merging), the blur
+            cuts off at so many times pi / stride, though never above pi / 2. A linear layer that reads all samples of
+            a patch loses none of them, so that pi / stride (1) may take more than aliases (docs/transformers.md).
         maxpool_kernel_size: replaces the kernel of the max pools, which then have no padding; None keeps theirs.
         skip_kinds: kinds of site to leave alone: 'conv', 'maxpool', 'avgpool', 'slice', 'patches'.
         skip_names: globs on the site's name, such as 'layer4.*', to leave alone.
@@ -65,7 +64,7 @@ class Recipe:
     conv: Literal["after-activation", "cheap"] = "after-activation"
     stem: Literal["skip", "convert", "split"] = "skip"
     merging: Literal["skip", "blur"] = "skip"
-    patch_factor: int = 0
+    patch_cutoff: int = 1
     maxpool_kernel_size: int | None = None
     skip_kinds: tuple[str, ...] = ()
     skip_names: tuple[str, ...] = ()
@@ -309,7 +308,7 @@ _ENTRIES = (
     _Entry("conv", "placement", "conv", _choice(*PLACEMENTS)),
     _Entry("conv", "stem", "stem", _choice(*STEMS)),
     _Entry("patches", "merging", "merging", _choice(*MERGING)),
-    _Entry("patches", "factor", "patch_factor", _integer(0, 64)),
+    _Entry("patches", "cutoff", "patch_cutoff", _integer(1, 64)),
     _Entry("maxpool", "kernel_size", "maxpool_kernel_size", _integer(1)),
     _Entry("skip", "kinds", "skip_kinds", _list_of(_choice(*KINDS), '["conv"]')),
     _Entry("skip", "names", "skip_names", _list_of(_glob, '["layer4.*"]')),
