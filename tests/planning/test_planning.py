@@ -473,3 +473,10 @@ def test_a_stride_of_numpys_numbers_becomes_pythons_in_a_plan():
     edit = next(edit for edit in blurify.plan_of(converted).edits if isinstance(edit, SetStride))
     assert edit.before == (2, 2) and all(type(one) is int for one in edit.before)
     assert blurify.revert(converted)[1].stride == (2, 2)
+
+
+def test_a_pool_over_more_than_any_filter_covers_is_global_and_no_error():
+    """transformers' AlignVisionModel: an average pool of 2,560 pixels, so that it covers any picture."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(2560, ceil_mode=True))
+    sites = blurify.inspect(net, torch.zeros(1, 3, 16, 16)).sites
+    assert [(site.rule, site.edits) for site in sites] == [("global-pool", ())]
