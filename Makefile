@@ -16,7 +16,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test nets lint format parity bench evidence evidence-real zoo-check formats large-file fuzz architectures pickle-names pickle-check kills wheel clean
+.PHONY: help install install-dev demo test nets lint format parity bench evidence evidence-real zoo-check wild-check formats large-file fuzz architectures pickle-names pickle-check kills wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -71,6 +71,23 @@ evidence-real: $(DEV) ## convert and adapt real trained networks; fetches some 5
 zoo-check: $(DEV) ## convert and verify every architecture of timm and torchvision
 	$(BIN)/python benchmarks/zoo_check.py
 	$(BIN)/python benchmarks/zoo_page.py
+
+# Other libraries want other versions of torch and of each other: they get an environment of their own that sees this one,
+# and are installed without what they depend on.
+WILD := .cache/wild-venv
+$(WILD)/.installed: benchmarks/wild/*.py $(DEV)
+	$(PYTHON) -m venv $(WILD)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(WILD)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/development.pth"
+	$(BIN)/python -m benchmarks.wild_check --packages > $(WILD)/packages.txt
+	while read -r package; do \
+		$(WILD)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$$package" \
+			|| echo "$$package can't be installed: its models are left out"; \
+	done < $(WILD)/packages.txt
+	@touch $@
+
+wild-check: $(WILD)/.installed ## convert and verify models of a dozen other libraries; writes docs/wild.md
+	YOLO_CONFIG_DIR=$$(mktemp -d) HF_HUB_OFFLINE=1 $(WILD)/bin/python -m benchmarks.wild_check
 
 fuzz: $(DEV) ## thousands of malformed and hostile files, each read in a process of its own (about a quarter of an hour)
 	$(BIN)/python tests/hostile/run.py -j $(JOBS)

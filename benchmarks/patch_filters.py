@@ -57,7 +57,7 @@ def variant(taps: tuple[int, int] | None) -> nn.Module:
     model = network()
     if taps is None:
         return model
-    recipe = dataclasses.replace(load_recipe("vit"), filter_size=taps[0], patch_factor=taps[1])
+    recipe = dataclasses.replace(load_recipe("vit"), filter_size=taps[0], patch_cutoff=PATCH // taps[1])
     return blurify.convert(
         model, recipe, example_inputs=torch.zeros(1, 1, SIDE, SIDE), inplace=True, verify=taps == (4, 8)
     )

@@ -219,6 +219,7 @@ def steps(name: str, model: Any, say: Any) -> None:
         args, kwargs = given_inputs(inputs)
         with torch.no_grad(), reproducible(name):
             module(*args, **kwargs)
+        inputs = model.inputs()  # a forward may have written to the lists that it was given
     say(stage="guess")
     from blurify.conversion import proof_of
     from blurify.graph.inputs import traced

@@ -140,12 +140,13 @@ def test_the_default_recipe_leaves_them_alone_and_says_so():
     assert [(site.kind, site.rule) for site in plan.sites] == [("patches", "patchify-stem")]
 
 
-def test_the_filter_guards_against_no_more_than_the_recipe_says():
+def test_the_filter_cuts_off_where_the_recipe_says():
     plan = blurify.inspect(ByConv(), torch.zeros(1, 3, SIZE, SIZE), "vit")
-    assert plan.converted[0].edits[0].blur.factor == (2, 2)
-    whole = {"conv": {"stem": "convert"}, "patches": {"factor": 0}}
-    plan = blurify.inspect(ByConv(), torch.zeros(1, 3, SIZE, SIZE), whole)
-    assert plan.converted[0].edits[0].blur.factor == (PATCH, PATCH)
+    assert plan.converted[0].edits[0].blur.factor == (PATCH // 2, PATCH // 2)
+    for cutoff, factor in ((1, PATCH), (3, 3), (4, 2), (64, 2)):
+        recipe = {"conv": {"stem": "convert"}, "patches": {"cutoff": cutoff}}
+        plan = blurify.inspect(ByConv(), torch.zeros(1, 3, SIZE, SIZE), recipe)
+        assert plan.converted[0].edits[0].blur.factor == (factor, factor)
 
 
 def test_one_whose_tokens_are_read_elsewhere_is_left_alone_with_a_reason():

@@ -11,7 +11,7 @@ import torch
 from benchmarks.wild.catalog import Library, Model
 
 _TASKS = {"cls": "ClassificationModel", "seg": "SegmentationModel", "pose": "PoseModel", "obb": "OBBModel"}
-_TASKS |= {"sem": "SemanticModel", "depth": "DepthModel"}
+_TASKS |= {"sem": "SemanticSegmentationModel", "depth": "DepthModel"}
 
 
 def _models() -> Iterator[Model]:
@@ -41,7 +41,8 @@ def _smallest(path: Path) -> str:
     """The file's name as the library takes it, with the letter of its smallest scale where it has scales."""
     import re
 
-    if "scales:" in path.read_text() and re.match(r"yolo(e-|v)?\d+", path.stem):
+    text = path.read_text()
+    if re.search(r"^scales:", text, re.M) and re.search(r"^  n:", text, re.M):
         return str(path.with_name(re.sub(r"^(yolo(?:e-)?v?\d+)", r"\1n", path.stem) + ".yaml"))
     return str(path)
 

@@ -75,7 +75,7 @@ def _torchreid() -> Iterator[Model]:
     names = (
         "resnet18 resnet50 resnet50_fc512 resnext50_32x4d se_resnet50 se_resnet50_fc512 "
         "se_resnext50_32x4d densenet121 inceptionresnetv2 inceptionv4 xception resnet50_ibn_a "
-        "resnet50_ibn_b nasnetamobile mobilenetv2_x1_0 shufflenet squeezenet1_0 squeezenet1_1 "
+        "resnet50_ibn_b mobilenetv2_x1_0 shufflenet squeezenet1_0 squeezenet1_1 "
         "shufflenet_v2_x0_5 mudeep resnet50mid hacnn pcb_p6 mlfn osnet_x0_25 osnet_ibn_x1_0 "
         "osnet_ain_x0_25"
     )

@@ -282,10 +282,20 @@ def _nnunet() -> Iterator[Model]:
     module = "dynamic_network_architectures.architectures.unet"
     for rank, conv, norm in ((2, nn.Conv2d, nn.InstanceNorm2d), (3, nn.Conv3d, nn.InstanceNorm3d)):
         shared = {
-            "input_channels": 1, "n_stages": 4, "features_per_stage": (8, 16, 16, 16), "conv_op": conv, "kernel_sizes": 3,
-            "strides": (1, 2, 2, 2), "num_classes": 2, "n_conv_per_stage_decoder": 1, "conv_bias": True, "norm_op": norm,
-            "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU, "nonlin_kwargs": {"inplace": True},
-        }  # fmt: skip
+            "input_channels": 1,
+            "n_stages": 4,
+            "features_per_stage": (8, 16, 16, 16),
+            "conv_op": conv,
+            "kernel_sizes": 3,
+            "strides": (1, 2, 2, 2),
+            "num_classes": 2,
+            "n_conv_per_stage_decoder": 1,
+            "conv_bias": True,
+            "norm_op": norm,
+            "norm_op_kwargs": {"affine": True},
+            "nonlin": nn.LeakyReLU,
+            "nonlin_kwargs": {"inplace": True},
+        }
         x = noise(1, 1, *(32,) * rank)
         for deep in (False, True):
             more = {**shared, "deep_supervision": deep}

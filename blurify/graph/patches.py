@@ -73,9 +73,8 @@ def _by_unfold(node: Node, source: Node, name_of: Any) -> Iterator[Cut]:
     steps: dict[int, tuple[int, int]] = {}
     current, taken = node, 0
     while name_of(current) == "unfold" and current.target is not F.unfold:
-        along = ("input", "dimension", "size", "step")
-        given = dict(zip(along, current.args, strict=False)) | dict(current.kwargs)
-        dim, size, step = (given.get(key) for key in along[1:])
+        given = dict(zip(("input", "dimension", "size", "step"), current.args, strict=False)) | dict(current.kwargs)
+        dim, size, step = (given.get(key) for key in ("dimension", "size", "step"))
         if not (isinstance(dim, int) and isinstance(size, int) and isinstance(step, int)):
             return
         steps[dim % (len(shape) + taken)] = (size, step)
@@ -167,7 +166,7 @@ def _joins_channels(
                 return False
             labels = moved
         elif name in ("reshape", "view", "flatten"):
-            sizes: Any = dict(zip(map(tuple, labels), current.args[0].meta["shape"], strict=True))  # type: ignore[union-attr]
+            sizes = dict(zip(labels, current.args[0].meta["shape"], strict=True))  # type: ignore[union-attr]
             groups = _groups(labels, sizes, shape)
             wanted = {("inner", dim) for dim in split} | {("kept", channel)}
             return groups is not None and any(set(group) == wanted for group in groups)

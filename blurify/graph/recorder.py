@@ -158,7 +158,7 @@ class _Recorder(TorchFunctionMode):
                 if runs_recurrent(func):
                     self.costs.add_recurrent(args[0], args[2])
             except RuntimeError as error:
-                if "meta" not in str(error):
+                if not _of_meta(error):
                     raise
                 # A tensor that the forward made on another device meets a meta tensor: only its shape matters here.
                 args, kwargs = map_tensors(args, to_meta), map_tensors(kwargs, to_meta)
@@ -455,5 +455,10 @@ def _is_mask(tensor: Tensor) -> bool:
 
 def needs_values(error: Exception) -> bool:
     """Whether a forward failed only because meta tensors have no values."""
+    return isinstance(error, NotImplementedError) or _of_meta(error) or "data-dependent" in str(error).lower()
+
+
+def _of_meta(error: Exception) -> bool:
+    """Whether an error is about meta tensors: some ops say only that two tensors are not on the same device."""
     text = str(error).lower()
-    return isinstance(error, NotImplementedError) or "meta" in text or "data-dependent" in text
+    return "meta" in text or "on same device" in text or "on the same device" in text

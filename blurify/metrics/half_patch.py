@@ -62,8 +62,8 @@ def half_patch(
     spare = torch.tensor(geometry.canvas) - torch.tensor(geometry.crop)
     if not circular and bool((spare < torch.tensor(size)).any()):
         raise BlurifyError(
-            f"a shift by a patch of {dimensions(size)} does not fit between the canvas {dimensions(geometry.canvas)} and "
-            f"the model's input {dimensions(geometry.crop)}: give a larger --canvas, or --circular"
+            f"a shift by a patch of {dimensions(size)} does not fit between the canvas {dimensions(geometry.canvas)} "
+            f"and the model's input {dimensions(geometry.crop)}: give a larger --canvas, or --circular"
         )
     room = torch.tensor(geometry.crop) if circular else spare - torch.tensor(size) + 1
     draws = torch.rand(len(pictures), 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -393,7 +393,7 @@ class _Planner:
         if rule == "global-pool" and detail:
             try:
                 edits = self.rules_at(site).avgpool(site, unless_global=True).place()[1]
-            except (NoWay, CannotRewriteError):
+            except (NoWay, CannotRewriteError, BlurifyError):  # the last: no filter for a window of thousands
                 detail = ""
         return Site(
             site.name, op.kind, op.kernel_size, op.stride, op.input_shape, op.output_shape,

@@ -147,8 +147,8 @@ class Rules:
 
     def _guarded(self, op: Op) -> tuple[int, ...]:
         """The subsampling that the blur in front of a strided op guards against: its stride, or less for patches."""
-        most = self.recipe.patch_factor if op.kind == "patches" or is_patchify(op) else 0
-        return tuple(min(s, most) if most else s for s in op.stride)
+        times = self.recipe.patch_cutoff if op.kind == "patches" or is_patchify(op) else 1
+        return tuple(max(-(-s // times), min(s, 2)) for s in op.stride)
 
     def _patches(self, site: Found) -> Way:
         """Blur what is cut into patches by a rearrangement: as a strided convolution, it reads a blurred input."""

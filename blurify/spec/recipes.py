@@ -51,10 +51,9 @@ class Recipe:
             'split' an even stride into a strided convolution and a blur of stride 2.
         merging: what happens where the network itself merges tokens by a rearrangement and a linear layer (Swin):
             'skip' it, or 'blur' what is merged.
-        patch_factor: where patches are cut (kernel <= stride: a vision transformer's stem, token merging), the
-            subsampling that the blur guards against, where it is less than the stride; 0: the stride itself. A linear
-            layer that reads all samples of a patch loses none of them, so that a cut-off at pi / stride may take more
-            detail than aliasing does (docs/transformers.md).
+        patch_cutoff: where patches are cut (kernel <= stride: a vision transformer's stem, token merging), the blur
+            cuts off at so many times pi / stride, though never above pi / 2. A linear layer that reads all samples of
+            a patch loses none of them, so that pi / stride (1) may take more than aliases (docs/transformers.md).
         maxpool_kernel_size: replaces the kernel of the max pools, which then have no padding; None keeps theirs.
         upsampling: 'blur' filters what transposed convolutions, nearest upsampling and pixel shuffles make; 'skip'
             leaves them alone.
@@ -83,7 +82,7 @@ class Recipe:
     conv: Literal["after-activation", "cheap"] = "after-activation"
     stem: Literal["skip", "convert", "split"] = "skip"
     merging: Literal["skip", "blur"] = "skip"
-    patch_factor: int = 0
+    patch_cutoff: int = 1
     maxpool_kernel_size: int | None = None
     upsampling: Literal["skip", "blur"] = "skip"
     resampling: Literal["skip", "blur"] = "skip"
@@ -443,7 +442,7 @@ _ENTRIES = (
     _Entry("conv", "placement", "conv", _choice(*PLACEMENTS)),
     _Entry("conv", "stem", "stem", _choice(*STEMS)),
     _Entry("patches", "merging", "merging", _choice(*MERGING)),
-    _Entry("patches", "factor", "patch_factor", _integer(0, 64)),
+    _Entry("patches", "cutoff", "patch_cutoff", _integer(1, 64)),
     _Entry("maxpool", "kernel_size", "maxpool_kernel_size", _integer(1)),
     _Entry("resampling", "up", "upsampling", _choice(*RESAMPLINGS)),
     _Entry("resampling", "down", "resampling", _choice(*RESAMPLINGS)),

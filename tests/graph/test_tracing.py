@@ -595,3 +595,13 @@ def test_a_trace_on_real_tensors_keeps_no_features() -> None:
     assert seen.real and features and all(feature() is None for feature in features)
     assert [call.path for call in seen.calls] == ["", "first", "second"]
     assert seen.graph.nodes
+
+
+def test_a_tensor_that_the_forward_makes_may_be_the_value_of_masked_fill():
+    """transformers' SEW-D: the error says 'on same device', and nothing of meta tensors."""
+
+    class Masking(nn.Module):
+        def forward(self, x):
+            return x.masked_fill(x > 0, torch.tensor(0.5))
+
+    assert not trace(Masking(), ((torch.zeros(2, 3),), {})).real

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -462,3 +463,21 @@ def test_strided_slice_is_replaced_by_the_filter(net: nn.Module, stride: tuple[i
         assert torch.allclose(converted(x), blurify.BlurPool2d(stride)(x)[:, :kept], atol=1e-12)
         assert torch.equal(blurify.convert(net, filter_size=1, example_inputs=example)(x), net(x))
     assert make_plan(converted, load_recipe(None), example).converted == ()
+
+
+def test_a_stride_of_numpys_numbers_becomes_pythons_in_a_plan():
+    """pytorchvideo computes strides with numpy: a plan with such numbers could not be read back."""
+    conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+    conv.stride = tuple(np.array([2, 2]))
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), conv, nn.ReLU())
+    converted = blurify.convert(net, example_inputs=torch.zeros(1, 3, 16, 16))
+    edit = next(edit for edit in blurify.plan_of(converted).edits if isinstance(edit, SetStride))
+    assert edit.before == (2, 2) and all(type(one) is int for one in edit.before)
+    assert blurify.revert(converted)[1].stride == (2, 2)
+
+
+def test_a_pool_over_more_than_any_filter_covers_is_global_and_no_error():
+    """transformers' AlignVisionModel: an average pool of 2,560 pixels, so that it covers any picture."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(2560, ceil_mode=True))
+    sites = blurify.inspect(net, torch.zeros(1, 3, 16, 16)).sites
+    assert [(site.rule, site.edits) for site in sites] == [("global-pool", ())]

@@ -165,7 +165,8 @@ def test_a_phase_is_read_back_and_no_phase_is_not_said():
     "change",
     [
         {"role": "guesses"}, {"groups": []}, {"groups": ["a", "b"]}, {"strides": [[2]]}, {"strides": [[4, 4]]},
-        {"strides": [[2, 2, 2]]}, {"back": [1]}, {"back": [-1], "role": "follows"}, {"back": [10**9], "role": "follows"},
+        {"strides": [[2, 2, 2]]}, {"back": [1]}, {"back": [-1], "role": "follows"},
+        {"back": [10**9], "role": "follows"},
         {"norm": 3}, {"role": "restores"}, {"strides": [[0, 2]]}, {"extra": 1}, {"groups": [7]},
     ],
 )  # fmt: skip
