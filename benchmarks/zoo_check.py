@@ -217,6 +217,7 @@ def drift(rows: list[Record]) -> dict[str, Any]:
     measured = {row["model"]: row["drift_measured"] for row in rows if row.get("drift_measured") is not None}
     return {
         "models": len(predicted),
+        "not_followed": [row["model"] for row in rows if row.get("converted") and row.get("drift") is None],
         "none_predicted": sum(value == 0 for value in predicted.values()),
         "largest_predicted": max(predicted.values(), default=None),
         "branches_apart": sum(bool(row.get("meetings")) for row in rows),

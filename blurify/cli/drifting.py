@@ -23,8 +23,10 @@ def print_drift(plan: Plan) -> None:
 def drift_lines(plan: Plan) -> list[str]:
     """The same, a line each."""
     alignment = plan.alignment
-    if alignment is None or not plan.converted:
+    if not plan.converted:
         return []
+    if alignment is None:
+        return ["drift: not known: positions could not be followed through this model"]
     if not alignment.largest:
         return ["drift: none, every feature map is where the original has it"]
     lines = [f"drift: features end up to {alignment.largest:g} input pixels from where the original has them"]

@@ -70,7 +70,8 @@ class Plan:
         macs: multiply-adds of one forward of the original, convolutions and matrix products counted.
         model: the class of the model.
         input_shapes: the shapes of the tensors that it was traced with.
-        alignment: where features end up beside the original's; None in plans of 0.1.0.
+        alignment: where features end up beside the original's; None where the graph could not be followed, and in
+            older plans.
     """
 
     recipe: Recipe

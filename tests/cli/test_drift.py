@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import blurify
 from tests.command_line import out_of
 
 
@@ -64,5 +65,5 @@ def test_convert_suggests_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert sum("--recipe aligned" in line for line in out.splitlines()) == 1
     out = out_of(capsys, "convert", SKIPS, *SHAPE, "-o", tmp_path / "b.pt", "--recipe", "aligned")
     assert "--recipe aligned" not in out and "audit: tracing the result finds 0 of the 1 converted" in out
-    again = json.loads(out_of(capsys, "inspect", tmp_path / "b.pt", "--arch", SKIPS, "--json"))
-    assert again["recipe"]["filter"]["aligned"] is True and again["alignment"]["largest"] == 0
+    plan = blurify.plan_of(blurify.load(tmp_path / "b.pt", model=Skips()))
+    assert plan is not None and plan.recipe.aligned and plan.alignment is not None and plan.alignment.largest == 0
