@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -27,10 +28,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".cache" / "wild-check"
 PAGE = HERE.parent / "docs" / "wild.md"
-OURS = ("inspect", "convert")
+OURS = ("guess", "inspect", "convert")
 """The steps at which a failure is blurify's, not the library's."""
 
 
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--memory", type=float, default=6.0, help="GiB a model (default 6)")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
     parser.add_argument("--again", action="store_true", help="do those again that failed")
+    parser.add_argument("--report", action="store_true", help="run nothing, only write what earlier runs found")
     parser.add_argument("--packages", action="store_true", help="only print what has to be installed")
     parser.add_argument("--work", type=Path, default=WORK, help="where results are kept (default .cache/wild-check)")
     parser.add_argument("--out", type=Path, default=None, help="where wild.json and wild.csv go")
@@ -60,16 +62,16 @@ def main() -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     if options.library:
         return one_library(known[options.library], options)
-    for name in options.libraries or known:
+    for name in () if options.report else options.libraries or known:
         command = [sys.executable, "-m", "benchmarks.wild_check", "--library", name, "--work", str(options.work)]
         command += ["--timeout", str(options.timeout), "--memory", str(options.memory), "--only", options.only]
         command += ["--again"] * options.again
         subprocess.run(command, cwd=HERE.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     from benchmarks import wild_page
 
-    rows = [row for name in known for row in read(options.work / f"{name}.jsonl").values()]
+    rows = [scrubbed(row) for name in known for row in read(options.work / f"{name}.jsonl").values()]
     if options.out is not None or not (options.libraries or options.only):
-        out = options.out or HERE
+        out = (options.out or HERE).resolve()
         out.mkdir(parents=True, exist_ok=True)
         data = wild_page.report(rows, versions(known))
         (out / "wild.json").write_text(json.dumps(data, indent=1) + "\n")
@@ -80,6 +82,19 @@ def main() -> int:
         f"{len(rows)} models, {sum(r['status'] == 'converted' for r in rows)} converted, {len(bad)} failed in blurify"
     )
     return 1 if bad else 0
+
+
+def scrubbed(row: dict[str, Any]) -> dict[str, Any]:
+    """A record whose messages name no path or address: those are of one machine, and change nothing."""
+
+    def plain(text: str) -> str:
+        text = re.sub(r"https?://\S+", "(an address)", text)
+        return re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]*", "(a path)", text)
+
+    return {
+        key: plain(value) if key in ("error", "guess_error") and isinstance(value, str) else value
+        for key, value in row.items()
+    }
 
 
 def versions(known: Any) -> dict[str, str]:

@@ -109,7 +109,7 @@ def page(data: dict[str, Any], rows: Sequence[Row]) -> str:
         ("rule", "sites", "in words"),
         [(f"`{rule}`", f"{n:,}", REASONS.get(rule, "").format("...")) for rule, n in counts.most_common()],
     ))  # fmt: skip
-    ours = {m: f for m, f in data["failed"].items() if f["stage"] in ("inspect", "convert", "guess")}
+    ours = {m: f for m, f in data["failed"].items() if f["stage"] in ("guess", "inspect", "convert")}
     theirs = {m: f for m, f in data["failed"].items() if m not in ours}
     parts.append("## Failed in blurify\n\n" + _list({m: f"{f['stage']}: {f['error']}" for m, f in ours.items()}))
     parts.append(

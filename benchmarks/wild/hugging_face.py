@@ -35,7 +35,10 @@ VISION: dict[str, tuple[Any, dict[str, Any]]] = {
     "DINOv3ViTModel": (64, {"image_size": 64}),
     "DINOv3ConvNextModel": (64, {"depths": [1, 1, 1, 1]}),
     "DonutSwinForImageClassification": (128, {"image_size": 128, "depths": [1, 1, 1, 1], "window_size": 4}),
-    "EfficientNetForImageClassification": (64, {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280}),
+    "EfficientNetForImageClassification": (
+        64,
+        {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280},
+    ),
     "FocalNetForImageClassification": (64, {"image_size": 64, "depths": [1, 1, 1, 1]}),
     "HGNetV2ForImageClassification": (64, {}),
     "HieraForImageClassification": (64, {"image_size": [64, 64], "depths": [1, 1, 1, 1]}),
