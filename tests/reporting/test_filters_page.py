@@ -16,7 +16,6 @@ from blurify.spec.methods import Flat, Fourier
 from blurify.spec.plan import Plan
 from blurify.spec.recipes import Recipe
 from blurify.spec.responses import filters_of
-from tests.command_line import out_of
 
 
 def plan_of(recipe: Recipe, stride: int = 2) -> Plan:
@@ -59,14 +58,13 @@ def test_inspect_prints_taps_and_figures(capsys: pytest.CaptureFixture[str]) -> 
     assert "0.25 0.5 0.25" in text
     assert "1.0000 at 0, -1.38 dB at 1/2, -6.02 dB at 1" in text
     assert re.search(r"-3 dB at 0\.728", text)
-    said = out_of(capsys, "inspect", "torchvision/alexnet", "--random", "--recipe", "flat", "--filters")
+    printed.print_filters(plan_of(Recipe(filter=Flat(7))))
+    said = capsys.readouterr().out
     assert "flat, 7 taps against a subsampling by 2, padding reflect" in said
     assert "-0.03125 0 0.28125 0.5 0.28125 0 -0.03125" in said
 
 
-def test_inspect_gives_filters_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    model = ("inspect", "torchvision/alexnet", "--random", "--json")
-    (found,) = json.loads(out_of(capsys, *model, "--recipe", "flc", "--filters"))["filters"]
+def test_inspect_gives_filters_as_json() -> None:
+    (found,) = json.loads(json.dumps(printed.as_json(plan_of(Recipe(filter=Fourier())))))
     assert found["method"] == {"kind": "fourier", "window": "none"}
     assert (found["factor"], found["taps"], found["aliased"]) == (2, None, 0.0)
-    assert "filters" not in json.loads(out_of(capsys, *model))
