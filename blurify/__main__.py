@@ -1,5 +1,6 @@
 """`python -m blurify`, and the installed command."""
 
+import signal
 import sys
 
 
@@ -12,7 +13,10 @@ def run() -> int:
     try:
         from blurify.cli import main
 
-        return main()
+        code = main()
+        # What comes while Python takes itself down is no traceback: all is written.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return code
     except KeyboardInterrupt as error:
         return getattr(error, "code", 130)
 

@@ -143,6 +143,8 @@ TORCHVISION: dict[str, int | None] = {
 }
 NOTHING_TO_CONVERT = {"swin_tiny_patch4_window7_224"}  # it only cuts the image into patches, and merges by reshaping
 SKIPPED_FOR = {"stem", "patchify-stem", "already-filtered", "global-pool", "slice", "not-run"}
+# What resamples without a strided op is only listed: the recipes 'vit', 'decoder' and 'resampling' are for it.
+SKIPPED_FOR |= {"merging", "upsampling", "resampling", "interpolates", "spread", "little", "other-resampling"}
 
 
 def lively(model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import tempfile
 
+import PIL.Image
 import pytest
 import torch
 import torchvision
@@ -46,8 +47,13 @@ def distance(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
 
 @pytest.fixture(scope="module")
 def yolo():
+    """Their package, which puts functions of its own in the place of others' when it is imported."""
     os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp())  # else it writes into the user's home
-    return pytest.importorskip("ultralytics", exc_type=ImportError).YOLO
+    replaced = [(PIL.Image, "open"), (torch, "load"), (torch, "save")]
+    before = [getattr(holder, name) for holder, name in replaced]
+    yield pytest.importorskip("ultralytics", exc_type=ImportError).YOLO
+    for (holder, name), own in zip(replaced, before, strict=True):
+        setattr(holder, name, own)
 
 
 @pytest.mark.parametrize("name", ["yolov5nu", "yolov8n", "yolo11n-seg"])

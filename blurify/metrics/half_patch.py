@@ -80,7 +80,7 @@ def half_patch(
     wholes = _corners(size)
     same: dict[str, list[torch.Tensor]] = {"half": [], "change": [], "grid": [], "whole": []}
     dense = False
-    total, done = math.ceil(len(pictures) / batch_size) * (1 + len({*quarters, *halves, *wholes})), 0
+    total, done = math.ceil(len(pictures) / batch_size) * len({*quarters, *halves, *wholes}), 0
     for batch in pictures.batches(batch_size):
         canvases = batch.canvases.to(subject.device, non_blocking=True)
         at = first[batch.indices]

@@ -18,9 +18,10 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from blurify.graph.recorder import Trace
+from blurify.graph.resampling import Resampler
 from blurify.graph.sites import PARAMETERS, Found, function_name, read_op
 from blurify.nn.source import CannotRewriteError
-from blurify.planning.placement import NoWay, Placer
+from blurify.planning.placement import NoWay, Placer, wish
 from blurify.spec.edits import Blur, Edit
 from blurify.spec.methods import Taps
 from blurify.spec.phases import Phase
@@ -101,7 +102,10 @@ def with_phases(
     Returns:
         the plan with a phase in every blur, and with a site for every upsampling that must restore one; and the points.
     """
-    grids = _grids(traces[0].graph, plan, found, points)
+    # What resamples without a blur of ours is an op like any other here.
+    blurred = {site.name for site in plan.converted}
+    others = [one for one in found if isinstance(one.op, Resampler) and one.name not in blurred]
+    grids = _grids(traces[0].graph, plan, [one for one in found if one not in others], points)
     paths: dict[str, list[Run]] = defaultdict(list)  # the runs of each blur
     home: dict[Run, str] = {}  # the group that a run leads, if it does: named by the first blur of its site
     names: dict[str, str] = {}
@@ -129,6 +133,8 @@ def with_phases(
 
     sites = [dataclasses.replace(site, edits=tuple(map(chosen, site.edits))) for site in plan.sites]
     sites = [dataclasses.replace(site, reason=_reason(site)) if site.action == "blur" else site for site in sites]
+    listed = {one.name for one in others if any(op.node in grids.restored for op in one.ops)}
+    sites = [site for site in sites if site.name not in listed]
     more = dict(points)
     for node, levels in grids.restored.items():
         site, nodes = _restoring(node, levels, grids, home, traces, placer, {site.name for site in sites}, norm)
@@ -313,7 +319,7 @@ def _restoring(
     nodes = tuple(one for seen in traces for one in seen.graph.nodes if one.meta.get("key") == key)
     name = _name(node, taken)
     shapes = tuple(node.all_input_nodes[0].meta["shape"]), tuple(node.meta["shape"])
-    placer.together["wrap", blur.stride] = set(nodes)
+    placer.together[wish(blur)] = set(nodes)
     try:
         where, edits = placer.after(nodes, blur)
     except (NoWay, CannotRewriteError) as error:

@@ -38,6 +38,7 @@ from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, RESAMPLERS, N
 from blurify.planning.reasons import REASONS
 from blurify.planning.resampling import resampling_blur, resampling_way
 from blurify.planning.rules import Rules, halves, is_patchify
+from blurify.spec.kinds import PATCHES
 from blurify.spec.overrides import Facts, check_patterns, facts_of, nearest_site
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import AtSite, Recipe
@@ -251,7 +252,7 @@ class _Planner:
             needs.update((point, (method, recipe.padding)) for point in points.get(site.name, ()))
             together[site.op.kind, site.op.stride].update(op.node for op in site.ops)
             if site.op.kind == "patches":
-                together["wrap", (1,) * site.op.rank].update(op.source for op in site.ops)
+                together[wish(self.rules_at(site).patch_blur(site.op))].update(op.source for op in site.ops)
                 for op in site.ops:
                     dense_of[op.source].append(op.node)
             if site.name in points:
@@ -429,8 +430,16 @@ class _Planner:
 def _all_sites(seen: Trace) -> list[Found]:
     """What subsamples by a stride or by cutting patches, and what else resamples; each op once."""
     strided, others = find_sites(seen), find_resampling(seen)
-    cut = {op.node for site in strided if site.op.kind == "patches" for op in site.ops}
-    return [*strided, *(site for site in others if site.op.node not in cut)]
+    cuts = [op for site in strided if site.op.kind == PATCHES for op in site.ops]
+    nodes, read = {op.node for op in cuts}, {op.source for op in cuts}
+
+    def again(op: Op) -> bool:
+        """Whether it is part of such a cut, seen by its steps or by its net effect."""
+        by_hand = isinstance(op, Resampler) and op.rule == "other-resampling"
+        by_hand = by_hand and op.kind in ("unfold", "pixelunshuffle")
+        return op.node in nodes or (by_hand and op.source in nodes | read)
+
+    return [*strided, *(site for site in others if not again(site.op))]
 
 
 def _in_training(model: nn.Module, seen: Trace) -> list[Trace]:

@@ -150,11 +150,13 @@ class Rules:
         times = self.recipe.patch_cutoff if op.kind == "patches" or is_patchify(op) else 1
         return tuple(max(-(-s // times), min(s, 2)) for s in op.stride)
 
+    def patch_blur(self, op: Op) -> Blur:
+        """The blur of what is cut into patches: of tokens, where these have their channels last."""
+        return dataclasses.replace(self._blur((1,) * op.rank, self._guarded(op)), channels_last=op.dims[0] == 1)
+
     def _patches(self, site: Found) -> Way:
         """Blur what is cut into patches by a rearrangement: as a strided convolution, it reads a blurred input."""
-        op = site.op
-        last = op.dims[0] == 1
-        blur = dataclasses.replace(self._blur((1,) * op.rank, self._guarded(op)), channels_last=last)
+        op, blur = site.op, self.patch_blur(site.op)
         macs = self.macs(blur, op.input_shape)
         reason = "patches cut by a rearrangement: blur before it"
         return Way("blurred-input", reason, macs, lambda: before_patches(self.placer, site, blur))

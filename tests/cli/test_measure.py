@@ -290,7 +290,7 @@ class TestCommand:
         options = ("dense", "--data", photos, *SMALL, "--images", "2", "--metrics", "all")
         (found,) = measured(capsys, *options)
         assert found.consistency is not None and found.stability is None and found.worst_case is None
-        assert set(found.skipped) == {"equivariance", "stability", "worst-case"}
+        assert set(found.skipped) == {"equivariance", "stability", "worst-case", "half-patch"}
         assert "no layer" in found.skipped["equivariance"] and "label map" in found.skipped["stability"]
         assert "stability of dense is not measured: " in run(capsys, *options, "-o", tmp_path / "found.json")
         assert files.read_measurements(tmp_path / "found.json") == (found,)

@@ -230,7 +230,7 @@ def pair() -> tuple[Measurement, Measurement]:
 def test_every_figure_of_a_measurement_has_a_paired_difference(pair: tuple[Measurement, Measurement]) -> None:
     found = differences(*pair)
     assert {name.split(".")[0] for name in found} == {
-        "consistency", "stability", "worst_case", "aliasing", "equivariance",
+        "consistency", "stability", "worst_case", "aliasing", "equivariance", "half_patch",
     }  # fmt: skip
     assert all(one.method == PAIRED for one in found.values())
     first, second = pair
