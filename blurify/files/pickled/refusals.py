@@ -11,15 +11,16 @@ _STATE_DICT = "save its weights with torch.save(model.state_dict(), PATH), and g
 
 # What no --allow makes work, by what its names begin with, and what does.
 _OTHERWISE = {
+    # The compiler's settings come along, and may name anything.
+    ("torch._dynamo.", "torch._inductor.", "torch._TorchCompileInductorWrapper"): (
+        "is a model compiled by torch.compile ({name}): save the one inside, with torch.save(model._orig_mod, PATH)"
+    ),
     (
         "torch.ao.", "torch.nn.quantized.", "torch.nn.intrinsic.", "torch.nn.qat.", "torch.quantization.",
         "torch._utils._rebuild_qtensor", "torch.per_tensor_affine", "torch.per_channel_affine", "torchao.",
     ): (
         "is a quantised model ({name}), which can't be converted: convert the float model that it was made from, and "
         "quantise the converted one"
-    ),
-    ("torch._dynamo.", "torch._inductor.", "torch._TorchCompileInductorWrapper"): (
-        "is a model compiled by torch.compile ({name}): save the one inside, with torch.save(model._orig_mod, PATH)"
     ),
     ("torch.fx.", "torch.export."): (
         "is a model traced by torch.fx ({name}), whose code is made when it is read: give the model that it was traced "
