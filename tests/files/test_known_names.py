@@ -1,6 +1,7 @@
 """The list of what a file may name: it fits the libraries that are installed, and holds nothing that it should not."""
 
 import json
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -92,3 +93,18 @@ def test_names_that_are_looked_up_are_what_they_are_called():
                 continue  # of another release
             assert isinstance(found, type) and f"{found.__module__}.{found.__qualname__}" == full
     assert torch.nn.Conv2d is names._look_up("torch.nn.modules.conv.Conv2d")
+
+
+def test_looking_up_names_leaves_other_packages_as_they_were() -> None:
+    """ultralytics puts functions of its own in the place of torch.save and PIL.Image.open when it is imported."""
+    program = (
+        "import torch, PIL.Image\n"
+        "before = torch.save, torch.load, PIL.Image.open\n"
+        "from blurify.files.pickled import names\n"
+        "from blurify.files.pickled.tree import Name\n"
+        "found = names.Names().module(Name('ultralytics.nn.tasks', 'DetectionModel'))\n"
+        "assert before == (torch.save, torch.load, PIL.Image.open)\n"
+        "print(found)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and ("DetectionModel" in done.stdout or "None" in done.stdout), done.stderr

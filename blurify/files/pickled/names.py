@@ -8,13 +8,14 @@ looked up only when it is on the list, or when the user allowed it.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import importlib
 import json
 import types
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -226,12 +227,26 @@ def _look_up(full: str) -> Any:
     """What a name on the list stands for; None where the installed library has no such thing."""
     module, _, name = full.rpartition(".")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _others_as_they_were():
             warnings.simplefilter("ignore")  # deprecated paths
             holder = importlib.import_module(module)
     except ImportError:
         return None
     return vars(holder).get(name)
+
+
+@contextlib.contextmanager
+def _others_as_they_were() -> Iterator[None]:
+    """Undo what an import puts in the place of other packages' functions: ultralytics replaces torch.save, Image.open."""
+    image = importlib.import_module("PIL.Image")
+    before = [
+        (holder, key, getattr(holder, key)) for holder, key in ((torch, "load"), (torch, "save"), (image, "open"))
+    ]
+    try:
+        yield
+    finally:
+        for holder, key, own in before:
+            setattr(holder, key, own)
 
 
 def own_members(module: types.ModuleType) -> dict[str, Any]:
