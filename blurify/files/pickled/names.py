@@ -237,7 +237,7 @@ def _look_up(full: str) -> Any:
 
 @contextlib.contextmanager
 def _others_as_they_were() -> Iterator[None]:
-    """Undo what an import puts in the place of other packages' functions: ultralytics replaces torch.save, Image.open."""
+    """Undo what an import puts in the place of other packages' functions, as ultralytics does."""
     image = importlib.import_module("PIL.Image")
     before = [
         (holder, key, getattr(holder, key)) for holder, key in ((torch, "load"), (torch, "save"), (image, "open"))
