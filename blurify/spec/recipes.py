@@ -142,7 +142,7 @@ class Recipe:
             raise BlurifyError("filter_size and taps are two ways to say the same thing: give one of them")
         if taps is None and filter_size is None:
             return self
-        filters = {entry.field for entry in _FILTER}
+        filters = {"filter", *(entry.field for entry in _FILTER)}
         sites = tuple(
             dataclasses.replace(one, settings=tuple(pair for pair in one.settings if pair[0] not in filters))
             for one in self.sites
@@ -168,8 +168,6 @@ class Recipe:
             if not one.fits(site):
                 continue
             fields.update(one.settings)
-            if "taps" in fields or "filter_size" in fields:
-                fields["filter"] = None
             if one.skip:
                 left = one.because or f"[[site]] table {number}, {one.words()}"
             elif one.skip is not None:
@@ -475,7 +473,7 @@ _MATCHERS: dict[str, Check] = {
     "channels": overrides.span,
 }
 _SETTINGS = {entry.key: entry for entry in _ENTRIES if entry.table not in ("", "skip") and entry.key not in _MATCHERS}
-_FILTER = [entry for entry in _ENTRIES if entry.table == "filter" and entry.key != "padding"]
+_FILTER = [entry for entry in _ENTRIES if entry.table == "filter" and entry.key not in ("padding", "aligned")]
 _SITE_KEYS = (*_MATCHERS, "skip", "because", "filter", *_SETTINGS)
 _SIDES = {"after": "after-activation", "before": "cheap"}
 
@@ -536,10 +534,9 @@ def override_from_dict(data: Any, where: str) -> Override:
             settings[_SETTINGS[key].field] = _SETTINGS[key].check(side, named)
     if filtering:
         read = Recipe.from_dict({"filter": filtering}, where=where)
-        if set(filtering) != {"padding"}:  # another filter takes nothing over from the recipe's
-            settings.update({entry.field: getattr(read, entry.field) for entry in _FILTER})
-        if "padding" in filtering:
-            settings["padding"] = read.padding
+        if set(filtering) - {"padding", "aligned"}:  # another filter takes nothing over from the recipe's
+            settings.update({entry.field: getattr(read, entry.field) for entry in _FILTER}, filter=read.filter)
+        settings.update({key: getattr(read, key) for key in ("padding", "aligned") if key in filtering})
     if not settings and "skip" not in fields:
         raise BlurifyError(f"{where} changes nothing: give skip, taps, padding or placement")
     return Override(**fields, settings=tuple(sorted(settings.items())))
@@ -557,6 +554,9 @@ def override_to_dict(one: Override) -> dict[str, Any]:
     data |= {key: overrides.range_to_plain(v) for key in ("depth", "channels") if (v := getattr(one, key)) is not None}
     data |= {key: getattr(one, key) for key in ("skip", "because") if getattr(one, key) not in (None, "")}
     for field, value in one.settings:
+        if field == "filter":  # of another kind than taps
+            data.setdefault("filter", {}).update({} if value is None else method_to_dict(value))
+            continue
         entry = next(entry for entry in _ENTRIES if entry.field == field)
         table = data.setdefault("filter", {}) if entry.table == "filter" else data
         if value is not None:

@@ -241,7 +241,7 @@ def _forms(recipe: Recipe) -> list[dict[str, Any]]:
 
 def _table(name: str, form: dict[str, Any]) -> Override:
     settings = {"conv": "cheap"} if "placement" in form else {}
-    average = {"filter_size": 2, "taps": None} if "size" in form else {}
+    average = {"filter": None, "filter_size": 2, "taps": None} if "size" in form else {}
     return Override.exactly(name, settings=tuple(sorted({**settings, **average}.items())))
 
 

@@ -3,11 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 import blurify
 from blurify.errors import BlurifyError
+from blurify.spec.methods import Flat, Taps
 from blurify.spec.plan import Plan, Site
+from blurify.spec.recipes import load_recipe
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -152,3 +155,21 @@ def test_what_site_filter_may_not_return_is_told() -> None:
     for answer, words in (("yes", "site_filter returned 'yes' for 'stem'"), ({"tap": 3}, "unknown key 'tap'")):
         with pytest.raises(BlurifyError, match=words):
             blurify.inspect(Net(), IMAGE, site_filter=lambda site, answer=answer: answer)  # type: ignore[misc]
+
+
+def test_a_table_may_bring_a_filter_of_another_kind_and_taps_may_replace_one() -> None:
+    tables = [{"match": "layer4.*", "filter": {"kind": "flat", "size": 7}}, {"match": "maxpool", "taps": [1, 2, 1]}]
+    model, image = torchvision.models.resnet18().eval(), torch.rand(1, 3, 64, 64)
+    for wanted in ({"site": tables}, load_recipe({"site": tables}).to_dict()):
+        plan = blurify.inspect(model, image, recipe=wanted)
+        kinds = {site.name: site.edits[-1].blur.method for site in plan.converted}
+        assert kinds["layer4.0.conv1"] == kinds["layer4.0.downsample.0"] == Flat(7)
+        assert kinds["maxpool"] == Taps((0.25, 0.5, 0.25)) and len(kinds["layer3.0.conv1"].taps) == 4
+    plan = blurify.inspect(
+        model, image, recipe={"filter": {"kind": "flat"}, "site": [{"match": "layer4.*", "taps": 3}]}
+    )
+    kinds = {site.name: site.edits[-1].blur.method.kind for site in plan.converted}
+    assert kinds["layer4.0.conv1"] == "taps" and kinds["layer3.0.conv1"] == "flat"
+    aligned = {"filter": {"aligned": True, "size": 3}, "site": [{"match": "layer4.*", "taps": [1, 4, 6, 4, 1]}]}
+    plan = blurify.inspect(model, image, recipe=aligned)
+    assert all(site.edits[-1].blur.centre == (0.0, 0.0) for site in plan.converted)
