@@ -88,7 +88,6 @@ def convert(
     keep = answers.parse_share("--keep-agreement", keep_agreement)
     flops = answers.parse_extra("--max-extra-flops", max_extra_flops)
     memory = answers.parse_extra("--max-extra-memory", max_extra_memory)
-    limited = flops is not None or memory is not None
     if keep is not None and data is None:
         raise BlurifyError("--keep-agreement asks on which pictures: add --data DIR, a folder of images without labels")
     if minutes is not None and adapt is None:
@@ -113,8 +112,8 @@ def convert(
         loaded = how.open(model, pretrained=not random, lazily=stays)
         asked = wanted = options.recipe_for(loaded, recipe, filter_size)
     import blurify
-    from blurify.tuning.budget import Budget
 
+    budget = _budget(flops, memory)
     if given is not None and blurify.plan_of(loaded.model) is not None:
         raise BlurifyError(f"{model} is converted already: --plan is for the original (blurify revert gives it)")
     if given is not None:
@@ -130,8 +129,8 @@ def convert(
     if plan is None:
         used = None if adapt is None else _pictures(loaded, inputs, adapt, device)
         shown = None if data is None else answers.Shown.of(model, loaded, inputs, data, images, device)
-        if limited:
-            wanted, spent = _within(loaded, wanted, Budget(flops, memory), inputs, shown)
+        if budget is not None:
+            wanted, spent = _within(loaded, wanted, budget, inputs, shown)
         if keep is not None and shown is not None:
             wanted = shown.ranked(wanted).choose(keep)
         with console.working("converting" + (" and verifying" if verify else "")):
@@ -164,7 +163,7 @@ def convert(
                 return
         if shown is not None and plan.converted:
             agreed = shown.compared(converted)
-    elif keep is not None or adapt is not None or limited:
+    elif keep is not None or adapt is not None or budget is not None:
         remedy = "blurify adapt takes it as it is, and blurify revert gives the original"
         raise BlurifyError(f"{model} is converted already: {remedy}")
     changed = bool(plan.converted) and not already
@@ -216,8 +215,8 @@ def convert(
         _say(loaded, plan, proof, already=already)
     else:
         teaching.say_notes(adapted)
-    if spent is not None:
-        console.say(spent.line(Budget(flops, memory)), style="bold")
+    if spent is not None and budget is not None:
+        console.say(spent.line(budget), style="bold")
     if adapt is not None and adapted is None and changed:
         console.say("not adapted: the one-tap filter changes no answers", style="yellow")
     if agreed is not None and data is not None:
@@ -261,6 +260,15 @@ def _say(loaded: LoadedModel, plan: Plan, proof: Proof | None, *, already: bool 
             console.say(line, style="green")
     elif plan.converted:
         console.say("not verified (--no-verify)", style="yellow")
+
+
+def _budget(flops: float | None, memory: float | None) -> Budget | None:
+    """What --max-extra-flops and --max-extra-memory ask, None where neither is given."""
+    if flops is None and memory is None:
+        return None
+    from blurify.tuning.budget import Budget
+
+    return Budget(flops, memory)
 
 
 def _within(

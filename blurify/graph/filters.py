@@ -19,7 +19,8 @@ from blurify.graph.recorder import Trace
 from blurify.graph.sites import PARAMETERS, Found, Op, function_name, read_op, sliced
 from blurify.nn import BlurPool
 
-_MOST_ALIASED = 0.25  # a box of two taps lets 0.18 through, [1 2 1] 0.06, a delta all
+MOST_ALIASED = 0.25
+"""What a filter may let through (`aliased_share`): a box of two taps 0.18, [1 2 1] 0.06, a delta all."""
 _SAME_TAPS = 1e-3  # relative: the channels of a frozen parameter that was made as a filter have the same taps
 
 _REARRANGES = frozenset(
@@ -53,7 +54,7 @@ def is_low_pass(op: Op, stride: tuple[int, ...], model: nn.Module) -> bool:
     kernel = fixed_kernel(op, model)
     if kernel is None:
         return _is_unknown_filter(op, model)
-    return aliased_share(response(kernel, op.dilation), stride) < _MOST_ALIASED
+    return aliased_share(response(kernel, op.dilation), stride) < MOST_ALIASED
 
 
 def low_passed(op: Op, trace: Trace, model: nn.Module) -> bool:
@@ -75,7 +76,7 @@ def low_passed(op: Op, trace: Trace, model: nn.Module) -> bool:
         spectrum = own if spectrum is None else _both(spectrum, own)
         if spectrum is None:
             return False
-        if aliased_share(spectrum, op.stride) < _MOST_ALIASED:
+        if aliased_share(spectrum, op.stride) < MOST_ALIASED:
             return True
     return False
 

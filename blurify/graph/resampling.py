@@ -21,7 +21,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from blurify.graph.constants import constant_value, is_constant
-from blurify.graph.filters import aliased_share, is_low_pass, low_passed, response
+from blurify.graph.filters import MOST_ALIASED, aliased_share, is_low_pass, low_passed, response
 from blurify.graph.recorder import Trace, unseen
 from blurify.graph.sites import (
     PARAMETERS,
@@ -37,7 +37,6 @@ from blurify.nn.arguments import given_per_dim
 from blurify.spec.kinds import UPSAMPLING
 
 _LEAST = 1.5  # times: a call that nobody knows and that crops or pads a little does not resample
-_MOST_ALIASED = 0.25  # as of fixed filters before a stride
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def is_smoothed(site: Found, traces: Sequence[Trace], model: nn.Module) -> bool:
     if op.kind == "convtranspose" and op.weight is not None and is_constant(op.weight, model):
         kernel = constant_value(op.weight, model)
         if op.groups == op.input_shape[-op.rank - 1] and (
-            kernel is None or aliased_share(response(kernel), op.stride) < _MOST_ALIASED
+            kernel is None or aliased_share(response(kernel), op.stride) < MOST_ALIASED
         ):
             return True
     return all(_is_read_by_filter(other.node, op.stride, model) for other in site.ops)

@@ -219,13 +219,10 @@ class BlurPool(nn.Module):
 
     def unstrided(self) -> BlurPool:
         """The same filter at stride 1, on the CPU: what there is before this layer subsamples."""
-        dense = type(self)(
+        return type(self)(
             1, None, taps=self.taps, padding=self.padding, factor=self.factor, shift=self.shift,
             filter=self._said("filter"), centre=self._said("centre"),
         )  # fmt: skip
-        if (origins := self._said("_origins")) is not None:
-            dense._origins = origins
-        return dense
 
     def _kernel(self, group: list[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         """The kernel (1, 1, *taps) of one group of dimensions, rounded once, from Python's floats."""

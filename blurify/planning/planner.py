@@ -197,11 +197,6 @@ class _Planner:
             sites = [Found(site.name, (*site.ops, *more.get(site.key, ())), site.key) for site in sites]
         return sites
 
-    def _is_scripted(self, site: Found) -> bool:
-        """Whether a call runs in a scripted module that is listed as a whole."""
-        path = f"{site.op.call.path if site.op.call else ''}."
-        return any(path.startswith(f"{name}.") for name, _ in scripted_modules(self.model))
-
     def _sites(self, found: Sequence[Found]) -> tuple[list[Site], dict[str, tuple[Node, ...]]]:
         """The plan's sites, in running order."""
         skips = {site.name: self._skip(site) for site in found}

@@ -51,7 +51,7 @@ class _Separable:
     def origin(self, factor: int) -> int:
         """The tap that weighs sample stride * j of window j: nearest to the filter's delay, of two the earlier one."""
         taps = self.filter(factor)
-        return math.ceil(round(_centroid(taps), 9) - 0.5)
+        return math.ceil(round(offset_of(taps, 0), 9) - 0.5)
 
     def offset(self, factor: int) -> float:
         """Where the filter looks, in samples to the right of its origin: 0 for odd symmetric ones, 0.5 for even."""
@@ -369,11 +369,6 @@ def check_goes_with(method: Method, padding: str) -> None:
             f"a filter of kind 'fourier' {why}, so its padding can't be {padding!r}: use "
             f"{', '.join(map(repr, FOURIER_PADDINGS[:-1]))} or {FOURIER_PADDINGS[-1]!r}, or another kind of filter"
         )
-
-
-def _centroid(taps: Sequence[float]) -> float:
-    """The filter's delay at frequency 0, in samples from its first tap."""
-    return math.fsum(k * tap for k, tap in enumerate(taps))
 
 
 def _whole(name: str, value: Any, low: int, high: int, kind: str) -> None:
