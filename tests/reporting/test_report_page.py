@@ -200,14 +200,14 @@ def test_what_a_screen_reader_is_told(browser: Browser, full: Path) -> None:
     browser.run("document.querySelectorAll('details').forEach(item => item.open = true)")
     told = browser.accessible()
     pictures = [node["name"] for node in told if node["role"] in ("image", "img")]
-    assert len(pictures) == 13 + 5 + 6  # maps and scale, charts, corruptions
+    assert len(pictures) == 13 + 5 + 1 + 6  # maps and scale, charts, the filter, corruptions
     assert all(len(name) > 8 for name in pictures)
     assert len(set(pictures)) == len(pictures)
     assert {"main", "navigation", "banner", "table", "figure", "columnheader", "rowheader"} <= {
         node["role"] for node in told
     }
     tables = [node["name"] for node in told if node["role"] == "table"]
-    assert all(tables) and len(set(tables)) == len(tables) == 9
+    assert all(tables) and len(set(tables)) == len(tables) == 10
     assert browser.run("document.documentElement.lang") == "en"
     # A description says in words what each chart shows.
     described = browser.run(
@@ -235,7 +235,7 @@ def test_structure_of_headings_tables_and_ids(browser: Browser, full: Path) -> N
     targets = browser.run(
         "[...document.querySelectorAll('a[href]')].map(link => !!document.getElementById(link.hash.slice(1)))"
     )
-    assert len(targets) == 10 and all(targets)
+    assert len(targets) == 11 and all(targets)
 
 
 def test_maps_have_the_colours_of_the_data(browser: Browser, full: Path) -> None:
