@@ -15,6 +15,7 @@ import typer
 
 from blurify.cli import console
 from blurify.cli.devices import find_device, memory_errors
+from blurify.cli.tables import Column, print_table, say_left_out
 from blurify.errors import BlurifyError
 from blurify.files.atomic import Folder
 
@@ -253,7 +254,7 @@ def parse_extra(option: str, text: str | None) -> float | None:
     return float(match[1]) / (100 if match[2] else 1)
 
 
-def print_ranking(ranking: Ranking) -> None:
+def print_ranking(ranking: Ranking, *, wide: bool = False) -> None:
     """The sites in their order: each alone, and all up to it."""
     console.say()
     console.say(
@@ -263,7 +264,12 @@ def print_ranking(ranking: Ranking) -> None:
         style="bold",
     )
     lost = "KL" if ranking.curve[0].agreement.same else "error"
-    columns = ("site", "kind", "aliasing", "with blur", f"{lost} alone", "kept alone", "kept so far", "removed so far")
+    columns = (
+        Column("site"), Column("kind", use=6), Column("aliasing", right=True, use=2),
+        Column("with blur", right=True, use=3),
+        Column(f"{lost} alone", right=True, use=5), Column("kept alone", right=True, use=4),
+        Column("kept so far", right=True), Column("removed so far", right=True, use=1),
+    )  # fmt: skip
     rows = [
         (
             site.site, site.kind, f"{site.before.value:.2%}", f"{site.after.value:.2%}", f"{site.agreement.lost:.3g}",
@@ -271,4 +277,4 @@ def print_ranking(ranking: Ranking) -> None:
         )
         for site, step in zip(ranking.sites, ranking.curve, strict=True)
     ]  # fmt: skip
-    console.print_table(columns, rows, right=columns[2:])
+    say_left_out(print_table(columns, rows, wide=wide))

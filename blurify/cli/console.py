@@ -11,14 +11,12 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from blurify.cli.signals import Stop
@@ -47,39 +45,12 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2))
 
 
-def print_table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    right: Sequence[str] = (),
-    title: str = "",
-    styles: Sequence[str] = (),
-) -> None:
-    """Print a table: rich on a terminal; else one line a row, cells two spaces apart, nothing wrapped or cut.
-
-    Args:
-        columns: the headings.
-        rows: the cells, as text.
-        right: headings of the columns that are flush right.
-        title: a heading, on a terminal only.
-        styles: one rich style a row.
-    """
+def say_whole(line: str, style: str = "") -> None:
+    """Print one line that is laid out already, or to be copied: it is not wrapped here."""
     if on_terminal():
-        table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, expand=False)
-        for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-        for index, row in enumerate(rows):
-            table.add_row(*(Text(cell) for cell in row), style=styles[index] if styles else None)
-        Console(highlight=False).print(table)
-        return
-    cells = [list(columns), *([cell or "-" for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
-    for row in cells:
-        aligned = (
-            cell.rjust(width) if heading in right else cell.ljust(width)
-            for cell, width, heading in zip(row, widths, columns, strict=True)
-        )
-        print("  ".join(aligned).rstrip())
+        Console(highlight=False, soft_wrap=True).print(Text(line, style=style))
+    else:
+        print(line)
 
 
 @contextlib.contextmanager

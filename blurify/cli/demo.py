@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from blurify.cli import console, options, plans
+from blurify.cli.tables import Column, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,13 +78,18 @@ def _print_results(
     )
     shown = {name: (result.changed[1], result.changed[2], result.accuracy) for name, result in results.items()}
     shown[CONTROL] = control["changed"]["1"], control["changed"]["2"], control["accuracy"]
-    console.print_table(
-        ("network", "by 1 pixel", "by 2 pixels", "accuracy", "what it is"),
+    print_table(
+        (
+            Column("network"),
+            Column("by 1 pixel", right=True),
+            Column("by 2 pixels", right=True),
+            Column("accuracy", right=True),
+            Column("what it is", prose=True, use=1),
+        ),
         [
             (name, f"{one:.2%}", f"{two:.2%}", f"{accuracy:.1%}", _MEANING[name].format(epochs=epochs))
             for name, (one, two, accuracy) in shown.items()
         ],
-        right=("by 1 pixel", "by 2 pixels", "accuracy"),
         styles=["", "", "bold", ""],
     )
     _print_other_seeds(record)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blurify.cli import console, options
+from blurify.cli.tables import Column, print_table
 from blurify.metrics.sizes import amount
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _say(first: str, second: str, found: PlanDifferences, plans: list[PlanFile])
             console.say(f"only in {which}: {name}")
     if found.sites:
         rows = [(one.site, one.field, _shown(one.first), _shown(one.second)) for one in found.sites]
-        console.print_table(("site", "what", "A", "B"), rows)
+        print_table((Column("site"), Column("what"), Column("A", prose=True), Column("B", prose=True)), rows)
     for name, (a, b) in found.totals.items():
         shown = amount if name.endswith("macs") else str
         console.say(f"{name.replace('_', ' ')}: {shown(a)} -> {shown(b)}")

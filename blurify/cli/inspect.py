@@ -49,6 +49,7 @@ def inspect(
     trust: options.Trust = False,
     weights: options.Weights = None,
     source: options.Source = None,
+    wide: options.Wide = False,
     json: options.Json = False,
 ) -> None:
     """List where a model subsamples, what would be done there, and what it costs.
@@ -112,7 +113,7 @@ def inspect(
         console.say(loaded.note)
     if other := options.other_recipe(loaded, wanted):
         console.say(other, style="yellow")
-    plans.print_plan(plan, None if aliasing is None else _shares(aliasing))
+    plans.print_plan(plan, None if aliasing is None else _shares(aliasing), wide=wide)
     if show_filters:
         filters.print_filters(plan)
     if suggested := drifting.suggestion(plan):
@@ -129,7 +130,7 @@ def inspect(
     if remedy:
         console.say(answers.warning(remedy, done=False), style="yellow")
     if ranking is not None:
-        answers.print_ranking(ranking)
+        answers.print_ranking(ranking, wide=wide)
     if plan_file is not None:
         again = " ".join(["blurify convert", model, *how.words()])
         console.say(f"wrote {plan_file}; edit it, then: {again} --plan {plan_file} -o OUT", style="bold")

@@ -29,6 +29,7 @@ def measure(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the measurements as JSON.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE where it exists.")] = False,
+    wide: options.Wide = False,
     json: options.Json = False,
     *,
     choices: Choices,
@@ -56,6 +57,6 @@ def measure(
         return
     for note in found.notes:
         console.say(note)
-    measurements.print_measurements(found.results)
+    measurements.print_measurements(found.results, wide=wide)
     if output is not None:
         console.say(f"wrote {output}", style="bold")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blurify.cli import console
+from blurify.cli.tables import Column, fits, print_table, say_left_out
 from blurify.metrics.differences import differences
 from blurify.metrics.sizes import dimensions
 
@@ -44,11 +45,11 @@ class Figure:
         """A share that was estimated."""
         return cls(name, estimate.value, (estimate.low, estimate.high), remark=remark)
 
-    def text(self) -> str:
+    def text(self, *, interval: bool = True) -> str:
         """'91.32% (89.70..92.61)', or '0.132'."""
         if not self.share:
             shown = f"{self.value:.4f}"
-        elif self.interval is None:
+        elif self.interval is None or not interval:
             shown = f"{self.value:.2%}"
         else:
             shown = f"{self.value:.2%} ({100 * self.interval[0]:.2f}..{100 * self.interval[1]:.2f})"
@@ -58,8 +59,12 @@ class Figure:
 Figures = dict[tuple[str, ...], Figure]
 
 
-def print_measurements(measurements: Sequence[Measurement]) -> None:
-    """Print what was measured on one model or two."""
+def print_measurements(measurements: Sequence[Measurement], *, wide: bool = False) -> None:
+    """Print what was measured on one model or two.
+
+    Args:
+        wide: all columns, with intervals, however long the lines become.
+    """
     first = measurements[0]
     settings = first.settings
     crop, canvas = (dimensions(settings[name]) for name in ("crop", "canvas"))
@@ -69,15 +74,29 @@ def print_measurements(measurements: Sequence[Measurement]) -> None:
         style="bold",
     )
     found = differences(*measurements) if len(measurements) == 2 else {}
-    _print_section(measurements, found, "", ("figure",), _figures)
-    _print_section(
-        measurements,
-        found,
-        "aliasing: share of energy above the new Nyquist frequency, just before the subsampling",
-        ("site", "kind", "stride"),
-        _sites,
+    sections: tuple[tuple[str, tuple[Column, ...], Callable[[Measurement], Figures]], ...] = (
+        ("", (Column("figure"),), _figures),
+        (
+            "aliasing: share of energy above the new Nyquist frequency, just before the subsampling",
+            (Column("site"), Column("kind", use=2), Column("stride", right=True, use=1)),
+            _sites,
+        ),
+        (_equivariance_title(measurements), (Column("layer"),), _layers),
     )
-    _print_section(measurements, found, _equivariance_title(measurements), ("layer",), _layers)
+    tables = [_table(measurements, found, columns, figures_of) for _, columns, figures_of in sections]
+    short = not wide and not all(table is None or fits(*table.whole()) for table in tables)
+    if short:
+        for letter, one in zip(_LETTERS, measurements, strict=False):
+            console.say(f"{letter}: {one.model}")
+    for (title, _, _), table in zip(sections, tables, strict=True):
+        if table is None:
+            continue
+        if title:
+            console.say()
+            console.say(title, style="bold")
+        say_left_out(print_table(*(table.short() if short else table.whole()), wide=wide))
+    if short:
+        console.say("intervals of the single figures: --wide or --json", style="dim")
     for one in measurements:
         if one.aliasing is not None and not one.aliasing.sites:
             console.say(f"aliasing: {one.model} has no sites, it never subsamples with a stride")
@@ -96,31 +115,62 @@ def _equivariance_title(measurements: Sequence[Measurement]) -> str:
     )
 
 
-def _print_section(
+_LETTERS = "AB"
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One table of figures: a row a key, a cell a model, and the difference of two.
+
+    Attributes:
+        columns: of the keys.
+        names: the models.
+        keys: what each row is about.
+        figures: of each row, one a model where it has one.
+        changes: of each row, the difference; empty for a single model.
+    """
+
+    columns: tuple[Column, ...]
+    names: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...]
+    figures: tuple[tuple[Figure | None, ...], ...]
+    changes: tuple[str, ...]
+
+    def whole(self) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
+        """With intervals, under the models' names."""
+        return self._laid_out(self.names, interval=True)
+
+    def short(self) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
+        """Without the intervals of single figures, under letters."""
+        return self._laid_out(tuple(_LETTERS[: len(self.names)]), interval=False)
+
+    def _laid_out(self, names: Sequence[str], *, interval: bool) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
+        columns = (
+            *self.columns,
+            *(Column(name) for name in names),
+            *[Column("difference", right=True)] * bool(self.changes),
+        )
+        rows = []
+        for index, key in enumerate(self.keys):
+            cells = (figure.text(interval=interval) if figure else "" for figure in self.figures[index])
+            rows.append((*key, *cells, *self.changes[index : index + 1]))
+        return columns, rows
+
+
+def _table(
     measurements: Sequence[Measurement],
     found: Mapping[str, Difference],
-    title: str,
-    columns: tuple[str, ...],
+    columns: tuple[Column, ...],
     figures_of: Callable[[Measurement], Figures],
-) -> None:
-    """Print one table, if there is anything in it."""
+) -> _Table | None:
+    """One table, if there is anything in it."""
     parts = [figures_of(measurement) for measurement in measurements]
-    keys = list(dict.fromkeys(key for figures in parts for key in figures))
+    keys = tuple(dict.fromkeys(key for figures in parts for key in figures))
     if not keys:
-        return
-    names = [measurement.model for measurement in measurements]
-    rows = []
-    for key in keys:
-        figures = [part.get(key) for part in parts]
-        cells = [figure.text() if figure else "" for figure in figures]
-        if len(figures) == 2:
-            cells.append(_difference(figures[0], figures[1], found))
-        rows.append((*key, *cells))
-    if title:
-        console.say()
-        console.say(title, style="bold")
-    difference = ("difference",) if len(names) == 2 else ()
-    console.print_table((*columns, *names, *difference), rows, right=("stride", *difference))
+        return None
+    figures = tuple(tuple(part.get(key) for part in parts) for key in keys)
+    changes = tuple(_difference(row[0], row[1], found) for row in figures) if len(parts) == 2 else ()
+    return _Table(columns, tuple(one.model for one in measurements), keys, figures, changes)
 
 
 def _difference(one: Figure | None, other: Figure | None, found: Mapping[str, Difference]) -> str:

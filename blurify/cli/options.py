@@ -84,6 +84,7 @@ Source = Annotated[
     Path | None,
     typer.Option(metavar="FILE.py", help="Your own file that defines the model's classes; its code is run."),
 ]
+Wide = Annotated[bool, typer.Option("--wide", help="All columns of tables, however long the lines become.")]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich.console import Console
-
 from blurify.cli import console
 from blurify.cli.drifting import drifts, print_drift
+from blurify.cli.tables import Column, print_table, say_left_out
 from blurify.metrics.sizes import amount, dimensions
 from blurify.spec.alignment import in_words
 from blurify.spec.plan import Plan, Site
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Shares: TypeAlias = "Mapping[str, Estimate]"
 """How much each site aliases, by its name."""
+
+_MOST_REASONS = 12
 
 
 def file_size(count: int) -> str:
@@ -31,11 +33,12 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
-def print_plan(plan: Plan, shares: Shares | None = None) -> None:
+def print_plan(plan: Plan, shares: Shares | None = None, *, wide: bool = False) -> None:
     """What the model is, the table of its sites, and the totals.
 
     Args:
         shares: how much the sites alias; they are then listed by it, the most first.
+        wide: all columns, however long the lines become.
     """
     console.say(headline(plan), style="bold")
     if plan.sites:
@@ -43,10 +46,7 @@ def print_plan(plan: Plan, shares: Shares | None = None) -> None:
         if shares is not None:
             unknown = len(sites)
             sites = tuple(sorted(sites, key=lambda site: -shares[site.name].value if site.name in shares else unknown))
-        if console.on_terminal():
-            _print_rich(sites, shares, drift=drifts(plan))
-        else:
-            _print_plain(sites, shares, drift=drifts(plan))
+        _print_sites(sites, shares, drift=drifts(plan), wide=wide)
     console.say(totals_line(plan))
     print_drift(plan)
 
@@ -123,57 +123,46 @@ def _drift(site: Site, drift: bool) -> tuple[str, ...]:
     return (in_words(site.drift).replace(" ", ""),) if drift else ()
 
 
-def _print_plain(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool) -> None:
-    aliasing = () if shares is None else ("aliasing",)
+_WHERE = "where the blur goes, or why not"
+
+
+def _print_sites(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool, wide: bool) -> None:
+    """A line a site, then the reasons that had no room."""
     columns = (
-        "site", *aliasing, "kind", "kernel", "stride", "in", "out", "action", "extra-macs", *["drift"] * drift,
-        "where", "reason",
+        Column("site"), *[Column("aliasing", right=True, use=1)] * (shares is not None), Column("action"),
+        Column("kind", use=1), Column("k/s", use=2), Column("rule", use=3), Column("+macs", right=True, use=4),
+        *[Column("drift", right=True, use=5)] * drift, Column("in->out", use=7), Column(_WHERE, prose=True, use=6),
     )  # fmt: skip
     rows = [
         (
             site.name,
-            *_share(site, shares, interval=True),
-            site.kind,
-            dimensions(site.kernel_size),
-            dimensions(site.stride),
-            dimensions(site.input_shape),
-            dimensions(site.output_shape),
+            *_share(site, shares, interval=wide or not console.on_terminal()),
             site.action,
-            _extra(site).replace(" ", ""),
-            *_drift(site, drift),
-            " ".join(site.placement.split()),
-            " ".join(site.reason.split()),
-        )
-        for site in sites
-    ]
-    console.print_table(columns, rows, right=("extra-macs", "drift", "aliasing"))
-
-
-def _print_rich(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool) -> None:
-    """On a terminal the width is scarce: shapes without the batch, and where the blur goes or why it does not."""
-    wide = Console().width >= 150
-    aliasing = () if shares is None else ("aliasing",)
-    columns = (
-        "site", *aliasing, "kind", "k/s", "in → out", "action", "+ macs", *["drift"] * drift,
-        "where the blur goes, or why not",
-    )  # fmt: skip
-    rows = [
-        (
-            site.name,
-            *_share(site, shares, interval=False),
             site.kind,
             f"{_short(site.kernel_size)}/{_short(site.stride)}",
-            f"{dimensions(site.input_shape[1:])} → {dimensions(site.output_shape[1:])}",
-            site.action,
-            _extra(site),
+            site.rule,
+            _extra(site).replace(" ", ""),
             *_drift(site, drift),
+            f"{dimensions(site.input_shape[1:])}->{dimensions(site.output_shape[1:])}",
             f"{site.placement}: {site.reason}" if wide and site.placement else site.placement or site.reason,
         )
         for site in sites
     ]
     styles = ["dim" if site.action == "skip" else "" for site in sites]
-    console.print_table(columns, rows, right=("+ macs", "drift", "aliasing"), styles=styles)
+    left_out = print_table(columns, rows, styles=styles, wide=wide)
+    if _WHERE in left_out:
+        _print_reasons(sites)
+    say_left_out(left_out)
+
+
+def _print_reasons(sites: tuple[Site, ...]) -> None:
+    """Why sites are left alone: each reason once."""
+    found = Counter((site.rule, " ".join(site.reason.split())) for site in sites if site.action == "skip")
+    for (rule, reason), count in found.most_common(_MOST_REASONS):
+        console.say(f"{rule} ({_sites(count)}): {reason}", style="dim")
+    if len(found) > _MOST_REASONS:
+        console.say(f"{len(found) - _MOST_REASONS} more reasons: --wide or --json shows all", style="dim")
 
 
 def _short(values: tuple[int, ...]) -> str:
-    return str(values[0]) if len(set(values)) == 1 else dimensions(values)
+    return "-" if not values else str(values[0]) if len(set(values)) == 1 else dimensions(values)

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from blurify.cli import console, options
+from blurify.cli.tables import Column, print_table, say_left_out
 from blurify.errors import BlurifyError
 from blurify.metrics.sizes import amount
 
@@ -61,6 +62,7 @@ def zoo(
         typer.Option(metavar="GIB", help="Most memory of one worker.", show_default="a share of the machine"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Do again what is done already; replace files.")] = False,
+    wide: options.Wide = False,
     json: options.Json = False,
 ) -> None:
     """Convert every architecture that matches, in parallel, each with its proof; a rerun does only what is missing.
@@ -84,7 +86,7 @@ def zoo(
     if json:
         console.print_json(summary.to_dict())
     else:
-        _print_summary(summary, output)
+        _print_summary(summary, output, wide=wide)
     if summary.failed:
         raise typer.Exit(1)
 
@@ -157,13 +159,13 @@ def _watching(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _print_summary(summary: Summary, directory: Path) -> None:
+def _print_summary(summary: Summary, directory: Path, *, wide: bool) -> None:
     records: Sequence[Record] = summary.records
     if len(records) > _MOST_ROWS:
         console.say(f"{len(records)} models; all of them are in {directory / 'summary.csv'}, those that failed:")
         records = summary.failed
     if records:
-        _print_table(records)
+        _print_table(records, wide=wide)
     statuses = [record["status"] for record in summary.records]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("converted", "inspected", "failed"))
     sites, blurred = (sum(record.get(field, 0) for record in summary.records) for field in ("sites", "converted"))
@@ -171,15 +173,20 @@ def _print_summary(summary: Summary, directory: Path) -> None:
     console.say(f"wrote {directory / 'summary.json'} and {directory / 'summary.csv'}")
 
 
-def _print_table(records: Sequence[Record]) -> None:
-    columns = ("model", "status", "sites", "blurred", "macs", "extra", "identity", "s", "cause or skipped")
+def _print_table(records: Sequence[Record], *, wide: bool) -> None:
+    columns = (
+        Column("model"), Column("status"), Column("sites", right=True, use=2), Column("blurred", right=True, use=1),
+        Column("macs", right=True, use=6), Column("extra", right=True, use=4), Column("identity", right=True, use=5),
+        Column("s", right=True, use=7), Column("cause or skipped", prose=True, use=3),
+    )  # fmt: skip
     styles = {"failed": "red", "inspected": "dim", "converted": ""}
-    console.print_table(
-        columns,
-        [_row(record) for record in records],
-        right=("sites", "blurred", "macs", "extra", "identity", "s"),
-        styles=[styles[record["status"]] for record in records],
-    )
+    rows = [_row(record) for record in records]
+    left_out = print_table(columns, rows, styles=[styles[record["status"]] for record in records], wide=wide)
+    if columns[-1].heading in left_out:
+        for record in records:
+            if record["status"] == "failed":
+                console.say(result_line(record), style="red")
+    say_left_out(left_out)
 
 
 def _row(record: Record) -> tuple[str, ...]:
