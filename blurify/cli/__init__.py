@@ -17,6 +17,7 @@ from blurify.cli.demo import demo
 from blurify.cli.diff import diff
 from blurify.cli.inspect import inspect
 from blurify.cli.measure import measure
+from blurify.cli.recipes import recipes
 from blurify.cli.report import report
 from blurify.cli.revert import revert
 from blurify.cli.zoo import zoo
@@ -44,7 +45,6 @@ def build_app() -> typer.Typer:
     """The typer application; its help is boxed on a terminal and plain in a pipe."""
     app = typer.Typer(
         name="blurify",
-        add_completion=False,
         rich_markup_mode="rich" if console.on_terminal() else None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -54,6 +54,7 @@ def build_app() -> typer.Typer:
         epilog="Start with: blurify demo, then: blurify inspect timm/resnet18",
     )(_root)
     app.command(epilog="Example: blurify inspect torchvision/vgg16 --recipe light --json")(inspect)
+    app.command(epilog="Example: blurify recipes light > mine.toml")(recipes)
     app.command(epilog="Example: blurify convert model.pt -o model_aa.pt --arch timm/resnet18")(convert)
     app.command(epilog="Example: blurify adapt model_aa.pt --data photos -o model_adapted.pt --minutes 10")(adapt)
     app.command(epilog="Example: blurify check model_aa.pt --json")(check)

@@ -9,6 +9,7 @@ import typer
 
 from blurify.cli import carried, console, options, plans, teaching
 from blurify.cli.devices import find_device, memory_errors
+from blurify.cli.filtering import Filters, with_filters
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ Stages = Annotated[
 ]
 
 
+@with_filters
 def adapt(
     model: Annotated[
         str,
@@ -67,7 +69,6 @@ def adapt(
     seed: Annotated[int, typer.Option(metavar="N", help="Of all random choices.")] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where it runs.")] = "auto",
     recipe: options.Recipe = None,
-    filter_size: options.FilterSize = None,
     arch: options.Arch = None,
     random: options.Random = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
@@ -76,6 +77,8 @@ def adapt(
     weights: options.Weights = None,
     source: options.Source = None,
     json: options.Json = False,
+    *,
+    filters: Filters,
 ) -> None:
     """Adapt a converted model: the original teaches it, on unlabelled pictures, to answer as before.
 
@@ -83,7 +86,7 @@ def adapt(
     the layers around the blurs refitted, the parts that hold them refined, and what follows is trained a little. A run
     that is stopped goes on where it was when it is started again. For several GPUs: accelerate launch -m blurify ...
     """
-    options.check_filter_size(filter_size)
+    filters.check()
     with console.working("loading torch"):
         from blurify.files import checkpoints, formats
         from blurify.tuning.adapting import Options
@@ -97,7 +100,7 @@ def adapt(
     place = find_device(device)
     with console.working("reading the model"):
         loaded = options.How(arch, allow, trust, weights, source).open(model, pretrained=not random)
-    original, converted = _pair(loaded, model, recipe, filter_size)
+    original, converted = _pair(loaded, model, recipe, filters)
     from blurify.cli.measuring import parse_numbers, parse_size
     from blurify.metrics import preprocessing
 
@@ -133,18 +136,19 @@ def adapt(
     console.say(teaching.next_command(model, output))
 
 
-def _pair(loaded: LoadedModel, spec: str, recipe: str | None, filter_size: int | None) -> tuple[nn.Module, nn.Module]:
+def _pair(loaded: LoadedModel, spec: str, recipe: str | None, filters: Filters) -> tuple[nn.Module, nn.Module]:
     """The original and the converted model, of whichever the file holds."""
     import blurify
 
     if blurify.plan_of(loaded.model) is None:
         with console.working("converting and verifying"):
-            converted = blurify.convert(loaded.model, options.recipe_for(loaded, recipe, filter_size))
+            converted = blurify.convert(loaded.model, options.recipe_for(loaded, recipe, filters))
         if not _plan(converted).converted:
             raise BlurifyError(f"{spec} has nothing to convert, so there is nothing to adapt")
         return loaded.model, converted
-    if recipe is not None or filter_size is not None:
-        raise BlurifyError(f"{spec} is converted already: leave --recipe and --filter-size out, or give the original")
+    if recipe is not None or filters.given:
+        options_given = ", ".join([*["--recipe"] * (recipe is not None), *filters.given])
+        raise BlurifyError(f"{spec} is converted already: leave {options_given} out, or give the original")
     if blurify.adapted_of(loaded.model) is not None:
         raise BlurifyError(
             f"{spec} was adapted already, so that the original's weights are not in it: give the original, or the file "

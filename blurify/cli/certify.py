@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from blurify.cli import answers, console, devices, options
+from blurify.cli.filtering import Filters, with_filters
 
 
+@with_filters
 def certify(
     model: options.Model,
     circular: Annotated[
@@ -17,7 +19,10 @@ def certify(
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FILE", help="Convert it first, on a copy: aps, or another recipe.", show_default=False
+            metavar="NAME|FILE",
+            help="Convert it first, on a copy: aps, or another recipe (blurify recipes).",
+            show_default=False,
+            autocompletion=options.complete_recipe,
         ),
     ] = None,
     shifts: Annotated[
@@ -34,17 +39,21 @@ def certify(
     weights: options.Weights = None,
     source: options.Source = None,
     json: options.Json = False,
+    *,
+    filters: Filters,
 ) -> None:
     """Certify that circular shifts change nothing: all outputs equal to 1e-5, maps after shifting them back.
 
     Exit code 1: it is not so; the first operation that breaks it is named. Pictures are 64 pixels a side unless
     --input-shape says otherwise, or the model wants another size.
     """
+    filters.check()
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
         from blurify.spec.recipes import load_recipe
 
-        wanted = load_recipe(recipe) if recipe is not None else None  # before the work, so that none is wasted
+        chosen = recipe is not None or bool(filters.given)
+        wanted = filters.on(load_recipe(recipe)) if chosen else None  # before the work, so that none is wasted
         loaded = options.How(arch, allow, trust, weights, source).open(model, pretrained=not random)
         import blurify
         from blurify.metrics.certify import certify as certified

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blurify.cli import answers, carried, console, drifting, options, plans, teaching
+from blurify.cli import answers, carried, console, drifting, next_steps, options, plans, teaching
 from blurify.cli.devices import find_device, memory_errors
+from blurify.cli.filtering import Filters, with_filters
 from blurify.errors import BlurifyError
 from blurify.files.atomic import Folder
 
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 MINUTES = 10.0
 
 
+@with_filters
 def convert(
     model: options.Model,
     output: options.Output,
     recipe: options.Recipe = None,
-    filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
     plan_file: options.PlanToFollow = None,
     data: Annotated[
@@ -75,16 +76,20 @@ def convert(
     weights: options.Weights = None,
     source: options.Source = None,
     json: options.Json = False,
+    *,
+    filters: Filters,
 ) -> None:
     """Convert a model, prove that nothing else changed, and write it: same class, same weights, less aliasing.
 
     Trained weights do not fit the blur: adapt them (--adapt DIR, or blurify adapt, which has all its options), or try
     --recipe gentle --keep-agreement 90%.
     """
-    options.check_filter_size(filter_size)
+    filters.check()
     answers.check_images(images)
-    if plan_file is not None and (recipe is not None or filter_size is not None):
-        raise BlurifyError("--plan says what happens at every site: leave --recipe and --filter-size out")
+    if plan_file is not None and (recipe is not None or filters.given):
+        raise BlurifyError(
+            f"--plan says what happens at every site: leave {', '.join(['--recipe', *filters.given])} out"
+        )
     keep = answers.parse_share("--keep-agreement", keep_agreement)
     flops = answers.parse_extra("--max-extra-flops", max_extra_flops)
     memory = answers.parse_extra("--max-extra-memory", max_extra_memory)
@@ -103,14 +108,14 @@ def convert(
         from blurify.graph.supplying import supplied
         from blurify.spec.recipes import load_recipe
 
-        load_recipe(recipe)  # before the work, so that none is wasted
+        filters.on(load_recipe(recipe))  # before the work, so that none is wasted
         given = None if plan_file is None else plan_files.read(plan_file)
         how = options.How(arch, allow, trust, weights, source)
         # What a conversion leaves as it is need not be read: the weights of safetensors stay in their file.
         stays = isinstance(output, Folder) or output.suffix == ".safetensors"
         stays = stays and data is None and adapt is None
         loaded = how.open(model, pretrained=not random, lazily=stays)
-        asked = wanted = options.recipe_for(loaded, recipe, filter_size)
+        asked = wanted = options.recipe_for(loaded, recipe, filters)
     import blurify
 
     budget = _budget(flops, memory)
@@ -241,6 +246,14 @@ def convert(
             )
         if adapted is not None:
             console.say(teaching.next_command(model, output))
+        elif changed and not plain and formats.for_writing(output).opens_again:
+            next_steps.after_convert(
+                model,
+                answers.shown(output),
+                [*how.words(), *["--random"] * random],
+                how.words_for_classes(),
+                adapt=bool(remedy),
+            )
     else:
         console.say(f"nothing to convert, {output} was not written (--write-unchanged writes it all the same)")
 
@@ -255,10 +268,12 @@ def _say(loaded: LoadedModel, plan: Plan, proof: Proof | None, *, already: bool 
         return
     plans.print_site_lines(plan)
     console.say(plans.totals_line(plan))
+    if not plan.converted:
+        return  # nothing was done, so there is nothing to prove
     if proof is not None:
         for line in proof.lines():
             console.say(line, style="green")
-    elif plan.converted:
+    else:
         console.say("not verified (--no-verify)", style="yellow")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blurify.cli import console, options
+from blurify.cli.filtering import Filters, with_filters
 from blurify.cli.tables import Column, print_table
 from blurify.metrics.sizes import amount
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _WHAT = "A plan file, a converted model's file, or any MODEL (what --recipe would do to it)."
 
 
+@with_filters
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help=_WHAT, show_default=False)],
     second: Annotated[str, typer.Argument(metavar="B", help="The same.", show_default=False)],
@@ -25,7 +27,6 @@ def diff(
         list[str] | None,
         typer.Option(metavar="NAME|FILE", help="For a MODEL; twice: for A, then for B.", show_default="zhang2019"),
     ] = None,
-    filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
     arch: options.Arch = None,
     allow: options.Allow = None,
@@ -33,12 +34,14 @@ def diff(
     weights: options.Weights = None,
     source: options.Source = None,
     json: options.Json = False,
+    *,
+    filters: Filters,
 ) -> None:
     """Say what differs between two plans: sites, what is done at them, filters, placement, costs.
 
     Exit code 0: nothing, 1: something, 2: an error.
     """
-    options.check_filter_size(filter_size)
+    filters.check()
     chosen = list(recipe or [])
     if len(chosen) > 2:
         from blurify.errors import BlurifyError
@@ -50,7 +53,7 @@ def diff(
         from blurify.spec.plan_differences import plan_differences
 
         plans = [
-            _plan(spec, how, wanted, filter_size, input_shape)
+            _plan(spec, how, wanted, filters, input_shape)
             for spec, wanted in zip((first, second), recipes, strict=True)
         ]
     found = plan_differences(*plans)
@@ -62,9 +65,7 @@ def diff(
         raise typer.Exit(1)
 
 
-def _plan(
-    spec: str, how: options.How, recipe: str | None, filter_size: int | None, input_shape: list[str] | None
-) -> PlanFile:
+def _plan(spec: str, how: options.How, recipe: str | None, filters: Filters, input_shape: list[str] | None) -> PlanFile:
     """What is, or would be, done to a model."""
     from blurify.files import plan_files
     from blurify.spec.plan_file import PlanFile
@@ -73,14 +74,14 @@ def _plan(
         return plan_files.read(spec)
     from blurify.spec.recipes import load_recipe
 
-    load_recipe(recipe)  # before the work, so that none is wasted
+    filters.on(load_recipe(recipe))  # before the work, so that none is wasted
     inputs = options.example_inputs(input_shape)
     loaded = how.open(spec, pretrained=False)
     import blurify
 
     plan = blurify.plan_of(loaded.model)
     if plan is None:
-        wanted = options.recipe_for(loaded, recipe, filter_size)
+        wanted = options.recipe_for(loaded, recipe, filters)
         plan = blurify.inspect(loaded.model, example_inputs=inputs, recipe=wanted)
     return PlanFile.of(plan)
 

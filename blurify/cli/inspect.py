@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blurify.cli import answers, console, drifting, filters, options, plans
+from blurify.cli import answers, console, drifting, next_steps, options, plans, responses
+from blurify.cli.filtering import Filters, with_filters
 from blurify.cli.measuring import command_line
 from blurify.errors import BlurifyError
 
@@ -18,11 +20,11 @@ if TYPE_CHECKING:
     from blurify.spec.recipes import Recipe
 
 
+@with_filters
 def inspect(
     context: typer.Context,
     model: options.Model,
     recipe: options.Recipe = None,
-    filter_size: options.FilterSize = None,
     input_shape: options.InputShape = None,
     plan_file: options.PlanToWrite = None,
     data: Annotated[
@@ -51,13 +53,15 @@ def inspect(
     source: options.Source = None,
     wide: options.Wide = False,
     json: options.Json = False,
+    *,
+    filters: Filters,
 ) -> None:
     """List where a model subsamples, what would be done there, and what it costs.
 
     The model is not changed. Sites do not depend on weights, so that no pretrained ones are downloaded; how much each
     aliases, and what its conversion does to the answers, does: --data uses them unless there is --random.
     """
-    options.check_filter_size(filter_size)
+    filters.check()
     answers.check_images(images)
     if rank and data is None:
         raise BlurifyError("--rank asks on which pictures: add --data DIR, a folder of images without labels")
@@ -75,17 +79,20 @@ def inspect(
         inputs = options.example_inputs(input_shape)
         from blurify.spec.recipes import load_recipe
 
-        load_recipe(recipe)  # before the work, so that none is wasted
+        filters.on(load_recipe(recipe))  # before the work, so that none is wasted
         # Without --data, `--random` changes no site; it is taken so that a command line of `convert` can be tried here.
         pretrained = data is not None and not random
         how = options.How(arch, allow, trust, weights, source)
         loaded = how.open(model, pretrained=pretrained)
-        wanted = options.recipe_for(loaded, recipe, filter_size)
+        wanted = options.recipe_for(loaded, recipe, filters)
         import blurify
 
         already, adapted = blurify.plan_of(loaded.model) is not None, blurify.adapted_of(loaded.model)
+        asked = [*(["--recipe", recipe] if recipe is not None else []), *filters.words()]
         if data is None:
-            plan, shown = blurify.inspect(loaded.model, example_inputs=inputs, recipe=wanted), None
+            carried = None if asked else blurify.plan_of(loaded.model)
+            plan = carried or blurify.inspect(loaded.model, example_inputs=inputs, recipe=wanted)
+            shown = None
         else:
             shown = answers.Shown.of(model, loaded, inputs, data, images, device)
             plan = _plan(shown, wanted)
@@ -106,16 +113,18 @@ def inspect(
             | {"suggestion": drifting.suggestion(plan) or None}
             | ({"ranking": ranking.to_dict()} if ranking is not None else {})
             | ({"adapted": adapted.to_dict()} if adapted is not None else {})
-            | ({"filters": filters.as_json(plan)} if show_filters else {})
+            | ({"filters": responses.as_json(plan)} if show_filters else {})
         )
         return
     if loaded.note:
         console.say(loaded.note)
+    if already:
+        console.say(_already(model, blurify.plan_of(loaded.model) or plan, plan), style="bold")
     if other := options.other_recipe(loaded, wanted):
         console.say(other, style="yellow")
     plans.print_plan(plan, None if aliasing is None else _shares(aliasing), wide=wide)
     if show_filters:
-        filters.print_filters(plan)
+        responses.print_filters(plan)
     if suggested := drifting.suggestion(plan):
         console.say(suggested, style="yellow")
     if aliasing is not None and plan.sites:
@@ -134,8 +143,18 @@ def inspect(
     if plan_file is not None:
         again = " ".join(["blurify convert", model, *how.words()])
         console.say(f"wrote {plan_file}; edit it, then: {again} --plan {plan_file} -o OUT", style="bold")
+    elif not already:
+        next_steps.after_inspect(model, asked, how.words(), plan)
     if output is not None:
         console.say(f"wrote {output}; blurify report {output} -o report.html shows the curve", style="bold")
+
+
+def _already(model: str, done: Plan, shown: Plan) -> str:
+    """That a model is converted, and what the table is about."""
+    what = f"converted already by recipe {done.recipe.name}: {len(done.converted)} of {len(done.sites)} sites blurred"
+    if shown.recipe == done.recipe:
+        return f"{what} (does it still hold? blurify check {shlex.quote(model)})"
+    return f"{what}; recipe {shown.recipe.name} would do this besides:"
 
 
 def _write(

@@ -84,7 +84,8 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
         (_equivariance_title(measurements), (Column("layer"),), _layers),
     )
     tables = [_table(measurements, found, columns, figures_of) for _, columns, figures_of in sections]
-    short = not wide and not all(table is None or fits(*table.whole()) for table in tables)
+    # In a pipe nothing is left out: who reads it there wants the intervals.
+    short = console.on_terminal() and not wide and not all(table is None or fits(*table.whole()) for table in tables)
     if short:
         for letter, one in zip(_LETTERS, measurements, strict=False):
             console.say(f"{letter}: {one.model}")
@@ -94,7 +95,7 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
         if title:
             console.say()
             console.say(title, style="bold")
-        say_left_out(print_table(*(table.short() if short else table.whole()), wide=wide))
+        say_left_out(print_table(*(table.short() if short else table.whole()), wide=wide or not console.on_terminal()))
     if short:
         console.say("intervals of the single figures: --wide or --json", style="dim")
     for one in measurements:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import inspect
 import math
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blurify.cli import console, options
 from blurify.cli.allocation import keep_freed_memory
 from blurify.cli.devices import find_device, memory_errors
+from blurify.cli.filtering import Filters
+from blurify.cli.spreading import with_options
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(Filters):
     """The options of every command that measures: what on, and how."""
 
     data: Annotated[
@@ -49,9 +49,7 @@ class Choices:
     convert: Annotated[
         bool, typer.Option("--convert", help="Convert MODEL2 first; where there is none, MODEL again, converted.")
     ] = False
-    recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="How to convert.", show_default="zhang2019")
-    ] = None
+    recipe: options.Recipe = None
     labels: Annotated[
         bool | None,
         typer.Option("--labels/--no-labels", help="Insist on labels, or ignore them.", show_default="where they fit"),
@@ -91,30 +89,14 @@ class Choices:
                 raise BlurifyError(f"{name} {number} is no picture at all: give at least 1")
         if self.most_shift < 0:
             raise BlurifyError(f"--most-shift {self.most_shift} is no number of pixels: give 0 or more")
-        if self.recipe is not None and not self.convert:
-            raise BlurifyError("--recipe says how to convert: add --convert")
+        super().check()
+        given = [*["--recipe"] * (self.recipe is not None), *self.given]
+        if given and not self.convert:
+            raise BlurifyError(f"{given[0]} says how to convert: add --convert")
 
 
-def with_choices(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, whose last parameter is `choices`, an option for each field of `Choices`."""
-    hints = get_type_hints(Choices, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in dataclasses.fields(Choices)
-    ]
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "choices"]
-
-    @functools.wraps(command)
-    def run(*given: Any, **named: Any) -> None:
-        chosen = {parameter.name: named.pop(parameter.name) for parameter in shared}
-        command(*given, **named, choices=Choices(**chosen))
-
-    # typer reads the options from here.
-    run.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
-    return run
+with_choices = with_options("choices", Choices)
+"""Give a command, whose parameter `choices` is keyword-only, the options of `Choices`."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +142,7 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     measuring.check_metrics(wanted)
     measuring.check_seed(choices.seed)
     if choices.convert:
-        load_recipe(choices.recipe)  # before the work, so that none is wasted
+        choices.on(load_recipe(choices.recipe))  # before the work, so that none is wasted
     place = find_device(choices.device)
     with console.working("reading the model"):
         opened = [(spec, _open(spec, choices)) for spec in specs]
@@ -168,7 +150,7 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     models = [(spec, loaded.model) for spec, loaded in opened]
     if choices.convert:
         with console.working("converting and verifying"):
-            models[1:] = [_converted(*models[-1], options.recipe_for(opened[-1][1], choices.recipe), used)]
+            models[1:] = [_converted(*models[-1], options.recipe_for(opened[-1][1], choices.recipe, choices), used)]
     with memory_errors("a smaller --batch-size"):
         subjects, answer = _subjects(models, used, place)
         shown = _pictures(subjects[0], answer, opened[0][1], choices)

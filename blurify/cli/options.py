@@ -15,6 +15,7 @@ from blurify.errors import BlurifyError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from blurify.cli.filtering import Filters
     from blurify.files.sources import LoadedModel
     from blurify.spec.recipes import Recipe as Recipe_
 
@@ -46,9 +47,24 @@ Output = Annotated[
         "directory as the Hugging Face hub has.",
     ),
 ]  # fmt: skip
+RECIPES = "zhang2019, gentle, light, aligned, aps, ...; blurify recipes lists all"
+"""The shipped recipes, for help texts."""
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """The shipped recipes that begin so, for the shell."""
+    from blurify.spec.recipes import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
 Recipe = Annotated[
-    str | None, typer.Option(metavar="NAME|FILE", help="A shipped recipe or a TOML file.", show_default="zhang2019")
-]
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE", help=f"A shipped recipe ({RECIPES}) or a TOML file.", show_default="zhang2019",
+        autocompletion=complete_recipe,
+    ),
+]  # fmt: skip
 PlanToWrite = Annotated[
     Path | None,
     typer.Option("--plan", metavar="PLAN.json", help="Write the plan here, to edit; convert --plan follows it."),
@@ -56,9 +72,6 @@ PlanToWrite = Annotated[
 PlanToFollow = Annotated[
     Path | None,
     typer.Option("--plan", metavar="PLAN.json", help="Follow this plan (of inspect --plan), not a recipe."),
-]
-FilterSize = Annotated[
-    int | None, typer.Option(metavar="1..7", help="Taps of the binomial filter; wins over the recipe's filter.")
 ]
 InputShape = Annotated[
     list[str] | None,
@@ -112,12 +125,6 @@ def example_inputs(shapes: list[str] | None) -> tuple[Tensor, ...] | None:
         raise BlurifyError(f"--input-shape {' '.join(shapes)} takes more memory than there is: give less") from error
 
 
-def check_filter_size(size: int | None) -> None:
-    """Raise BlurifyError for a filter size that does not exist, before anything is loaded."""
-    if size is not None and not 1 <= size <= 7:
-        raise BlurifyError(f"--filter-size {size} does not exist: choose 1 (the identity) to 7, 4 is the default")
-
-
 @dataclass(frozen=True)
 class How:
     """How a file is to be read: the options of every command that reads one."""
@@ -153,18 +160,17 @@ class How:
         return loaded
 
 
-def recipe_for(loaded: LoadedModel, recipe: str | None, filter_size: int | None = None) -> Recipe_:
+def recipe_for(loaded: LoadedModel, recipe: str | None, filters: Filters) -> Recipe_:
     """The recipe that the user named; where none, the one that the model's weights were trained with; else the default.
 
     Args:
         loaded: the model.
         recipe: --recipe.
-        filter_size: --filter-size, which wins over the recipe's filter.
+        filters: what wins over the recipe's filter.
     """
     from blurify.spec.recipes import load_recipe
 
-    chosen = load_recipe(recipe) if recipe is not None or loaded.recipe is None else loaded.recipe
-    return chosen.with_filter(filter_size=filter_size)
+    return filters.on(load_recipe(recipe) if recipe is not None or loaded.recipe is None else loaded.recipe)
 
 
 def other_recipe(loaded: LoadedModel, wanted: Recipe_) -> str:

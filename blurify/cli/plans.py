@@ -88,16 +88,18 @@ def totals_line(plan: Plan) -> str:
 
 def print_site_lines(plan: Plan) -> None:
     """One line a site; on a terminal dim where it was skipped."""
-    whats = [f"{site.kind} {dimensions(site.kernel_size)}/{dimensions(site.stride)}" for site in plan.sites]
-    names = max((len(site.name) for site in plan.sites), default=0)
-    kinds = max(map(len, whats), default=0)
-    for site, what in zip(plan.sites, whats, strict=True):
-        skipped = site.action == "skip"
-        done = site.reason if skipped else site.placement or site.reason
-        console.say(
-            f"{site.action}  {site.name:<{names}}  {what:<{kinds}}  {' '.join(done.split())}",
-            style="dim" if skipped else "",
+    rows = [
+        (
+            site.name,
+            site.action,
+            f"{site.kind} {dimensions(site.kernel_size)}/{dimensions(site.stride)}",
+            site.reason if site.action == "skip" else site.placement or site.reason,
         )
+        for site in plan.sites
+    ]
+    styles = ["dim" if site.action == "skip" else "" for site in plan.sites]
+    columns = (Column("site"), Column("action"), Column("what", use=1), Column(_WHERE, prose=True))
+    print_table(columns, rows, styles=styles, wide=not console.on_terminal())
 
 
 def _sites(count: int) -> str:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from blurify.cli import console, options
+from blurify.cli.filtering import Filters, with_filters
 from blurify.cli.tables import Column, print_table, say_left_out
 from blurify.errors import BlurifyError
 from blurify.metrics.sizes import amount
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _MOST_ROWS = 100
 
 
+@with_filters
 def zoo(
     patterns: Annotated[
         list[str],
@@ -50,7 +52,6 @@ def zoo(
         bool, typer.Option("--inspect-only", help="Only list the sites; converts and downloads nothing.")
     ] = False,
     recipe: options.Recipe = None,
-    filter_size: options.FilterSize = None,
     format: Annotated[str, typer.Option("--format", metavar="safetensors|pt", help="Kind of file.")] = "safetensors",
     shard: Annotated[
         str | None,
@@ -64,18 +65,20 @@ def zoo(
     force: Annotated[bool, typer.Option("--force", help="Do again what is done already; replace files.")] = False,
     wide: options.Wide = False,
     json: options.Json = False,
+    *,
+    filters: Filters,
 ) -> None:
     """Convert every architecture that matches, in parallel, each with its proof; a rerun does only what is missing.
 
     What a model does (crash, hang, take all memory) is that model's result and no other's. Failed models are tried
     again by a rerun. A model without a site to convert is 'inspected' and gets no file. Exit code 1: some failed.
     """
-    options.check_filter_size(filter_size)
+    filters.check()
     from blurify import zoo as library
     from blurify.spec.recipes import load_recipe
 
     settings = library.Settings(
-        inspect_only=inspect_only, pretrained=pretrained, recipe=load_recipe(recipe).with_filter(filter_size),
+        inspect_only=inspect_only, pretrained=pretrained, recipe=filters.on(load_recipe(recipe)),
         format=format, jobs=jobs, timeout=timeout, memory=memory, force=force,
     )  # fmt: skip
     part = parse_shard(shard)

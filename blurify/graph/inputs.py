@@ -21,6 +21,7 @@ _SIZES = {
     2: ((224, 224), (32, 32), (28, 28), (64, 64), (256, 256), (299, 299), (384, 384), (512, 512), (128, 128)),
     3: ((16, 112, 112), (16, 64, 64), (32, 32, 32), (64, 64, 64), (16, 224, 224), (32, 224, 224)),
 }
+_MOST_TRIED = 4  # guesses, for a message
 _CONVS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _POOLS = {
     nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3, nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3
@@ -76,7 +77,9 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
             hint = ""
             if isinstance(error, TypeError) and isinstance(example_inputs, Mapping):
                 hint = " (a dict gives keywords; for a forward that takes a dict, give a tuple with that dict)"
-            raise BlurifyError(f"the model refuses {_described(inputs)}: {named_line(error)}{hint}") from error
+            raise BlurifyError(
+                f"the model refuses {_described(inputs)}: {named_line(error)}{hint}{_what_it_takes(model)}"
+            ) from error
     first: Exception | None = None
     tried = []
     for inputs in _guesses(model):
@@ -88,13 +91,20 @@ def traced(model: nn.Module, example_inputs: Any = None) -> Trace:
             first = first or error
             tried.append(_described(inputs))
     if not tried:
-        raise BlurifyError(
-            "no input can be guessed for this model: give example_inputs (CLI: --input-shape 1,3,224,224)"
-        )
+        raise BlurifyError("no input can be guessed for this model: give example_inputs (CLI: --input-shape N,C,H,W)")
     raise BlurifyError(
         f"the model refuses every input tried ({tried[0]}, ...; {named_line(first)}): "
-        "give example_inputs (CLI: --input-shape 1,3,224,224)"
+        "give what it was made for as example_inputs (CLI: --input-shape N,C,H,W)"
     ) from first
+
+
+def _what_it_takes(model: nn.Module) -> str:
+    """'; it takes an input of shape ...' for the end of a message; '' where no input is known that it takes."""
+    for inputs, _ in zip(_guesses(model), range(_MOST_TRIED), strict=False):
+        with contextlib.suppress(Exception):
+            trace(model, inputs)
+            return f"; it takes {_described(inputs)}"
+    return ""
 
 
 _WRAPPERS = frozenset(

@@ -132,14 +132,23 @@ class Recipe:
         """
         return resolve_taps(self.filter_size, self.taps)
 
-    def with_filter(self, filter_size: int | None = None, taps: Sequence[float] | None = None) -> Recipe:
-        """The same recipe with another filter, at every site; with neither argument, the recipe itself.
+    def with_filter(
+        self, filter_size: int | None = None, taps: Sequence[float] | None = None, padding: str | None = None
+    ) -> Recipe:
+        """The same recipe with another filter or padding, at every site; with no argument, the recipe itself.
 
         Raises:
-            BlurifyError: where both are given, or either is not a filter.
+            BlurifyError: where two filters are given, or one is not a filter, or the padding does not exist.
         """
         if filter_size is not None and taps is not None:
             raise BlurifyError("filter_size and taps are two ways to say the same thing: give one of them")
+        if padding is not None:
+            other = (
+                dataclasses.replace(one, settings=tuple(pair for pair in one.settings if pair[0] != "padding"))
+                for one in self.sites
+            )
+            kept = tuple(one for one in other if one.settings or one.skip is not None)
+            return dataclasses.replace(self.with_filter(filter_size, taps), padding=padding, sites=kept)
         if taps is None and filter_size is None:
             return self
         filters = {"filter", *(entry.field for entry in _FILTER)}
@@ -268,11 +277,19 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe | None = None) -
             "a recipe is a name, a path ending in .toml, a mapping or a blurify.spec.recipes.Recipe; "
             f"got {type(recipe).__name__}"
         )
+    return _parse(recipe_text(recipe), where=f"shipped recipe {recipe!r}", name=recipe)
+
+
+def recipe_text(name: str) -> str:
+    """The file of a shipped recipe, with its comments.
+
+    Raises:
+        BlurifyError: there is none of that name.
+    """
     names = recipe_names()
-    if recipe not in names:
-        raise BlurifyError(f"unknown recipe {recipe!r}: {_nearest(recipe, names)}, or a path ending in .toml")
-    text = _configs().joinpath(*f"{recipe}.toml".split("/")).read_text(encoding="utf-8")
-    return _parse(text, where=f"shipped recipe {recipe!r}", name=recipe)
+    if name not in names:
+        raise BlurifyError(f"unknown recipe {name!r}: {_nearest(name, names)}, or a path ending in .toml")
+    return _configs().joinpath(*f"{name}.toml".split("/")).read_text(encoding="utf-8")
 
 
 def recipe_names() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from blurify import cli
 from blurify.cli import console, options, plans
 from blurify.errors import BlurifyError, VerificationError
 from blurify.files import opening, sources
+from blurify.spec.recipes import Recipe, load_recipe, recipe_names
 
 SITES = ("pool", "down")
 
@@ -44,10 +46,20 @@ def no_sites() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
 
 
+def no_pools() -> nn.Module:
+    """A factory of a model that subsamples by convolutions only."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU())
+
+
+def converted() -> nn.Module:
+    """A factory of a model that is converted already."""
+    return blurify.convert(Small().eval(), example_inputs=torch.zeros(1, 3, 32, 32), verify=False)
+
+
 @pytest.fixture(autouse=True)
 def models_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """MODEL 'small', 'no-sites' or 'broken' instead of a real one: loading has its own tests."""
-    makers = {"small": small, "no-sites": no_sites}
+    makers = {"small": small, "no-sites": no_sites, "no-pools": no_pools, "converted": converted}
     real = opening.open_model
 
     def open_model(spec: str, **more: object) -> sources.LoadedModel:
@@ -84,12 +96,13 @@ def test_inspect_prints_one_plain_line_a_site(capsys: pytest.CaptureFixture[str]
     assert captured.err == ""
     assert captured.out.isascii() and "\x1b" not in captured.out
     lines = captured.out.splitlines()
-    assert len(lines) == 2 + len(SITES) + 4
+    assert len(lines) == 2 + len(SITES) + 5
+    assert lines.pop().startswith("next: blurify convert small -o OUT")
     assert "blurify adapt small --data DIR" in lines.pop()
     assert "--recipe aligned" in lines.pop() and lines.pop().startswith("drift: ")
-    assert lines[1].split()[:7] == ["site", "kind", "kernel", "stride", "in", "out", "action"]
+    assert lines[1].split()[:7] == ["site", "action", "kind", "k/s", "rule", "+macs", "drift"]
     assert [line.split()[0] for line in lines[2:-1]] == list(SITES)
-    assert lines[2].split()[1:7] == ["maxpool", "2x2", "2x2", "1x8x32x32", "1x8x16x16", "blur"]
+    assert lines[2].split()[1:7] == ["blur", "maxpool", "2/2", "maxpool", "+32.8k", "0.5"]
     assert lines[-1].startswith("2 sites")
 
 
@@ -122,8 +135,9 @@ def test_convert_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.Capture
     captured = capsys.readouterr()
     assert captured.err == "" and captured.out.isascii()
     lines = captured.out.splitlines()
-    assert [line.split()[:2] for line in lines[1:3]] == [["blur", name] for name in SITES]
-    assert lines[-1].startswith(f"wrote {out} (")
+    assert [line.split()[:2] for line in lines[2:4]] == [[name, "blur"] for name in SITES]
+    assert lines[-2].startswith(f"wrote {out} (")
+    assert lines[-1].startswith(f"then: blurify measure small {out} --data DIR")
     loaded = blurify.load(out, allow=["tests.cli.test_cli.Small", f"{Small.__module__}.Small"])
     plan = blurify.plan_of(loaded)
     assert plan is not None and len(plan.converted) == 2
@@ -264,12 +278,12 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert running.wait() in (1, 141)
 
 
-def test_on_a_terminal_the_table_is_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_terminal_the_table_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(console, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "100")
     assert cli.main(["inspect", "small", *SHAPE]) == 0
     out = capsys.readouterr().out
-    assert "in → out" in out and "8x32x32 → 8x16x16" in out
+    assert "after-activation" in out and "no room for:" in out
     assert max(map(len, out.splitlines())) <= 100
 
 
@@ -283,3 +297,115 @@ def test_shapes_and_amounts() -> None:
     assert plans.amount(1_820_000_000) == "1.82 G"
     assert plans.amount(-2_000) == "-2 k"
     assert plans.amount(0) == "0"
+
+
+CONVERTS = {
+    "inspect": ["inspect", "small", *SHAPE, "--json"],
+    "convert": ["convert", "small", *SHAPE, "--json", "--force", "-o", "OUT.pt"],
+    "diff": ["diff", "small", "small", *SHAPE, "--json"],
+}
+
+
+@pytest.mark.parametrize("command", CONVERTS)
+def test_taps_and_padding_on_every_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*CONVERTS[command], "--taps", "1,2,1", "--padding", "zeros"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    if command != "diff":
+        data = out.get("plan", out)
+        assert data["recipe"]["filter"] == {"taps": [1.0, 2.0, 1.0], "padding": "zeros"}
+
+
+def test_all_commands_that_convert_take_the_same_filters(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("inspect", "convert", "adapt", "diff", "measure", "certify", "report", "zoo"):
+        assert cli.main([command, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert all(option in out for option in ("--recipe", "--filter-size", "--taps", "--padding")), command
+        assert "blurify recipes" in " ".join(out.split()) or command == "diff"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--taps", "1,x"], "no filter"),
+        (["--taps", ""], "no filter"),
+        (["--taps", "1,-1"], "positive sum"),
+        (["--taps", "1,nan"], "no filter"),
+        (["--taps", "1,2,1", "--filter-size", "3"], "two ways"),
+        (["--padding", "zero"], "did you mean zeros?"),
+        (["--filter-size", "9"], "choose 1"),
+    ],
+)
+def test_filters_that_do_not_exist(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "small", *SHAPE, *options]) == 2
+    assert says in error_line(capsys)
+
+
+def test_padding_wins_over_that_of_site_tables() -> None:
+    recipe = Recipe.from_dict(
+        {"site": [{"match": "pool", "padding": "circular"}, {"match": "down", "taps": [1, 2, 1]}]}
+    )
+    other = recipe.with_filter(padding="zeros")
+    assert other.padding == "zeros" and [dict(one.settings).get("taps") for one in other.sites] == [(1.0, 2.0, 1.0)]
+
+
+def test_recipes_are_listed_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert listed == recipe_names()
+    for name in ("light", "published/resnet"):
+        assert cli.main(["recipes", name]) == 0
+        mine = tmp_path / "mine.toml"
+        mine.write_text(capsys.readouterr().out)
+        assert load_recipe(mine).to_dict() == {**load_recipe(name).to_dict(), "name": "mine"}
+    assert cli.main(["recipes", "lite"]) == 2
+    assert "'light'" in error_line(capsys)
+
+
+def test_inspect_of_a_converted_model_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "converted", *SHAPE]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("converted already by recipe zhang2019: 2 of 2 sites blurred")
+    assert not any(line.startswith("next: blurify convert") for line in out)
+
+
+def test_nothing_to_convert_has_no_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convert", "no-pools", *SHAPE, "--recipe", "pool-only", "-o", str(tmp_path / "x.pt")]) == 0
+    out = capsys.readouterr().out
+    assert "nothing to convert" in out and "identity:" not in out and "audit:" not in out
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("efficientnet_lite0", "did you mean timm/efficientnet_lite0?"),
+        ("resnet18", "did you mean timm/resnet18 or torchvision/resnet18?"),
+        ("fasterrcnn_resnet50_fpm", "torchvision/fasterrcnn_resnet50_fpn"),
+    ],
+)
+def test_an_architecture_without_its_library(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", typed]) == 2
+    assert meant in error_line(capsys)
+
+
+def test_a_refused_shape_is_not_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "small", "--input-shape", "1,4,32,32"]) == 2
+    assert "it takes an input of shape 1x3x" in error_line(capsys)
+
+
+def test_dir_has_the_public_names_only() -> None:
+    assert sorted(dir(blurify)) == sorted([*blurify.__all__, "__version__"])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    environment = {**os.environ, "_BLURIFY_COMPLETE": f"complete_{shell}", "COMP_WORDS": "blurify inspect --recipe li",
+                   "COMP_CWORD": "3", "_TYPER_COMPLETE_ARGS": "blurify inspect --recipe li",
+                   "_TYPER_COMPLETE_FISH_ACTION": "get-args"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from blurify.cli import main; sys.exit(main([]))"],
+        env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "light" in done.stdout and "zhang2019" not in done.stdout

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import blurify
-from blurify.cli import filters as printed
+from blurify.cli import responses as printed
 from blurify.reporting import filters
 from blurify.spec.methods import Flat, Fourier
 from blurify.spec.plan import Plan

@@ -66,6 +66,21 @@ def no_model_in(path: Path) -> str:
     return f"{path} is a directory without a model: give a checkpoint file, or a directory with model.safetensors in it"
 
 
+def _architecture(name: str) -> str:
+    """What to say to a name without its library: the architectures that are called so, or nearly so."""
+    from blurify.files.sources import index  # which reads a file of its own
+
+    known = index.names()
+    exact = [spec for spec in known if spec.partition("/")[2] == name]
+    if exact:
+        return did_you_mean(exact)
+    inner = {spec.partition("/")[2]: spec for spec in reversed(known)}  # of two libraries' the plainer one
+    close = nearest(name, inner, count=2, cutoff=0.8)
+    if close:
+        return did_you_mean(inner[one] for one in close)
+    return f": architectures are written timm/{name} or torchvision/{name}"
+
+
 def first_bytes(path: Path) -> bytes:
     """The first bytes of a file that may be a checkpoint.
 
@@ -78,7 +93,7 @@ def first_bytes(path: Path) -> bytes:
         if close:
             hint = did_you_mean([str(path.parent / close[0])])
         elif path.suffix == "" and len(path.parts) == 1:
-            hint = f": architectures are written timm/{path.name} or torchvision/{path.name}"
+            hint = _architecture(path.name)
         else:
             hint = "" if path.parent.is_dir() else f": the directory {path.parent} doesn't exist either"
         raise BlurifyError(f"there is no file {path}{hint}")

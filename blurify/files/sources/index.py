@@ -84,6 +84,11 @@ def plainness(spec: str) -> tuple[int, int, str]:
     return len(name), library != "timm", spec
 
 
+def names() -> list[str]:
+    """Every architecture of timm and torchvision, as a factory spec, the plainest first; neither is imported."""
+    return sorted({spec for specs in index().trunks.values() for spec in specs}, key=plainness)
+
+
 @functools.cache
 def index() -> Index:
     """The index that is shipped."""
