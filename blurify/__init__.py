@@ -17,6 +17,7 @@ from blurify.errors import BlurifyError, VerificationError
 if TYPE_CHECKING:
     from blurify.conversion import check, convert, inspect, proof_of, revert, reverted
     from blurify.files.checkpoints import load, save
+    from blurify.files.reloading import reload
     from blurify.metrics.certify import certify
     from blurify.nn import (
         AvgBlurPool1d,
@@ -62,6 +63,7 @@ __all__ = [
     "load",
     "plan_of",
     "proof_of",
+    "reload",
     "revert",
     "reverted",
     "save",
@@ -71,6 +73,7 @@ _HOMES = {
     **{f"{pool}BlurPool{n}d": "nn" for pool in ("", "Max", "Avg") for n in (1, 2, 3)},
     **dict.fromkeys(("check", "convert", "inspect", "proof_of", "revert", "reverted"), "conversion"),
     **dict.fromkeys(("load", "save"), "files.checkpoints"),
+    "reload": "files.reloading",
     **dict.fromkeys(("Plan", "Site"), "spec.plan"),
     "Recipe": "spec.recipes",
     **dict.fromkeys(("adapted_of", "plan_of"), "surgery.carrying"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from blurify.surgery import undo
 from blurify.surgery.apply import apply_plan
 from blurify.surgery.carrying import plan_of
 from blurify.surgery.force import problems
+from blurify.surgery.marking import mark_configuration, mark_of_configuration
 
 __all__ = ["Condition", "check", "convert", "inspect", "proof_of", "revert", "reverted"]
 
@@ -178,12 +180,19 @@ def convert(
             return convert(revert(model), wanted, example_inputs=example_inputs, inplace=True, verify=verify)
         with undo.taken_back_unless_done(model):
             return convert(model, wanted, example_inputs=example_inputs, inplace=True, verify=verify)
+    if (mark := mark_of_configuration(model)) is not None:
+        warnings.warn(
+            f"the configuration says that these weights are of a model converted by {mark.plan.recipe.name}, whose "
+            "blurs are gone: blurify.reload(model) puts exactly those back",
+            stacklevel=2,
+        )
     seen = traced(model, example_inputs)
     inputs: Inputs = seen.inputs if example_inputs is None else as_traced(given_inputs(example_inputs), seen.inputs)
     decided = rehearsed(model, wanted, inputs, seen=seen)
     if not verify:
         result = model if inplace else copy_model(model)
         apply_plan(result, decided.plan)
+        mark_configuration(result, decided.plan)
         return result
     weights = fingerprint(model)
     first: VerificationError | None = None
@@ -199,6 +208,7 @@ def convert(
             result = model
             apply_plan(model, attempt.plan)
             _check_again(model, attempt.plan, weights)
+        mark_configuration(result, attempt.plan)
         carry_proof(result, proof)
         return result
     assert first is not None
@@ -283,6 +293,9 @@ def check(model: nn.Module, example_inputs: Any = None) -> Condition:
         BlurifyError: the model carries no plan.
     """
     plan = plan_of(model)
+    if plan is None and (mark := mark_of_configuration(model)) is not None:
+        blurs = sum(len(site.blur_paths) for site in mark.plan.sites)
+        return Condition(("its configuration has the plan, but the blurs are gone: blurify.reload(model)",), blurs)
     if plan is None:
         raise BlurifyError("the model carries no plan, so it is not converted: convert it first")
     found = list(problems(model, plan)) or wrong_filters(model, plan)

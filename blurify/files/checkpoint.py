@@ -12,6 +12,7 @@ from blurify.files.rest import Rest
 from blurify.files.sources import ModelSource
 from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
+from blurify.surgery.marking import Mark
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,6 +85,7 @@ class Checkpoint:
         config: what goes with that name, for `sources.build`.
         rest: what else stands in it; None where nothing does.
         prefix: what stands before the names of the tensors, where the user said it.
+        mark: the plan that another program kept beside the weights of a converted model.
     """
 
     path: Path
@@ -95,6 +97,12 @@ class Checkpoint:
     config: Mapping[str, Any] | None = None
     rest: Rest | None = None
     prefix: str | None = None
+    mark: Mark | None = None
+
+    def plan(self) -> Plan | None:
+        """The plan in the header, where there is one."""
+        data = (self.header or {}).get("plan")
+        return Plan.from_dict(data) if isinstance(data, dict) else None
 
 
 def header_of(plan: Plan, source: ModelSource | None, adapted: Adapted | None = None) -> dict[str, Any]:

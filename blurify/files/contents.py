@@ -14,6 +14,7 @@ from blurify.files.checkpoint import HEADER, Checkpoint, Reading
 from blurify.files.pickled import Content
 from blurify.files.replanning import edit_again
 from blurify.files.rest import Rest
+from blurify.surgery.marking import mark_of_metadata
 
 # Where training programs keep the weights, the averaged ones first (as timm's own loader does).
 _AVERAGED = "state_dict_ema model_ema ema_state_dict ema params_ema averaging_state".split()
@@ -51,8 +52,9 @@ def interpret(path: Path, content: Content, reading: Reading) -> Checkpoint:
     if not content.is_module(found):
         tensors = content.tensors(list(_by_name(content, found).items()))
         return Checkpoint(
-            path, tensors=tensors, note=note, arch=_named_by(content, top), rest=rest, prefix=reading.prefix
-        )
+            path, tensors=tensors, note=note, arch=_named_by(content, top), rest=rest, prefix=reading.prefix,
+            mark=mark_of_metadata(content.metadata(found)),
+        )  # fmt: skip
     if isinstance(found, torch.jit.ScriptModule):
         raise BlurifyError(f"{path} is a TorchScript model, which can't be converted: give the model it was made from")
     outer, inside = found, content.inside(found)

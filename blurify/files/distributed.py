@@ -125,6 +125,9 @@ class Distributed(Content):
         """See `Content.tensors`."""
         return _Joined(self.path, dict(items))
 
+    def metadata(self, value: Any) -> Any:
+        """It keeps none."""
+
     def plain(self, value: Any) -> Any:
         """Nothing of it is."""
         raise BlurifyError(f"{self.path} carries a plan that can't be read")

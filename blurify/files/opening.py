@@ -13,12 +13,14 @@ from blurify.files.belonging import find
 from blurify.files.checkpoint import Checkpoint, Reading
 from blurify.files.in_force import require_in_force
 from blurify.files.rebuilding import rebuild
+from blurify.files.replanning import carry_out
 from blurify.files.sources import LoadedModel, ModelSource, configs, hub
 from blurify.files.sources.auto import AUTO
 from blurify.files.sources.own_file import import_source
 from blurify.files.weights import fill, fill_lazily
 from blurify.graph.copies import without_weights
 from blurify.surgery.carrying import plan_of
+from blurify.surgery.marking import mark_configuration
 
 
 def open_model(
@@ -115,7 +117,13 @@ def _from_checkpoint(checkpoint: Checkpoint, arch: str | None, *, lazily: bool =
     )
     if rest is not None:
         rest = dataclasses.replace(rest, prefix=names.prefix)
-    note = "; ".join(part for part in (note, said, *found.notes, names.note) if part)
+    put_back = ""
+    if (mark := checkpoint.mark) is not None:
+        carry_out(model, mark.plan, checkpoint.path)
+        mark_configuration(model, mark.plan)
+        sites = f"{len(mark.plan.converted)} of {len(mark.plan.sites)} sites, recipe {mark.plan.recipe.name}"
+        put_back = f"these are weights of a converted model ({sites}): its blurs are put back"
+    note = "; ".join(part for part in (note, said, *found.notes, names.note, put_back) if part)
     return LoadedModel(
         model.eval(),
         ModelSource(name, "weights", resolved, config),

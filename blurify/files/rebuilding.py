@@ -18,6 +18,7 @@ from blurify.graph.copies import without_data
 from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
 from blurify.surgery.carrying import carry_adapted, plan_of
+from blurify.surgery.marking import mark_configuration
 
 
 def rebuild(
@@ -76,6 +77,7 @@ def rebuild(
     weights.fill(model, checkpoint.tensors or {}, where=str(path), arch=where)
     adapted = header.get("adapted")
     carry_adapted(model, Adapted.from_dict(adapted) if isinstance(adapted, dict) else None)
+    mark_configuration(model, plan)
     return model, source
 
 

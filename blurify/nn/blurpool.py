@@ -31,6 +31,10 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _AVG_POOL: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
+MARK = "blurify"
+"""The entry of a state_dict's metadata, at a blur, that says more of the model: text, which `nn` does not read."""
+
+
 class BlurPool(nn.Module):
     """Base of BlurPool1d/2d/3d."""
 
@@ -265,6 +269,12 @@ class BlurPool(nn.Module):
             "torch.jit.script can't compile a blurred model (its forwards are compiled from changed source): use "
             "torch.jit.trace, torch.export or torch.compile"
         )
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        mark, metadata = self._said("_mark"), getattr(destination, "_metadata", None)
+        if mark is not None and metadata is not None:
+            metadata.setdefault(prefix[:-1], {})[MARK] = mark
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

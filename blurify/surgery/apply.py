@@ -18,6 +18,7 @@ from blurify.nn.sequential import place
 from blurify.spec.edits import BlurInput, BlurOutput, BlurPooling, Edit, InsertBlur, Rewrite, SetStride
 from blurify.spec.plan import Plan
 from blurify.surgery.carrying import carry_plan
+from blurify.surgery.marking import mark_blurs
 
 ANTIALIASED: dict[type[nn.Module], type[nn.Module]] = {
     nn.MaxPool1d: layers.MaxBlurPool1d,
@@ -64,6 +65,7 @@ def _apply_plan(model: nn.Module, plan: Plan) -> None:
         _apply(modules[edit.module], edit, _device_of(modules[edit.module], model))
     _share_phases(model, plan)
     carry_plan(model, plan)
+    mark_blurs(model, plan)
 
 
 def _share_phases(model: nn.Module, plan: Plan) -> None:

@@ -16,6 +16,7 @@ from blurify.spec.plan import Plan
 from blurify.surgery.apply import ANTIALIASED, apply_plan, changes_in
 from blurify.surgery.carrying import adapted_of, carry_adapted, drop_plan, plan_of
 from blurify.surgery.force import edit_problems, problems
+from blurify.surgery.marking import mark_configuration
 
 _PROOF = "_blurify_proof"
 _ORIGINAL = {cls: base for base, cls in ANTIALIASED.items()}
@@ -39,6 +40,7 @@ def undo(model: nn.Module) -> None:
     for name in changes_in(plan):
         set_changes(modules[name], ())
     drop_plan(model)
+    mark_configuration(model, None)
     carry_adapted(model, None)
     model.__dict__.pop(_PROOF, None)
 
@@ -107,6 +109,7 @@ def reverted(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         apply_plan(model, plan)
+        mark_configuration(model, plan)
         carry_adapted(model, adapted)
         if proof is not None:
             model.__dict__[_PROOF] = proof

@@ -18,6 +18,7 @@ from blurify.files.formats.refusals import CHECKPOINTS
 from blurify.files.formats.safetensors_file import Safetensors
 from blurify.files.model_card import model_card
 from blurify.files.sources import configs
+from blurify.surgery.marking import FORMAT, mark_of_configuration_file
 
 _WEIGHTS = (
     "model.safetensors",
@@ -51,6 +52,8 @@ class HubDirectory(Format):
         note = "; ".join(part for part in (found.note, f"read {file.name}") if part)
         if named is not None and found.module is None:
             found = dataclasses.replace(found, arch=named[0], config=named[1])
+        if found.module is None and found.header is None and found.mark is None:
+            found = dataclasses.replace(found, mark=mark_of_configuration_file(config))
         return dataclasses.replace(found, path=path, note=note)
 
     def check_target(self, path: Path, *, force: bool = False) -> None:
@@ -86,7 +89,8 @@ def _fill(folder: Path, saved: Saved) -> None:
     plan = saved.header["plan"]
     source = saved.header.get("source") or {}
     # What reads config.json alone can tell that there is more to this model, and by what.
-    config["blurify"] = {"recipe": plan["recipe"], "arch": source.get("arch"), "load": "blurify.load"}
+    about = {"recipe": plan["recipe"], "arch": source.get("arch"), "load": "blurify.load"}
+    config["blurify"] = {**about, "format": FORMAT, "plan": plan}  # as `save_pretrained` keeps it: `blurify.reload`
     (folder / configs.CONFIG).write_text(json.dumps(config, indent=2, default=str) + "\n")
     (folder / "README.md").write_text(model_card(saved, library))
 

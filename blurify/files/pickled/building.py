@@ -128,6 +128,16 @@ class Builder:
             return list(node.items)
         return None
 
+    def metadata(self, node: Any) -> Any:
+        """The `_metadata` of a state_dict, as plain data; None for what has none.
+
+        Raises:
+            RefusedError: it is no plain data.
+        """
+        state = node.state[0] if isinstance(node, Call) and node.state else None
+        found = next((value for key, value in self.items(state) or () if key == "_metadata"), None)
+        return None if found is None else self.plain(found)
+
     # Modules.
 
     def module(self, node: Any) -> nn.Module:

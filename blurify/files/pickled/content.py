@@ -67,6 +67,10 @@ class Content(ABC):
         """
 
     @abstractmethod
+    def metadata(self, value: Any) -> Any:
+        """What the modules of a state_dict said of themselves (its `_metadata`), as plain data; None where nothing."""
+
+    @abstractmethod
     def plain(self, value: Any) -> Any:
         """JSON's own data. Raises BlurifyError where it is something else."""
 
@@ -180,6 +184,13 @@ class Inert(Content):
         if missing:
             raise BlurifyError(explain_missing(self.path, missing))
         return LazyTensors(dict(items), self._builder, self._error)
+
+    def metadata(self, value: Any) -> Any:
+        """See `Content.metadata`."""
+        try:
+            return self._builder.metadata(value)
+        except (RefusedError, UnreadableError, RecursionError):  # not what torch writes: it says nothing then
+            return None
 
     def plain(self, value: Any) -> Any:
         """See `Content.plain`."""

@@ -72,6 +72,10 @@ class Trusted(Content):
         """See `Content.tensors`."""
         return dict(items)
 
+    def metadata(self, value: Any) -> Any:
+        """See `Content.metadata`."""
+        return getattr(value, "_metadata", None)
+
     def plain(self, value: Any) -> Any:
         """See `Content.plain`."""
         return value
