@@ -19,7 +19,9 @@ from blurify.cli.answers import parse_extra
 from blurify.errors import BlurifyError
 from blurify.metrics.pictures import FolderPictures, open_folder
 from blurify.metrics.preprocessing import preprocessing_of
+from blurify.metrics.results import Agreement, Estimate
 from blurify.metrics.subject import Subject
+from blurify.metrics.trade_off import RankedSite, Ranking, Step
 from blurify.spec.filters import binomial_taps, leakage
 from blurify.spec.plan import Site
 from blurify.spec.recipes import Recipe, load_recipe
@@ -229,6 +231,54 @@ def test_convert_by_the_command_line(photos: Path, tmp_path: Path, capsys: pytes
     assert "budget kept, as measured: multiply-adds +" in text and "activation memory" in text
     assert flops(blurify.load(out, arch=spec), IMAGE) <= 1.02 * flops(small(), IMAGE)
     assert "no share" in error_of(capsys, "convert", spec, "-o", out, "--force", "--max-extra-flops", "-5%")
+
+
+def answering() -> nn.Module:
+    """A classifier with two sites, each of which costs some of its answers on noise."""
+    torch.manual_seed(13)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(8 * 64, 9),
+    ).eval()  # fmt: skip
+    for module in net:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.normal_(module.weight, std=1.5 / module.weight[0].numel() ** 0.5)
+    return net
+
+
+def test_costs_are_those_of_what_is_left_when_answers_are_to_be_kept_too(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, out = "python:tests.tuning.test_budget:answering", tmp_path / "out.pt"
+    common = ["--data", photos, "--images", 6, "--input-shape", "1,3,32,32"]
+    ranking = json.loads(out_of(capsys, "inspect", spec, "--rank", "--json", *common))["ranking"]
+    first, both = (step["agreement"]["same"]["value"] for step in ranking["curve"])
+    assert first > both, "the test needs a net of which one site alone keeps more"
+    budget = ["--max-extra-flops", "1000%", "--max-extra-memory", "1000%"]
+    arguments = ["convert", spec, "-o", out, *common, *budget, "--json"]
+    full = json.loads(out_of(capsys, *arguments))
+    done = json.loads(out_of(capsys, *arguments, "--keep-agreement", f"{first:.4f}", "--force"))
+    assert (full["totals"]["converted"], done["totals"]["converted"]) == (2, 1)
+    model = blurify.load(out, arch=spec)
+    assert 2 * done["budget"]["extra_macs"] == flops(model, IMAGE) - flops(answering(), IMAGE)
+    assert done["budget"]["extra_bytes"] == kept(model, IMAGE) - kept(answering(), IMAGE)
+    assert done["budget"]["extra_macs"] < full["budget"]["extra_macs"]
+    # Where the budget has room for nothing, there are no sites to choose among.
+    nothing = [*arguments, "--keep-agreement", "50%", "--force", "--write-unchanged", "--filter-size", 3]
+    nothing[nothing.index("1000%")] = "0%"
+    assert json.loads(out_of(capsys, *nothing))["totals"]["converted"] == 0
+
+
+def test_of_what_keeps_enough_answers_what_keeps_the_budget_too() -> None:
+    agreed = [Agreement(4, same=Estimate.of([1.0] * 4)) for _ in range(3)]
+    share = Estimate.of([0.5, 0.25], yes_or_no=False)
+    ranked = tuple(RankedSite(f"s{n}", "conv", one, share, share) for n, one in enumerate(agreed))
+    curve = tuple(Step(n, one, n / 3) for n, one in enumerate(agreed, 1))
+    ranking = Ranking("m", "d", Recipe(), ranked, curve, 2)
+    assert ranking.choose(0.9) == Recipe()
+    assert ranking.choose(0.9, lambda recipe: len(recipe.skip_names) >= 2).skip_names == ("s1", "s2")
+    with pytest.raises(BlurifyError, match="does not keep the budget"):
+        ranking.choose(0.9, lambda recipe: False)
 
 
 def test_shares_and_limits_that_are_none() -> None:
