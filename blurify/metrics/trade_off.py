@@ -106,8 +106,8 @@ class Ranking:
         found = next((recipe for recipe in chosen if fits is None or fits(recipe)), None)
         if found is None:
             raise BlurifyError(
-                f"what keeps {keep:.0%} of the agreement on {self.data} does not keep the budget: give a larger one, or "
-                "keep less"
+                f"what keeps {keep:.0%} of the agreement on {self.data} does not keep the budget: give a larger one, "
+                "or keep less"
             )
         return found
 

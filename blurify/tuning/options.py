@@ -47,10 +47,10 @@ class Option:
     bytes: int = 0
 
     def words(self) -> str:
-        """'layer2.0.conv1: before the convolution'; the names alone where the form is the recipe's."""
+        """'layer2.0.conv1: before the convolution', 'maxpool: as the recipe says'."""
         form = next(iter(self.settings.values()))
         how = ", ".join(words for key, words in _WORDS.items() if key in form)
-        return " and ".join(self.settings) + (f": {how}" if how else "")
+        return f"{' and '.join(self.settings)}: {how or 'as the recipe says'}"
 
 
 @dataclass(frozen=True)
@@ -233,19 +233,22 @@ def worth(one: Option, limits: Sequence[Limit]) -> float:
     return one.gain / price if price > 0 else math.inf
 
 
-def lets_through(site: Site) -> float:
-    """Of white noise above the new Nyquist frequency, what reaches a site's subsampling by its plan: 0 to 1 or so."""
-    blur = next((edit.blur for edit in site.edits if edit.blur is not None), None) if site.action == "blur" else None
-    if blur is None:
-        return leakage((0.5, 0.5)) if site.kind == "avgpool" else 1.0  # which is an average already
-    return 0.0 if isinstance(blur.method, Fourier) else leakage(blur.method.filter(2))
+def left_by_rule(site: Site) -> float:
+    """What a plan leaves of a site's aliasing, by rule: of white noise above the new Nyquist frequency, 0 to 1 or so.
+
+    A tenth of what a blur removes counts as left where it stands before a convolution: it takes detail, too.
+    """
+    before = leakage((0.5, 0.5)) if site.kind == "avgpool" else 1.0  # which is an average already
+    return before - (_by_rule(site) if site.action == "blur" else 0.0)
 
 
 def _by_rule(site: Site) -> float:
     """What a converted site's blur removes: of white noise above the new Nyquist frequency, 0 to 1."""
-    before = lets_through(dataclasses.replace(site, action="skip"))
-    removed = max(before - lets_through(site), 0.0)
-    return removed * (_DETAIL_LOST if site.rule == "blurred-input" else 1.0)
+    method = next(edit.blur.method for edit in site.edits if edit.blur is not None)
+    through = 0.0 if isinstance(method, Fourier) else leakage(method.filter(2))
+    if site.kind == "avgpool":
+        return max(leakage((0.5, 0.5)) - through, 0.0)
+    return max(1 - through, 0.0) * (_DETAIL_LOST if site.rule == "blurred-input" else 1.0)
 
 
 def _groups(plan: Plan) -> tuple[tuple[Site, ...], ...]:
