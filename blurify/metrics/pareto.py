@@ -61,9 +61,13 @@ class ParetoPoint:
 
     def dominates(self, other: ParetoPoint) -> bool:
         """Whether this one is at least as good as another in every figure that both have, and better in one."""
-        pairs = [(self.extra_macs, other.extra_macs), (self.extra_bytes, other.extra_bytes)]
-        pairs.append((self.aliasing, other.aliasing))
-        pairs.append((-self.kept if self.kept is not None else None, -other.kept if other.kept is not None else None))
+        lost, others_lost = (None if point.kept is None else 1 - point.kept for point in (self, other))
+        pairs: list[tuple[float | None, float | None]] = [
+            (self.extra_macs, other.extra_macs),
+            (self.extra_bytes, other.extra_bytes),
+            (self.aliasing, other.aliasing),
+            (lost, others_lost),
+        ]
         known = [(one, two) for one, two in pairs if one is not None and two is not None]
         return all(one <= two for one, two in known) and any(one < two for one, two in known)
 
