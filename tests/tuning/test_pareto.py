@@ -124,7 +124,7 @@ def test_the_order_is_that_in_which_a_budget_takes_sites_and_filters() -> None:
 
 def test_the_present_conversion_is_marked_or_one_more() -> None:
     net = Net()
-    (whole,) = [point for point in table(net, present=converted(net, None)).points if point.present]
+    (whole,) = [point for point in table(net, present=converted(net, None), most=4).points if point.present]
     assert whole.steps is not None and whole.sites == 3
     other = converted(net, {"skip": {"kinds": ["conv"]}, "filter": {"size": 3}})
     found = table(net, present=other, most=5)
@@ -136,7 +136,7 @@ def test_the_present_conversion_is_marked_or_one_more() -> None:
     adapted = converted(net, None)
     with torch.no_grad():
         adapted.last.weight.neg_()
-    point = table(net, present=adapted).points[-1]
+    point = table(net, present=adapted, most=4).points[-1]
     assert (point.present, point.steps, point.sites) == (True, None, 3)
     assert point.kept == same(adapted, net) and point.kept < 0.5
 
