@@ -11,6 +11,10 @@ class VerificationError(BlurifyError):
     """The converted model did not pass its proof; nothing was changed or written (CLI exit code 1)."""
 
 
+class FilterTooLongError(BlurifyError):
+    """No filter of this kind is short enough for so large a subsampling (CLI exit code 2; a plan skips the site)."""
+
+
 class PictureError(BlurifyError):
     """A picture can't be read: no matter of the model or of one metric (CLI exit code 2)."""
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from blurify.metrics.packing import pack
+from blurify.metrics.pareto import ParetoPoint, ParetoTable
 from blurify.metrics.results import (
     Agreement,
     Aliasing,
@@ -184,3 +185,40 @@ def ranking(*, classes: bool = True, first: str = "maxpool") -> Ranking:
         (Step(1, agreement(0.97), 0.2397), Step(2, agreement(0.84), 0.4794), Step(3, agreement(0.86), 0.4674)),
         32,
     )
+
+
+def pareto(*, measured: bool = True, classes: bool = True, first: str = "maxpool") -> ParetoTable:
+    """Six partial conversions: the third dominated by the second, the last one off the way, and the present one."""
+
+    def agreement(kept: float) -> Agreement | None:
+        if not measured:
+            return None
+        if not classes:
+            return Agreement(100, relative_error=1 - kept)
+        return Agreement(100, same=estimate(kept, 0.06, 100), divergence=Estimate(2 - 2 * kept, 0.0, 2.0, 100))
+
+    def point(steps: int | None, what: tuple[str, ...], sites: int, macs: int, size: int, kept: float, left: float,
+              *, present: bool = False) -> ParetoPoint:  # fmt: skip
+        recipe = Recipe(name="zhang2019, in part", skip_names=tuple("abc"[sites:]))
+        return ParetoPoint(steps, what, sites, macs, size, agreement(kept), 0.5 * left, recipe, present)
+
+    return ParetoTable(
+        "torchvision/resnet18",
+        "pictures/val" if measured else "",
+        Recipe(),
+        1_000_000,
+        200_000,
+        3,
+        7,
+        (
+            point(0, ("nothing",), 0, 0, 0, 1.0, 1.0),
+            point(1, (f"{first}: average of two samples",), 1, 0, -20_000, 0.9, 0.7),
+            point(2, ("layer2.0.conv1: before the convolution",), 2, 12_300, -20_000, 0.9, 0.71),
+            point(6, ("layer2.0.conv1: as the recipe says", "b: as the recipe says", "c: as the recipe says",
+                      "d: as the recipe says"), 3, 160_000, 50_000, 0.7, 0.3),
+            point(7, ("e: as the recipe says",), 3, 300_000, 80_000, 0.72, 0.1),
+            point(None, ("the present conversion",), 2, 90_000, 10_000, 0.95, 0.4, present=True),
+        ),
+        32 if measured else 0,
+        3 if measured else 0,
+    )  # fmt: skip

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from blurify.files.sources import LoadedModel
+    from blurify.metrics.pareto import ParetoTable
     from blurify.metrics.pictures import FolderPictures
     from blurify.metrics.results import Agreement, Aliasing, Estimate
     from blurify.metrics.subject import Preprocessing, Subject
@@ -155,6 +156,15 @@ class Shown:
 
         with self._on_device(self.model) as (subject,), console.working("ranking the sites"):
             return rank_sites(subject, recipe, self.pictures, batch_size=_BATCH)
+
+    def pareto(self, recipe: Recipe, points: int) -> ParetoTable:
+        """What partial conversions cost and buy."""
+        from blurify.tuning.pareto import pareto_table
+
+        with self._on_device(self.model) as (subject,), console.bar("partial conversions") as watch:
+            return pareto_table(
+                self.model, recipe, subject=subject, pictures=self.pictures, most=points, batch_size=_BATCH, watch=watch
+            )
 
     @contextlib.contextmanager
     def _on_device(self, *models: nn.Module) -> Iterator[list[Subject]]:

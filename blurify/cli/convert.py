@@ -137,7 +137,7 @@ def convert(
         if budget is not None:
             wanted, spent = _within(loaded, wanted, budget, inputs, shown)
         if keep is not None and shown is not None:
-            wanted = shown.ranked(wanted).choose(keep)
+            wanted, spent = _keeping(loaded, wanted, keep, shown, budget, spent)
         with console.working("converting" + (" and verifying" if verify else "")):
             settings: dict[str, Any] = {
                 "example_inputs": inputs, "verify": verify, "inplace": not verify and shown is None and adapt is None
@@ -298,6 +298,27 @@ def _within(
         with console.working("choosing within the budget"):
             chosen = within_budget(loaded.model, recipe, budget, inputs)
     return chosen.recipe, chosen.spent
+
+
+def _keeping(
+    loaded: LoadedModel, recipe: Recipe, keep: float, shown: answers.Shown, budget: Budget | None, spent: Spent | None
+) -> tuple[Recipe, Spent | None]:
+    """Of a recipe, as many sites as leave so much of the answers; and what that costs, where there is a budget."""
+    if budget is None:
+        return shown.ranked(recipe).choose(keep), spent
+    import blurify
+    from blurify.tuning.budget import spent_by
+
+    if not blurify.inspect(loaded.model, shown.example, recipe).converted:
+        return recipe, spent  # the budget has no room for any site
+    measured: dict[Recipe, Spent] = {}
+
+    def fits(fewer: Recipe) -> bool:
+        measured[fewer] = spent_by(loaded.model, fewer, shown.example, memory=budget.memory is not None)
+        return measured[fewer].within(budget)
+
+    chosen = shown.ranked(recipe).choose(keep, fits)
+    return chosen, measured[chosen]
 
 
 def _pictures(loaded: LoadedModel, inputs: tuple[Tensor, ...] | None, data: Path, device: str) -> Preprocessing:

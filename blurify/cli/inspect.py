@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blurify.cli import answers, console, drifting, next_steps, options, plans, responses
 from blurify.cli.filtering import Filters, with_filters
 from blurify.cli.measuring import command_line
+from blurify.cli.pareto import print_pareto
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
+    from blurify.files.sources import LoadedModel
+    from blurify.metrics.pareto import ParetoTable
     from blurify.metrics.results import Agreement, Aliasing
     from blurify.metrics.trade_off import Ranking
     from blurify.spec.plan import Plan
@@ -37,11 +40,21 @@ def inspect(
     rank: Annotated[
         bool, typer.Option("--rank", help="With --data: what each site costs in answers for the aliasing it removes.")
     ] = False,
+    points: Annotated[
+        int | None,
+        typer.Option(
+            "--pareto",
+            metavar="N",
+            show_default=False,
+            help="What partial conversions cost and buy, N at most, such as 12: with --data measured, else by rule.",
+        ),
+    ] = None,
     show_filters: Annotated[
         bool, typer.Option("--filters", help="The taps and the frequency response of each filter that is used.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="With --rank: for blurify report.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.json", help="With --rank or --pareto: for blurify report."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.json or PLAN.json where it exists.")] = False,
     device: answers.Device = "auto",
@@ -63,11 +76,19 @@ def inspect(
     """
     filters.check()
     answers.check_images(images)
+    if points is not None:
+        from blurify.metrics.pareto import check_points
+
+        check_points(points)
     if rank and data is None:
         raise BlurifyError("--rank asks on which pictures: add --data DIR, a folder of images without labels")
     if output is not None:
-        if not rank:
-            raise BlurifyError("--output is for the ranking of the sites: add --rank")
+        if not rank and points is None:
+            raise BlurifyError(
+                "--output is for the ranking of the sites and the Pareto table: add --rank or --pareto 12"
+            )
+        if data is None:
+            raise BlurifyError("--output is for what is measured: add --data DIR, a folder of images without labels")
         from blurify.files import atomic
 
         atomic.check_target(output, force=force)  # before the work, so that none is wasted
@@ -99,8 +120,9 @@ def inspect(
     aliasing = shown.aliasing() if shown is not None else None
     agreed = _agreement(shown, plan) if shown is not None and not already else None
     ranking = shown.ranked(wanted) if shown is not None and rank else None
-    if output is not None and ranking is not None and shown is not None:
-        _write(output, shown, plan, aliasing, ranking, command_line(context), force=force)
+    table = None if points is None else _pareto(model, loaded, shown, inputs, wanted, points)
+    if output is not None and shown is not None:
+        _write(output, shown, plan, aliasing, ranking, table, command_line(context), force=force)
     if plan_file is not None:
         plan_files.write(blurify.plan_of(loaded.model) or plan, plan_file, force=force)
     remedy = ""
@@ -112,6 +134,7 @@ def inspect(
             | {"answers": answers.as_json(agreed, data), "adapt": remedy or None, "note": loaded.note or None}
             | {"suggestion": drifting.suggestion(plan) or None}
             | ({"ranking": ranking.to_dict()} if ranking is not None else {})
+            | ({"pareto": table.to_dict()} if table is not None else {})
             | ({"adapted": adapted.to_dict()} if adapted is not None else {})
             | ({"filters": responses.as_json(plan)} if show_filters else {})
         )
@@ -140,13 +163,15 @@ def inspect(
         console.say(answers.warning(remedy, done=False), style="yellow")
     if ranking is not None:
         answers.print_ranking(ranking, wide=wide)
+    if table is not None:
+        print_pareto(table, wide=wide)
     if plan_file is not None:
         again = " ".join(["blurify convert", model, *how.words()])
         console.say(f"wrote {plan_file}; edit it, then: {again} --plan {plan_file} -o OUT", style="bold")
     elif not already:
         next_steps.after_inspect(model, asked, how.words(), plan)
     if output is not None:
-        console.say(f"wrote {output}; blurify report {output} -o report.html shows the curve", style="bold")
+        console.say(f"wrote {output}; blurify report {output} -o report.html shows it", style="bold")
 
 
 def _already(model: str, done: Plan, shown: Plan) -> str:
@@ -158,10 +183,10 @@ def _already(model: str, done: Plan, shown: Plan) -> str:
 
 
 def _write(
-    output: Path, shown: answers.Shown, plan: Plan, aliasing: Aliasing | None, ranking: Ranking, command: str, *,
-    force: bool,
+    output: Path, shown: answers.Shown, plan: Plan, aliasing: Aliasing | None, ranking: Ranking | None,
+    pareto: ParetoTable | None, command: str, *, force: bool,
 ) -> None:  # fmt: skip
-    """A file of measurements with the ranking in it."""
+    """A file of measurements with the ranking and the Pareto table in it."""
     from blurify.metrics import files
     from blurify.metrics.measuring import settings_of
     from blurify.metrics.results import Measurement
@@ -173,8 +198,20 @@ def _write(
         shown.spec, shown.pictures.name, len(shown.pictures), {**settings, "labels": ""}, aliasing=aliasing
     )
     known = {name: version for name, version in versions().items() if version is not None}
-    context = files.Context(plan, command, known, ranking=ranking)
+    context = files.Context(plan, command, known, ranking=ranking, pareto=pareto)
     files.write_measurements(output, [measured], context=context, force=force)
+
+
+def _pareto(
+    spec: str, loaded: LoadedModel, shown: answers.Shown | None, inputs: Any, recipe: Recipe, points: int
+) -> ParetoTable:
+    """What partial conversions cost and buy: measured on pictures, or by rule."""
+    if shown is not None:
+        return shown.pareto(recipe, points)
+    from blurify.tuning.pareto import pareto_table
+
+    with console.working("counting costs"):
+        return pareto_table(loaded.model, recipe, inputs, most=points, name=spec)
 
 
 def _plan(shown: answers.Shown, recipe: Recipe) -> Plan:

@@ -9,6 +9,7 @@ import typer
 
 from blurify.cli import console, options
 from blurify.cli.measuring import Choices, command_line, measured, with_choices
+from blurify.cli.pareto import print_pareto
 
 
 @with_choices
@@ -53,10 +54,13 @@ def measure(
     if output is not None:
         files.write_measurements(output, found.results, context=found.context, force=force)
     if json:
-        console.print_json(files.as_json(found.results))
+        table = {"pareto": found.pareto.to_dict()} if found.pareto is not None else {}
+        console.print_json(files.as_json(found.results) | table)
         return
     for note in found.notes:
         console.say(note)
     measurements.print_measurements(found.results, wide=wide)
+    if found.pareto is not None:
+        print_pareto(found.pareto, wide=wide)
     if output is not None:
         console.say(f"wrote {output}", style="bold")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from blurify.files.sources import LoadedModel
     from blurify.metrics import files
+    from blurify.metrics.pareto import ParetoTable
     from blurify.metrics.results import Measurement
     from blurify.metrics.subject import Pictures, Preprocessing, Subject
     from blurify.spec.plan import Plan
@@ -66,6 +67,14 @@ class Choices(Filters):
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="For pictures in 0..1.", show_default="the model's own")
     ] = None
+    pareto: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Also what partial conversions cost and buy: convert and measure at most N of them, such as 12.",
+            show_default=False,
+        ),
+    ] = None
     circular: Annotated[
         bool, typer.Option("--circular", help="Consistency under circular shifts of the whole crop.")
     ] = False
@@ -91,8 +100,12 @@ class Choices(Filters):
             raise BlurifyError(f"--most-shift {self.most_shift} is no number of pixels: give 0 or more")
         super().check()
         given = [*["--recipe"] * (self.recipe is not None), *self.given]
-        if given and not self.convert:
+        if given and not (self.convert or self.pareto is not None):
             raise BlurifyError(f"{given[0]} says how to convert: add --convert")
+        if self.pareto is not None:
+            from blurify.metrics.pareto import check_points
+
+            check_points(self.pareto)
 
 
 with_choices = with_options("choices", Choices)
@@ -107,11 +120,13 @@ class Found:
         results: one entry a model.
         context: what goes into a file or a report besides; None where it was not wanted.
         notes: what the user is to know, each in one line.
+        pareto: of the original among the models, with what of them is its conversion; None where it was not wanted.
     """
 
     results: tuple[Measurement, ...]
     context: files.Context | None
     notes: tuple[str, ...]
+    pareto: ParetoTable | None = None
 
 
 def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: str, in_context: bool) -> Found:
@@ -174,6 +189,8 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
                     circular=choices.circular, layers=layers, most_shift=choices.most_shift, watch=watch,
                 )  # fmt: skip
             results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
+        table = None if choices.pareto is None else _pareto(subjects, opened, shown, choices, choices.pareto)
+        about = about and dataclasses.replace(about, pareto=table)
     notes = [*(loaded.note for _, loaded in opened), note, UNCHANGED.format(*results) if unchanged else ""]
     for one, (_, model) in zip(results, models, strict=True):
         record = adapted_of(model)
@@ -181,7 +198,7 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     notes += [
         f"{name} of {one.model} is not measured: {reason}" for one in results for name, reason in one.skipped.items()
     ]
-    return Found(tuple(results), about, tuple(dict.fromkeys(filter(None, notes))))
+    return Found(tuple(results), about, tuple(dict.fromkeys(filter(None, notes))), table)
 
 
 UNCHANGED = "{1.model} has exactly the weights of {0.model}: it was not fine-tuned, and has never seen blurred features"
@@ -216,6 +233,42 @@ def _shared_layers(subjects: Sequence[Subject]) -> list[str] | None:
         found = [shared_layers(first, other) for other in others]
         return [name for name in found[0] if all(name in names for names in found)] or None
     return None
+
+
+def _pareto(
+    subjects: Sequence[Subject], opened: Sequence[tuple[str, LoadedModel]], shown: Pictures, choices: Choices, most: int
+) -> ParetoTable:
+    """What partial conversions of the original cost and buy, with the one among the models that is its conversion."""
+    import blurify
+    from blurify.metrics.subject import Subject
+    from blurify.surgery.carrying import adapted_of
+    from blurify.tuning.pareto import base_recipe, pareto_table
+
+    original = next((one for one in subjects if blurify.plan_of(one.model) is None), None)
+    if original is None:
+        done = next((one for one in subjects if adapted_of(one.model) is None), None)
+        if done is None:
+            raise BlurifyError(
+                f"{subjects[0].name} was adapted, so that its original's weights are not in it: give the original too"
+            )
+        original = Subject(blurify.revert(done.model), done.preprocessing, f"{done.name}, reverted")
+    keys = list(original.model.state_dict())
+    conversions = [one for one in subjects if blurify.plan_of(one.model) and list(one.model.state_dict()) == keys]
+    present = conversions[-1].model if conversions else None
+    if choices.recipe is not None or present is None:
+        recipe = options.recipe_for(opened[0][1], choices.recipe, choices)
+    else:
+        plan = blurify.plan_of(present)
+        assert plan is not None
+        recipe = base_recipe(plan)
+    with console.bar("partial conversions") as watch:
+        return pareto_table(
+            original.model, recipe, subject=original, pictures=shown, present=present, most=most,
+            batch_size=min(choices.batch_size, _PARETO_BATCH), watch=watch,
+        )  # fmt: skip
+
+
+_PARETO_BATCH = 32  # many conversions are at hand at a time
 
 
 def _plan(models: Sequence[tuple[str, nn.Module]], used: Preprocessing) -> Plan | None:

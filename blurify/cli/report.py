@@ -113,6 +113,7 @@ def _read(paths: list[str]) -> Report:
         same_weights=any(context.same_weights for context in about),
         ranking=next((context.ranking for context in about if context.ranking is not None), None),
         adapted=adapted if any(adapted) else (),
+        pareto=next((context.pareto for context in about if context.pareto is not None), None),
     ).in_order
 
 
@@ -131,5 +132,5 @@ def _measured(models: list[str], metrics: str, choices: Choices, command: str) -
     assert about is not None  # it was asked for
     return Report(
         found.results, about.plan, about.command, about.versions, same_weights=about.same_weights,
-        adapted=about.adapted,
+        adapted=about.adapted, pareto=found.pareto,
     ).in_order  # fmt: skip

@@ -29,11 +29,15 @@ def lines(used: UsedFilter) -> list[str]:
     found = used.response
     taps = "as many as the map has samples" if found.taps is None else _taps(found.taps)
     cut = "none" if found.half_power is None else f"{found.half_power:.3f}"
+    cost = (
+        "multiply-adds that grow with the map" if found.macs is None else f"{found.macs} multiply-adds a value in 2-d"
+    )
     return [
         f"taps      {taps}",
         f"gain      {found.dc:.4f} at 0, {_db(found.half)} at 1/2, {_db(found.nyquist)} at 1",
         f"passband  largest change up to 1/2 {_db(found.droop)}, -3 dB at {cut}",
         f"aliasing  {found.aliased:.1%} of what passes of white noise lies above 1",
+        f"cost      {cost}",
     ]
 
 

@@ -12,6 +12,8 @@ One metric a file, each a function of a `Subject` (a model, and how pictures bec
 Of two models:
 
     agreement     how far one answers as the other does, such as a converted one as its original
+    trade_off     of conversions site by site, and
+    pareto        of partial conversions by cost: what is kept of the answers and left of the aliasing
 
 `results` is what they return: plain data, which reads and writes as JSON. `measure` runs several on one model:
 

@@ -29,6 +29,7 @@ def agreement(
     1951), as distillation measures it (Hinton et al., arXiv:1503.02531). Of models that give anything else (label
     maps, features, any structure of tensors) all tensors of floats are compared: for each, the squared distance of the
     two over all pictures, over that of the original's from its own mean picture. What is of whole numbers is left out.
+    Of label maps (N, classes, h, w) also the share of positions with the same top-1.
 
     Args:
         original: the model as it was.
@@ -131,6 +132,7 @@ class _Outputs:
         self._names = name, other
         self._images = 0
         self._sums = [_Sums(one) for one in whole]
+        self._same_labels: list[float] | None = []  # a share a picture; None where there are no label maps
 
     def add(self, first: Any, second: Any, count: int) -> None:
         """Take the outputs of both for `count` pictures."""
@@ -144,6 +146,9 @@ class _Outputs:
         for sums, here, there in zip(self._sums, one, other, strict=True):
             sums.add(_precise(here), _precise(there), count)
         self._images += count
+        if self._same_labels is not None:
+            shares = _same_labels(first, second, count)
+            self._same_labels = None if shares is None else self._same_labels + shares
 
     def result(self) -> Agreement:
         """The figures of all pictures so far."""
@@ -154,9 +159,9 @@ class _Outputs:
             )
         # What is the same for every picture and in both models says nothing.
         told = [sums for sums in self._sums if sums.error > 0 or sums.spread > 0]
-        if not told:
-            return Agreement(self._images, relative_error=0.0)
-        return Agreement(self._images, relative_error=math.fsum(sums.relative for sums in told) / len(told))
+        error = math.fsum(sums.relative for sums in told) / len(told) if told else 0.0
+        labels = Estimate.of(self._same_labels, yes_or_no=False) if self._same_labels else None
+        return Agreement(self._images, relative_error=error, same_labels=labels)
 
 
 class _Sums:
@@ -195,6 +200,18 @@ class _Sums:
     def relative(self) -> float:
         """The error over the spread; 1 where there is an error and no spread."""
         return self.error / self.spread if self.spread > 0 else 1.0
+
+
+def _same_labels(first: Any, second: Any, count: int) -> list[float] | None:
+    """Of each picture's label map, the share of positions with the same top-1; None where there are no maps."""
+    try:
+        one, other = (logits_of(output, count) for output in (first, second))
+    except BlurifyError:
+        return None
+    if one.ndim != 4:
+        return None
+    shares: list[float] = (one.argmax(1) == other.argmax(1)).float().mean((1, 2)).tolist()
+    return shares
 
 
 def _precise(tensor: Tensor) -> Tensor:

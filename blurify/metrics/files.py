@@ -11,6 +11,7 @@ from typing import Any
 from blurify.errors import BlurifyError, one_line
 from blurify.files import atomic
 from blurify.metrics.differences import differences
+from blurify.metrics.pareto import ParetoTable
 from blurify.metrics.results import Measurement
 from blurify.metrics.trade_off import Ranking
 from blurify.spec.adapted import Adapted
@@ -29,6 +30,7 @@ class Context:
         ranking: of the sites by what converting each costs; None where they were not ranked.
         adapted: what adapting did to each model, one entry a measurement, None for a model that was not adapted; empty
             where none was.
+        pareto: what partial conversions cost and buy; None where they were not measured.
     """
 
     plan: Plan | None = None
@@ -37,6 +39,7 @@ class Context:
     same_weights: bool = False
     ranking: Ranking | None = None
     adapted: tuple[Adapted | None, ...] = ()
+    pareto: ParetoTable | None = None
 
 
 def write_measurements(
@@ -51,7 +54,7 @@ def write_measurements(
         path: the file.
         measurements: what `measure` returned, of one model or several.
         context: what else to write down, beside "measurements": "plan", "command", "versions", "same_weights"
-            and, where there are such, "ranking" and "adapted".
+            and, where there are such, "ranking", "adapted" and "pareto".
         force: replace a file that is there.
 
     Returns:
@@ -87,6 +90,7 @@ def _context_data(context: Context | None) -> dict[str, Any]:
         "same_weights": context.same_weights,
         **({"ranking": context.ranking.to_dict()} if context.ranking else {}),
         **({"adapted": [item and item.to_dict() for item in context.adapted]} if any(context.adapted) else {}),
+        **({"pareto": context.pareto.to_dict()} if context.pareto else {}),
     }
 
 
@@ -120,7 +124,8 @@ def read_all(path: str | Path) -> tuple[tuple[Measurement, ...], Context]:
         adapted = tuple(None if item is None else Adapted.from_dict(item) for item in data.get("adapted") or ())
         if adapted and len(adapted) != len(entries):
             raise TypeError(f"{len(adapted)} records of adapting for {len(entries)} measurements")
-        context = Context(plan, str(data.get("command", "")), versions, same, ranking, adapted)
+        pareto = ParetoTable.from_dict(data["pareto"]) if data.get("pareto") is not None else None
+        context = Context(plan, str(data.get("command", "")), versions, same, ranking, adapted, pareto)
         return tuple(Measurement.from_dict(entry) for entry in entries), context
     except OSError as error:
         raise BlurifyError(f"{path} can't be read: {error.strerror}") from error

@@ -15,8 +15,6 @@ from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Preprocessing
 from blurify.surgery.carrying import plan_of
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 @dataclass(frozen=True)
 class Declared:

@@ -264,6 +264,7 @@ class Agreement:
         relative_error: squared distance of the outputs over the squared distance of the original's from their mean
             over the pictures: 0 is the same, 1 no better than to answer every picture with that mean. Of several
             output tensors, the mean of theirs.
+        same_labels: of label maps (N, K, h, w), the share of positions at which both have the same top-1.
     """
 
     images: int
@@ -273,6 +274,7 @@ class Agreement:
     confidence: Estimate | None = None
     confidence_other: Estimate | None = None
     relative_error: float | None = None
+    same_labels: Estimate | None = None
 
     @property
     def kept(self) -> float:

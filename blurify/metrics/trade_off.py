@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,17 +78,18 @@ class Ranking:
     curve: tuple[Step, ...]
     aliasing_images: int
 
-    def choose(self, keep: float) -> Recipe:
+    def choose(self, keep: float, fits: Callable[[Recipe], bool] | None = None) -> Recipe:
         """A recipe that converts as many sites, in this order, as leave that much of the agreement.
 
         Args:
             keep: of the original's answers (`Agreement.kept`), 0.9 for 90%.
+            fits: what else a recipe must fulfil, such as a budget.
 
         Returns:
             The recipe, with patterns that leave exactly the other sites alone.
 
         Raises:
-            BlurifyError: converting anything changes more.
+            BlurifyError: converting anything changes more, or does not fit.
         """
         if not 0 < keep <= 1:
             raise BlurifyError(f"the agreement to keep is a share above 0 and up to 1, not {keep:g}: give 0.9 for 90%")
@@ -101,7 +102,14 @@ class Ranking:
                 f"{best.agreement.kept:.1%}, and that is the most; keep less, take the recipe 'gentle', or adapt the "
                 "weights (blurify adapt)"
             )
-        return self.first(max(fitting))
+        chosen = (self.first(count) for count in sorted(fitting, reverse=True))
+        found = next((recipe for recipe in chosen if fits is None or fits(recipe)), None)
+        if found is None:
+            raise BlurifyError(
+                f"what keeps {keep:.0%} of the agreement on {self.data} does not keep the budget: give a larger one, "
+                "or keep less"
+            )
+        return found
 
     def first(self, count: int) -> Recipe:
         """A recipe that converts the first `count` sites of the ranking and no other."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, FilterTooLongError
 from blurify.graph.banks import keeps_everything
 from blurify.graph.branches import partners
 from blurify.graph.filters import is_filtered, reads_image
@@ -50,7 +50,9 @@ _RESAMPLER_CLASSES: dict[type[nn.Module], str] = {
     nn.PixelShuffle: "pixelshuffle", nn.PixelUnshuffle: "pixelunshuffle",
 }  # fmt: skip
 _WITHOUT_STRIDE = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.PixelShuffle, nn.PixelUnshuffle)
-_CANNOT = frozenset({"source", "varies", "slice", "other-pool", "returns-indices"})  # no choice: nothing fits there
+_CANNOT = frozenset(
+    {"source", "varies", "slice", "other-pool", "returns-indices", "too-long"}
+)  # no choice: nothing fits there
 
 
 @dataclass(frozen=True)
@@ -392,7 +394,7 @@ class _Planner:
         if rule == "global-pool" and detail:
             try:
                 edits = self.rules_at(site).avgpool(site, unless_global=True).place()[1]
-            except (NoWay, CannotRewriteError, BlurifyError):  # the last: no filter for a window of thousands
+            except (NoWay, CannotRewriteError, FilterTooLongError):
                 detail = ""
         return Site(
             site.name, op.kind, op.kernel_size, op.stride, op.input_shape, op.output_shape,
@@ -400,6 +402,12 @@ class _Planner:
         )  # fmt: skip
 
     def _planned(self, site: Found, points: tuple[Node, ...] | None) -> Site:
+        try:
+            return self._blurred(site, points)
+        except FilterTooLongError as error:
+            return self._skipped(site, "too-long", str(error))
+
+    def _blurred(self, site: Found, points: tuple[Node, ...] | None) -> Site:
         op = site.op
         problem = ""
         rules = self.rules_at(site)

@@ -22,6 +22,7 @@ REASONS: dict[str, str] = {
     "scripted": "scripted code can't be changed: build the model without torch.jit",
     "not-run": "not run in eval mode on these inputs, so that nothing is known about it",
     "varies": "called several times with different strides or shapes of use: give each use its own module",
+    "too-long": "its filter would be too long: {}",
     "branch": "is joined with what {} makes, which can't be blurred: so that both lie on one grid, neither is",
     "source": "can't be changed where it stands ({}): put a pooling or convolution module there in the model's code",
 }

@@ -499,14 +499,6 @@ def _lively_tensor(everywhere: bool, name: str, tensor: Tensor) -> Tensor:
     return _noise(name, tensor, generator, everywhere).to(tensor.dtype)
 
 
-def _largest(tensor: Tensor) -> Tensor:
-    """The largest magnitude, NaN where there is one; without a copy of the tensor where that can be had."""
-    if tensor.is_complex():
-        return tensor.abs().max()
-    least, most = tensor.aminmax()
-    return torch.maximum(-least, most)
-
-
 def _device(tensor: Tensor) -> torch.device:
     return torch.device("cpu") if tensor.is_meta else tensor.device
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
+from blurify.metrics.pareto import ParetoPoint, ParetoTable
 from blurify.metrics.results import Estimate
 from blurify.reporting import words
 from blurify.reporting.content import Curve, Row, TradeOff
@@ -22,6 +23,7 @@ _ROW_TEXT, _ROW_MARK, _ROW_GAP = 22, 16, 12  # pixels: the line of text over the
 _AXIS = 24  # pixels below a chart, for the labels of its axis
 _LEFT, _RIGHT = 1.5, 98.5  # percent: keeps marks at the ends whole
 _FIRST, _LAST = 14.0, 97.0  # percent: of the first and last point of a curve; the values of the axis stand before them
+_LAST_COST = 92.0  # percent: of the highest cost, whose text is wide
 _TOP = 18  # pixels above the highest value
 _MOST_TICKS = 12
 _ASIDE = 1.1  # percent: by how much the marks of two measurements at one point stand aside of it
@@ -46,6 +48,8 @@ class Mark:
         x, y: percent across, pixels down.
         low, high: in the unit of the axis of the values; None where there is no interval.
         text: what it says in words.
+        small: it is of less weight than the others.
+        ringed: it is to be found at a glance.
     """
 
     series: int
@@ -54,6 +58,8 @@ class Mark:
     low: float | None
     high: float | None
     text: str
+    small: bool = False
+    ringed: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,112 @@ def trade_off(points: Sequence[TradeOff], *, height: float = 220.0) -> CurveChar
         tuple(lines),
         tuple(marks),
     )
+
+
+KEPT, LEFT = 1, 0
+"""The series of a chart of partial conversions: answers kept, aliasing left."""
+
+
+def pareto(table: ParetoTable, cost: str, *, height: float = 220.0) -> CurveChart | None:
+    """Answers kept and aliasing left, upwards, over what partial conversions cost, to the right.
+
+    The scale of the costs is that of their square roots, as most sites are cheap; what is saved lies left of 0. Marks
+    are small where another point dominates.
+
+    Args:
+        table: of the conversions.
+        cost: 'macs' | 'bytes'.
+        height: in pixels, without the axis.
+
+    Returns:
+        the chart; None where the cost is not known.
+    """
+    costs = [cost_of(table, point, cost) for point in table.points]
+    known = [value for value in costs if value is not None]
+    if len(known) < len(costs):
+        return None
+    ticks = cost_ticks(min(known), max(known))
+    first, last = (root(end(*known, *ticks)) for end in (min, max))
+    shares = [value for point in table.points for value in (point.kept, table.left(point)) if value is not None]
+    up_ticks = ticks_to(max(1.0, *shares), most=None)
+    bottom = _TOP + height
+
+    def across(value: float) -> float:
+        return _FIRST + (_LAST_COST - _FIRST) * (root(value) - first) / (last - first)
+
+    def down(value: float) -> float:
+        return bottom - height * value / up_ticks[-1]
+
+    lines, marks = [], []
+    for series, words_of in ((LEFT, "of the aliasing left"), (KEPT, "of the answers kept")):
+        before: Mark | None = None
+        for point, value, front in zip(table.points, known, table.front, strict=True):
+            share_of = point.kept if series == KEPT else table.left(point)
+            if share_of is None:
+                continue
+            ends = point.answers if series == KEPT else None
+            text = f"{'; '.join(point.what[:3])}: {words.percent(share_of)} {words_of}"
+            mark = Mark(
+                series, across(value), down(share_of), None if ends is None else down(ends.low),
+                None if ends is None else down(ends.high), f"{text} at {words.signed(f'{value:+.2%}')}",
+                small=not front, ringed=point.present,
+            )  # fmt: skip
+            marks.append(mark)
+            if before is not None and cost == "macs" and point.steps is not None:  # of memory, the order is none
+                lines.append(Line(series, before.x, before.y, mark.x, mark.y))
+            before = mark if point.steps is not None else None
+    return CurveChart(
+        bottom + _AXIS,
+        bottom,
+        tuple(Tick(across(value), words.signed(share(value))) for value in ticks),
+        tuple(Tick(down(value), share(value)) for value in up_ticks),
+        tuple(lines),
+        tuple(marks),
+    )
+
+
+def cost_of(table: ParetoTable, point: ParetoPoint, cost: str) -> float | None:
+    """What a point costs, as a share of what the original does; None where that is not known, or the original nothing.
+
+    Args:
+        table: with the point.
+        cost: 'macs' | 'bytes'.
+    """
+    part, whole = (point.extra_macs, table.macs) if cost == "macs" else (point.extra_bytes, table.bytes)
+    return None if part is None or not whole else part / whole
+
+
+def root(value: float) -> float:
+    """The square root, with the value's own sign."""
+    return math.copysign(math.sqrt(abs(value)), value)
+
+
+def cost_ticks(low: float, high: float) -> list[float]:
+    """Round costs from low to high or a little beyond, 0 among them, that stand apart on a scale of square roots."""
+    sides = [(sign, _root_ticks(most)) for sign, most in ((-1, -low), (1, high if high > 0 or low < 0 else 0.01))]
+    reach = math.fsum(root(values[-1]) for _, values in sides if values)
+    kept = [0.0]
+    for sign, values in sides:
+        before = 0.0
+        for value in values:
+            last = value == values[-1]
+            if min(root(value) - before, math.inf if last else root(values[-1]) - root(value)) > _APART * reach:
+                kept.append(sign * value)
+                before = root(value)
+    return sorted(kept)
+
+
+_APART = 0.2  # of the axis: on a phone, the room that a text needs
+
+
+def _root_ticks(most: float) -> list[float]:
+    """Round numbers from a thousandth of the largest value to the first at or above it."""
+    if not most > 0:
+        return []
+    power = 10.0 ** math.floor(math.log10(most))
+    end = next(step * power for step in (1, 1.5, 2, 3, 5, 7, 10) if step * power >= most * (1 - 1e-9))
+    values = [step * power * scale for scale in (0.001, 0.01, 0.1, 1) for step in (1, 2, 5)]
+    return [round(value, 12) for value in (*(value for value in values if value < end), end)]
 
 
 def stages(found: Sequence[Stage], *, height: float = 160.0) -> CurveChart:

@@ -10,6 +10,7 @@ from functools import cached_property
 from blurify.errors import BlurifyError
 from blurify.metrics.differences import Difference, compared, differences, pooled
 from blurify.metrics.differences import figures as figures_of
+from blurify.metrics.pareto import ParetoTable
 from blurify.metrics.results import Consistency, Estimate, LayerMap, Measurement, WorstCase
 from blurify.metrics.trade_off import Ranking
 from blurify.spec.adapted import Adapted
@@ -32,6 +33,7 @@ class Report:
         same_weights: the second is the first, converted and not fine-tuned.
         ranking: of the sites by what converting each costs; None where they were not ranked.
         adapted: what adapting did to each model, one entry a measurement; empty where none was adapted.
+        pareto: what partial conversions cost and buy; None where they were not looked at.
 
     Raises:
         BlurifyError: there are more measurements than three, or none, or a map that is no rectangle.
@@ -44,6 +46,7 @@ class Report:
     same_weights: bool = False
     ranking: Ranking | None = None
     adapted: tuple[Adapted | None, ...] = ()
+    pareto: ParetoTable | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.measurements) <= MOST:

@@ -23,8 +23,8 @@ class Definition:
 
     Attributes:
         part: the part of a measurement that holds it; 'plan' for the table of sites, 'ranking' for their ranking,
-            'adapted' for the stages of adapting, 'pair' for what a page of several measurements has, '' for what every
-            page has.
+            'pareto' for the table of partial conversions, 'adapted' for the stages of adapting, 'pair' for what a page
+            of several measurements has, '' for what every page has.
         name: what the page calls it.
         text: what it is.
         source: who defined it.
@@ -111,6 +111,16 @@ _DEFINITIONS = (
         "Kullback and Leibler, On Information and Sufficiency, 1951",
     ),
     Definition(
+        "pareto",
+        "Cost, Pareto front",
+        "Multiply-adds of one forward, as torch.utils.flop_counter counts them (pools have none), and the bytes that a "
+        "forward in training keeps for its backward, at the traced input size; both of the whole conversion, less the "
+        "original's. A conversion is dominated where another one is at least as good in cost, answers and aliasing and "
+        "better in one; what is not dominated is the front. Without pictures, the aliasing left is what a filter lets "
+        "through of white noise, and a tenth more where it stands before a convolution.",
+        "Pareto, Manuale di economia politica, 1906; the order: docs/budgets.md",
+    ),
+    Definition(
         "adapted",
         "Answers kept, KL, relative error, while adapting",
         "The original and the converted model see the same pictures, held back from those that the weights are fitted "
@@ -149,6 +159,7 @@ def definitions(report: Report) -> list[Definition]:
         "",
         *(["plan"] if report.plan else []),
         *(["ranking"] if report.ranking else []),
+        *(["pareto"] if report.pareto else []),
         *(["pair"] if any(report.compared) else []),
         *(["adapted"] if any(report.adapted) else []),
     }

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMES = ("consistency", "heatmaps", "aliasing", "trade-off", "stability", "corruptions", "worst-case")
+    from blurify.metrics.pareto import ParetoTable
+
+NAMES = ("consistency", "heatmaps", "aliasing", "trade-off", "pareto", "stability", "corruptions", "worst-case")
 FORMATS = ("png", "svg")
 _COLOURS, _MARKERS, _STYLES = ("#a34a00", "#0b57b0", "#a8176f"), ("s", "o", "D"), ("--", "-", "-.")
 _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "blurify", "font.size": 9.0, "axes.spines.top": False,
@@ -93,6 +95,7 @@ def _figures(report: Report) -> dict[str, Figure]:
         "heatmaps": _heatmaps(report, maps) if maps else None,
         "aliasing": _depth(report, curve) if curve else None,
         "trade-off": _trade_off(kept) if len(kept) > 1 else None,
+        "pareto": _pareto(report.pareto) if report.pareto is not None else None,
         "stability": _dots(report, flips, f"Flip rates; {_BARS}") if flips else None,
         "corruptions": _multiples(report, corrupted, f"{what}, by severity; {_BARS}") if corrupted else None,
         "worst-case": _dots(report, grid, f"Worst case over translations and rotations; {_BARS}") if grid else None,
@@ -228,6 +231,76 @@ def _trade_off(points: Sequence[TradeOff]) -> Figure:
     axes.set_xlabel("aliasing removed at the sites")
     _title(axes, f"Answers kept, one site more at each mark; {_BARS}")
     return figure
+
+
+def _pareto(table: ParetoTable) -> Figure | None:
+    """Answers kept and aliasing left over what partial conversions cost; marks of dominated ones are small."""
+    costs = {"macs": "extra multiply-adds", "bytes": "extra activation memory"}
+    known = [cost for cost in costs if all(charts.cost_of(table, point, cost) is not None for point in table.points)]
+    if not known:
+        return None
+    figure = _figure(0.8 + 4.2 * len(known), 4.0)
+    for cost, axes in zip(known, figure.subplots(1, len(known), sharey=True, squeeze=False)[0], strict=True):
+        across = [charts.cost_of(table, point, cost) or 0.0 for point in table.points]
+        for series, name in ((charts.LEFT, "aliasing left"), (charts.KEPT, "answers kept")):
+            _costs(axes, table, series, name, across, joined=cost == "macs")
+        axes.set_xscale("function", functions=(_roots, _squares))
+        ticks = charts.cost_ticks(min(across), max(across))
+        axes.set_xticks(ticks, [words.signed(charts.share(value)) for value in ticks])
+        axes.minorticks_off()
+        first, last = (charts.root(end(*across, *ticks)) for end in (min, max))
+        margin = 0.03 * (last - first)
+        ends = first - margin, last + margin
+        axes.set_xlim(*(math.copysign(end * end, end) for end in ends))
+        axes.set_xlabel(f"{costs[cost]} (scale of square roots)")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        shares = [value for point in table.points for value in (point.kept, table.left(point)) if value is not None]
+        up = charts.ticks_to(max(1.0, *shares), most=None)
+        axes.set_yticks(up, [charts.share(value) for value in up])
+        axes.set_ylim(-0.03 * up[-1], 1.05 * up[-1])
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower left", ncols=3)
+    title = f"Partial conversions of {_short(table.model)} by cost; small marks: dominated by another"
+    figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+    return figure
+
+
+def _costs(axes: Axes, table: ParetoTable, series: int, name: str, across: Sequence[float], *, joined: bool) -> None:
+    """One series over a cost."""
+    values = [point.kept if series == charts.KEPT else table.left(point) for point in table.points]
+    shown = [
+        (x, y, point, front)
+        for x, y, point, front in zip(across, values, table.points, table.front, strict=True)
+        if y is not None
+    ]
+    colour = _COLOURS[series]
+    on_the_way = [(x, y) for x, y, point, _ in shown if point.steps is not None]
+    if joined:
+        axes.plot(*zip(*on_the_way, strict=True), color=colour, linestyle=_STYLES[series], linewidth=1.4)
+    for number, (x, y, point, front) in enumerate(shown):
+        ends = None
+        if series == charts.KEPT and point.answers is not None:
+            ends = [[y - point.answers.low], [point.answers.high - y]]
+        axes.errorbar(
+            [x], [y], yerr=ends, fmt=_MARKERS[series], color=colour, markersize=6 if front else 3.5, elinewidth=1.2,
+            capsize=2, markerfacecolor="white" if series == 0 else colour, label=name if number == 0 else None,
+        )  # fmt: skip
+        if point.present:
+            label = "the present conversion" if series == charts.LEFT else None
+            axes.plot([x], [y], "o", color=_COLOURS[2], markersize=13, markerfacecolor="none", label=label)
+
+
+def _roots(values: Any) -> Any:
+    import numpy as np
+
+    return np.copysign(np.sqrt(np.abs(values)), values)
+
+
+def _squares(values: Any) -> Any:
+    import numpy as np
+
+    return np.copysign(np.square(values), values)
 
 
 def _multiples(report: Report, curves: Sequence[Curve], title: str) -> Figure:

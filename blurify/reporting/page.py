@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from blurify.errors import BlurifyError
 from blurify.metrics.differences import Difference
+from blurify.metrics.pareto import ParetoPoint, ParetoTable
 from blurify.metrics.results import Estimate
 from blurify.metrics.sizes import amount
 from blurify.reporting import charts, content, filters, heatmaps, words
@@ -92,6 +93,7 @@ def _page(report: Report) -> dict[str, Any]:
         "equivariance": _equivariance(report, shown),
         "aliasing": _aliasing(report),
         "trade_off": _trade_off(report),
+        "pareto": _pareto(report.pareto),
         "stability": _stability(report),
         "worst_case": _worst_case(report),
         "methods": definitions(report),
@@ -116,6 +118,7 @@ _SECTIONS = (
     ("equivariance", "Equivariance maps", "equivariance"),
     ("aliasing", "Aliasing by depth", "aliasing"),
     ("trade-off", "Answers kept against aliasing removed", "trade_off"),
+    ("pareto", "Partial conversions by cost", "pareto"),
     ("stability", "Stability", "stability"),
     ("worst-case", "Worst case", "worst_case"),
     ("methods", "What the figures mean", None),
@@ -423,6 +426,72 @@ def _trade_off(report: Report) -> dict[str, Any] | None:
             for site, step in zip(ranking.sites, ranking.curve, strict=True)
         ],
     }
+
+
+_MOST_STEPS = 3  # named in a row; the rest is counted
+
+
+def _pareto(table: ParetoTable | None) -> dict[str, Any] | None:
+    if table is None:
+        return None
+    first, last = table.points[0], table.points[-1]
+    answers = None if first.agreement is None else first.answers
+    what = "classes" if first.agreement and first.agreement.same else "labels" if answers else "outputs"
+    says = [f"{_left(table, last)} of the aliasing is left at {_cost(table, last, 'macs')} multiply-adds"]
+    if last.kept is not None:
+        says.append(f"{words.percent(last.kept)} of the answers are kept")
+    found = [(cost, name, charts.pareto(table, cost)) for cost, name in _COSTS]
+    return {
+        "model": table.model,
+        "recipe": table.recipe.name,
+        "data": table.data,
+        "measured": table.measured,
+        "outputs": what,
+        "images": first.agreement.images if first.agreement else 0,
+        "aliasing_images": table.aliasing_images,
+        "aliasing_sites": table.aliasing_sites,
+        "sites": table.sites,
+        "steps": table.steps,
+        "taken": sum(point.steps is not None for point in table.points) - 1,
+        "present": any(point.present for point in table.points),
+        "charts": [{"name": name, "chart": chart, "cost": cost} for cost, name, chart in found if chart is not None],
+        "says": f"last of {len(table.points)} points: {', '.join(says)}",
+        "memory": table.bytes is not None,
+        "rows": [
+            {
+                "steps": _DASH if point.steps is None else point.steps,
+                "what": [*point.what[:_MOST_STEPS], *_more(len(point.what) - _MOST_STEPS)],
+                "sites": point.sites,
+                "macs": _cost(table, point, "macs"),
+                "bytes": _cost(table, point, "bytes"),
+                "kept": {
+                    "value": _DASH if point.kept is None else words.percent(point.kept),
+                    "interval": words.interval(point.answers) if point.answers else "",
+                },
+                "left": _left(table, point),
+                "front": front,
+                "present": point.present,
+            }
+            for point, front in zip(table.points, table.front, strict=True)
+        ],
+    }
+
+
+_COSTS = (("macs", "extra multiply-adds"), ("bytes", "extra activation memory"))
+
+
+def _more(count: int) -> list[str]:
+    return [f"and {count} more"] if count > 0 else []
+
+
+def _cost(table: ParetoTable, point: ParetoPoint, cost: str) -> str:
+    found = charts.cost_of(table, point, cost)
+    return _DASH if found is None else words.signed(f"{found:+.2%}")
+
+
+def _left(table: ParetoTable, point: ParetoPoint) -> str:
+    left = table.left(point)
+    return _DASH if left is None else words.percent(left)
 
 
 def _adapting(report: Report) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import itertools
 import math
 from functools import lru_cache
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, FilterTooLongError
 from blurify.spec.filters import MAX_TAPS, prime_factors
 
 LARGEST_SIZE = 63
@@ -72,7 +72,7 @@ def flat_taps(zeros: int, terms: int, factor: int) -> tuple[float, ...]:
         zeros * (factor - 1) + 2 * (terms - 1) + 1 taps, symmetric.
 
     Raises:
-        BlurifyError: there would be more than MAX_TAPS.
+        FilterTooLongError: there would be more than MAX_TAPS.
 
     Sources: Herrmann, "On the approximation problem in nonrecursive digital filter design", IEEE Trans. Circuit Theory,
     1971 (factor 2); Schafer and Rabiner, "A digital signal processing approach to interpolation", Proc. IEEE, 1973.
@@ -117,7 +117,7 @@ def sinc_taps(size: int, cutoff: float, window: str, beta: float, factor: int) -
         factor: the subsampling; 1 gives (1.0,).
 
     Raises:
-        BlurifyError: there would be more than MAX_TAPS.
+        FilterTooLongError: there would be more than MAX_TAPS.
 
     Source: Kaiser, "Nonrecursive digital filter design using the I0-sinh window function", ISCAS 1974; Harris, "On the
     use of windows for harmonic analysis with the discrete Fourier transform", Proc. IEEE, 1978.
@@ -155,7 +155,7 @@ def wavelet_taps(wavelet: str, factor: int) -> tuple[float, ...]:
         factor: the subsampling; 1 gives (1.0,).
 
     Raises:
-        BlurifyError: there would be more than MAX_TAPS.
+        FilterTooLongError: there would be more than MAX_TAPS.
 
     Sources: Daubechies, "Orthonormal bases of compactly supported wavelets", CPAM 1988, table 1; Le Gall and Tabatabai,
     ICASSP 1988 (5/3); Antonini, Barlaud, Mathieu and Daubechies, "Image coding using wavelet transform", IEEE Trans.
@@ -185,7 +185,7 @@ def area_taps(factor: int) -> tuple[float, ...]:
 
 def _check_length(length: int, factor: int) -> None:
     if length > MAX_TAPS:
-        raise BlurifyError(
+        raise FilterTooLongError(
             f"against a subsampling by {factor} this filter would have more than {MAX_TAPS} taps: use a shorter one"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, FilterTooLongError
 
 MAX_FILTER_SIZE = 7
 PADDINGS = ("reflect", "replicate", "zeros", "circular", "causal")
@@ -64,14 +64,15 @@ def compose_taps(taps: Sequence[float], factor: int) -> tuple[float, ...]:
         factor: the subsampling to guard against; 1 needs no filter and gives (1.0,).
 
     Raises:
-        BlurifyError: where factor is not a whole number of at least 1, or the filter would be longer than MAX_TAPS.
+        BlurifyError: where factor is not a whole number of at least 1.
+        FilterTooLongError: the filter would be longer than MAX_TAPS.
     """
     if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
         raise BlurifyError(f"factor {factor!r}: give a whole number of at least 1")
     if len(taps) == 1:
         return (1.0,)
     if (len(taps) - 1) * (factor - 1) + 1 > MAX_TAPS:
-        raise BlurifyError(
+        raise FilterTooLongError(
             f"{len(taps)} taps against a subsampling by {factor} make a filter of more than {MAX_TAPS} taps: use fewer"
         )
     composed, done = [1.0], 1

@@ -25,7 +25,7 @@ from blurify.spec.designs import (
     sinc_taps,
     wavelet_taps,
 )
-from blurify.spec.filters import MAX_TAPS, binomial_taps, centred_taps, compose_taps, is_box, offset_of
+from blurify.spec.filters import MAX_TAPS, centred_taps, compose_taps, is_box, offset_of
 from blurify.spec.reading import read_fields, require
 from blurify.spec.words import nearest
 
@@ -118,13 +118,8 @@ class Taps(_Separable):
         return (len(self.filter(factor)) - 1) // 2
 
     def words(self) -> str:
-        """The taps, and their name where they have one."""
+        """The taps, to four digits."""
         return f"[{' '.join(f'{tap:.4g}' for tap in self.taps)}]"
-
-    @property
-    def is_binomial(self) -> bool:
-        """Whether these are the taps of a binomial filter."""
-        return len(self.taps) <= 7 and self.taps == binomial_taps(len(self.taps))
 
 
 @dataclass(frozen=True)

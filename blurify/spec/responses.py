@@ -48,10 +48,16 @@ class Response:
         places = [highest * k / count for k in range(count + 1)]
         return [(place, self.method.gain(self.factor, place)) for place in places]
 
+    @property
+    def macs(self) -> int | None:
+        """Multiply-adds of one value in two dimensions; None where they depend on the map's size."""
+        return None if isinstance(self.method, Fourier) else self.method.macs((self.factor, self.factor))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**data, "method": method_to_dict(self.method), "taps": None if self.taps is None else list(self.taps)}
+        return {**data, "method": method_to_dict(self.method), "taps": None if self.taps is None else list(self.taps),
+                "macs": self.macs}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,27 @@ def test_other_outputs_against_the_definition(batch_size: int) -> None:
     assert agreement(one, one, pictures()).relative_error == 0 and agreement(one, one, pictures()).kept == 1
 
 
+@pytest.mark.parametrize("wrap", [lambda found: found, lambda found: {"out": found, "aux": 2 * found}])
+def test_label_maps_agree_by_the_position(wrap: Any) -> None:
+    def shown(net: Any) -> Any:
+        return lambda logits: wrap(torch.stack([logits, logits.roll(1, 0).square(), net * logits.sin()], -1)[..., None])
+
+    one, other = subject(1, out=shown(1)), subject(2, out=shown(-1))
+    found = agreement(one, other, pictures(), batch_size=64)
+    with torch.no_grad():
+        here, there = (item.model(seen()) for item in (one, other))
+    here, there = (found["out"] if isinstance(found, dict) else found for found in (here, there))
+    same = [
+        sum(here[n, :, y, 0].tolist().index(max(here[n, :, y, 0].tolist()))
+            == there[n, :, y, 0].tolist().index(max(there[n, :, y, 0].tolist())) for y in range(3)) / 3
+        for n in range(COUNT)
+    ]  # fmt: skip
+    assert found.same_labels is not None and 0 < found.same_labels.value < 1
+    assert found.same_labels.values == pytest.approx(same, abs=1e-6)
+    assert found.relative_error is not None and found.kept == max(1 - found.relative_error, 0)
+    assert agreement(one, one, pictures()).same_labels.value == 1
+
+
 def test_the_mean_answer_to_every_picture_has_an_error_of_one() -> None:
     def spread(logits: Tensor) -> Tensor:
         return logits[:, None]

@@ -481,3 +481,32 @@ def test_a_pool_over_more_than_any_filter_covers_is_global_and_no_error():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(2560, ceil_mode=True))
     sites = blurify.inspect(net, torch.zeros(1, 3, 16, 16)).sites
     assert [(site.rule, site.edits) for site in sites] == [("global-pool", ())]
+
+
+@pytest.mark.parametrize("net", [
+    nn.AvgPool1d(3000), nn.MaxPool1d(3000), nn.Conv1d(2, 2, 3000, 3000),
+    nn.Sequential(nn.Conv1d(2, 2, 3, 3000), nn.ReLU()), nn.AvgPool1d(3000, ceil_mode=True),
+])  # fmt: skip
+@pytest.mark.parametrize("recipe", ["zhang2019", "flat"])
+def test_a_stride_against_which_no_filter_is_short_enough_is_skipped_with_that_reason(net, recipe):
+    x = torch.randn(1, 2, 9002)
+    net = nn.Sequential(nn.Conv1d(2, 2, 3), net, nn.MaxPool1d(2))
+    long, short = planned(net, recipe, x).sites
+    assert long.rule == "too-long" and "a subsampling by 3000" in long.reason and short.action == "blur"
+    assert blurify.convert(net, recipe, example_inputs=x)(x).shape == net(x).shape  # proven, the other site blurred
+
+
+def test_a_branch_beside_one_whose_filter_would_be_too_long_stays_too():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv1d(2, 2, 3)
+            self.conv, self.pool = nn.Conv1d(2, 2, 1, 3000), nn.AvgPool1d(3000, ceil_mode=True)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return (self.conv(x) + self.pool(x)).relu()
+
+    recipe = {"filter": {"size": 2}, "site": [{"match": "conv", "taps": 4}]}  # against 3000, two taps fit
+    sites = planned(Branches(), recipe, torch.randn(1, 2, 9002)).sites
+    assert {site.name: site.rule for site in sites} == {"conv": "too-long", "pool": "branch"}

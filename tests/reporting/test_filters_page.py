@@ -58,6 +58,11 @@ def test_inspect_prints_taps_and_figures(capsys: pytest.CaptureFixture[str]) -> 
     assert "0.25 0.5 0.25" in text
     assert "1.0000 at 0, -1.38 dB at 1/2, -6.02 dB at 1" in text
     assert re.search(r"-3 dB at 0\.728", text)
+    assert "9 multiply-adds a value in 2-d" in text
+    (average,) = filters_of(plan_of(Recipe(filter_size=2)))
+    assert "0 multiply-adds" in printed.lines(average)[-1]  # it runs as an average pool
+    (ideal,) = filters_of(plan_of(Recipe(filter=Fourier())))
+    assert "grow with the map" in printed.lines(ideal)[-1] and ideal.response.to_dict()["macs"] is None
     printed.print_filters(plan_of(Recipe(filter=Flat(7))))
     said = capsys.readouterr().out
     assert "flat, 7 taps against a subsampling by 2, padding reflect" in said

@@ -13,7 +13,7 @@ import pytest
 
 from blurify.reporting import Report, heatmaps, render
 from tests.browser import Browser, running_browser
-from tests.report_data import measurement, plan
+from tests.report_data import measurement, pareto, plan
 
 PHONE = {"width": 360, "height": 800, "phone": True}
 WIDE = {"width": 1200, "height": 900}
@@ -68,8 +68,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with everything on it."""
     report = Report(
-        (measurement(), measurement(converted=True)), plan(), "blurify measure a b --metrics all", {"torch": "2.15.0"}
-    )
+        (measurement(), measurement(converted=True)), plan(), "blurify measure a b --metrics all", {"torch": "2.15.0"},
+        pareto=pareto(),
+    )  # fmt: skip
     path = tmp_path_factory.mktemp("pages") / "full.html"
     path.write_text(render(report), encoding="utf-8")
     return path
@@ -131,7 +132,7 @@ def test_fits_a_phone(browser: Browser, full: Path, scheme: str) -> None:
 def test_long_names_fit_a_phone(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "long.html"
     first, second = (measurement(converted=converted, model=LONG, data=LONG) for converted in (False, True))
-    page.write_text(render(Report((first, second), plan(LONG), LONG)), encoding="utf-8")
+    page.write_text(render(Report((first, second), plan(LONG), LONG, pareto=pareto(first=LONG))), encoding="utf-8")
     browser.open(page, **PHONE)
     assert browser.run("document.documentElement.scrollWidth") <= 360
 
@@ -182,11 +183,12 @@ def test_marks_stand_out(browser: Browser, full: Path, scheme: str) -> None:
     ground = browser.run("getComputedStyle(document.documentElement).backgroundColor")
     painted = browser.run(
         """[['.chart rect.mark', 'stroke'], ['.chart circle.mark', 'fill'], ['.chart .curve', 'stroke'],
-            ['.chart .whisker', 'stroke'], ['.swatch', 'borderTopColor']].flatMap(([what, paint]) =>
+            ['.chart .whisker', 'stroke'], ['.chart .ring', 'stroke'],
+            ['.swatch', 'borderTopColor']].flatMap(([what, paint]) =>
              [...document.querySelectorAll(what)].map(item => getComputedStyle(item)).map(style =>
                [what, style[paint], +style.opacity]))"""
     )
-    assert len({what for what, _, _ in painted}) == 5 and len({colour for _, colour, _ in painted}) == 2
+    assert len({what for what, _, _ in painted}) == 6 and len({colour for _, colour, _ in painted}) == 3
     for what, colour, opacity in {tuple(item) for item in painted}:
         mixed = [
             opacity * float(ink) + (1 - opacity) * float(paper)
@@ -200,14 +202,14 @@ def test_what_a_screen_reader_is_told(browser: Browser, full: Path) -> None:
     browser.run("document.querySelectorAll('details').forEach(item => item.open = true)")
     told = browser.accessible()
     pictures = [node["name"] for node in told if node["role"] in ("image", "img")]
-    assert len(pictures) == 13 + 5 + 1 + 6  # maps and scale, charts, the filter, corruptions
+    assert len(pictures) == 13 + 5 + 1 + 2 + 6  # maps and scale, charts, the filter, partial conversions, corruptions
     assert all(len(name) > 8 for name in pictures)
     assert len(set(pictures)) == len(pictures)
     assert {"main", "navigation", "banner", "table", "figure", "columnheader", "rowheader"} <= {
         node["role"] for node in told
     }
     tables = [node["name"] for node in told if node["role"] == "table"]
-    assert all(tables) and len(set(tables)) == len(tables) == 10
+    assert all(tables) and len(set(tables)) == len(tables) == 11
     assert browser.run("document.documentElement.lang") == "en"
     # A description says in words what each chart shows.
     described = browser.run(
@@ -235,7 +237,7 @@ def test_structure_of_headings_tables_and_ids(browser: Browser, full: Path) -> N
     targets = browser.run(
         "[...document.querySelectorAll('a[href]')].map(link => !!document.getElementById(link.hash.slice(1)))"
     )
-    assert len(targets) == 11 and all(targets)
+    assert len(targets) == 12 and all(targets)
 
 
 def test_maps_have_the_colours_of_the_data(browser: Browser, full: Path) -> None:

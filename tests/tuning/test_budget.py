@@ -19,7 +19,9 @@ from blurify.cli.answers import parse_extra
 from blurify.errors import BlurifyError
 from blurify.metrics.pictures import FolderPictures, open_folder
 from blurify.metrics.preprocessing import preprocessing_of
+from blurify.metrics.results import Agreement, Estimate
 from blurify.metrics.subject import Subject
+from blurify.metrics.trade_off import RankedSite, Ranking, Step
 from blurify.spec.filters import binomial_taps, leakage
 from blurify.spec.plan import Site
 from blurify.spec.recipes import Recipe, load_recipe
@@ -44,13 +46,40 @@ def small() -> nn.Module:
     return net
 
 
+class UNet(nn.Module):
+    """Two max pools and a strided convolution down, nearest and transposed upsampling back, with skips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.down, self.pool = nn.Conv2d(16, 16, 3, 2, 1), nn.MaxPool2d(2)
+        self.up, self.out = nn.ConvTranspose2d(16, 16, 2, 2), nn.Conv2d(24, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.first(x).relu()
+        two = self.second(self.pool(one)).relu()
+        two = two + self.up(self.down(two).relu())
+        return self.out(torch.cat([one, nn.functional.interpolate(two, scale_factor=2.0)], 1))
+
+
+def sound() -> nn.Module:
+    """One dimension: a stride of 4, a max pool, an average pool of stride 3 and a 1x1 shortcut."""
+    return nn.Sequential(
+        nn.Conv1d(2, 8, 9, padding=4), nn.ReLU(), nn.Conv1d(8, 16, 9, 4, 4), nn.ReLU(), nn.MaxPool1d(2),
+        nn.Conv1d(16, 16, 1, 2), nn.AvgPool1d(3), nn.Conv1d(16, 4, 3),
+    )  # fmt: skip
+
+
 IMAGE = torch.zeros(1, 3, 32, 32)
 BIG = torch.zeros(1, 3, 64, 64)
 MODELS = {
     "small": (small, IMAGE),
+    "unet": (UNet, IMAGE),
+    "sound": (sound, torch.zeros(1, 2, 384)),
     "resnet18": (lambda: torchvision.models.resnet18(), BIG),
     "densenet121": (lambda: torchvision.models.densenet121(), BIG),
     "mobilenetv2_100": (lambda: timm.create_model("mobilenetv2_100"), BIG),
+    "efficientnet_b0": (lambda: torchvision.models.efficientnet_b0(), BIG),
     "repvgg_a0": (lambda: timm.create_model("repvgg_a0"), BIG),
 }
 
@@ -92,7 +121,7 @@ def taps(site: Site) -> int:
     return next(len(edit.blur.method.taps) for edit in site.edits if edit.blur is not None)
 
 
-SLOW = ("densenet121", "mobilenetv2_100", "repvgg_a0")
+SLOW = ("densenet121", "mobilenetv2_100", "efficientnet_b0", "repvgg_a0")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MODELS])
@@ -103,6 +132,7 @@ def test_budgets_of_multiply_adds_are_kept_as_torch_counts_them(name: str) -> No
     costs = []
     for share in (0.0, 0.003, 0.1, 10.0):
         chosen = within_budget(model, Recipe(), Budget(flops=share), x)
+        assert blurify.inspect(model, x, chosen.recipe).converted, "what costs nothing is anti-aliased all the same"
         after = flops(converted(model, chosen.recipe, x), x)
         assert before <= after <= before * (1 + share)
         assert chosen.spent.extra_macs * 2 == after - before
@@ -136,11 +166,11 @@ def test_an_odd_filter_is_not_mixed_with_an_even_one() -> None:
     assert {site.action for site in found.values()} == {"skip"}
 
 
-@pytest.mark.parametrize("name", ["small", pytest.param("resnet18", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["small", "unet", "sound", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_budgets_of_memory_are_kept_as_saved_tensors_show(name: str) -> None:
     make, x = MODELS[name]
     model = make().eval()
-    x = x.repeat(2, 1, 1, 1)
+    x = x.repeat(2, *[1] * (x.ndim - 1))
     before, full = kept(model, x), kept(converted(model, Recipe(), x), x)
     done = []
     for share in (0.0, 0.1, 10.0):
@@ -229,6 +259,54 @@ def test_convert_by_the_command_line(photos: Path, tmp_path: Path, capsys: pytes
     assert "budget kept, as measured: multiply-adds +" in text and "activation memory" in text
     assert flops(blurify.load(out, arch=spec), IMAGE) <= 1.02 * flops(small(), IMAGE)
     assert "no share" in error_of(capsys, "convert", spec, "-o", out, "--force", "--max-extra-flops", "-5%")
+
+
+def answering() -> nn.Module:
+    """A classifier with two sites, each of which costs some of its answers on noise."""
+    torch.manual_seed(13)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(8 * 64, 9),
+    ).eval()  # fmt: skip
+    for module in net:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.normal_(module.weight, std=1.5 / module.weight[0].numel() ** 0.5)
+    return net
+
+
+def test_costs_are_those_of_what_is_left_when_answers_are_to_be_kept_too(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, out = "python:tests.tuning.test_budget:answering", tmp_path / "out.pt"
+    common = ["--data", photos, "--images", 6, "--input-shape", "1,3,32,32"]
+    ranking = json.loads(out_of(capsys, "inspect", spec, "--rank", "--json", *common))["ranking"]
+    first, both = (step["agreement"]["same"]["value"] for step in ranking["curve"])
+    assert first > both, "the test needs a net of which one site alone keeps more"
+    budget = ["--max-extra-flops", "1000%", "--max-extra-memory", "1000%"]
+    arguments = ["convert", spec, "-o", out, *common, *budget, "--json"]
+    full = json.loads(out_of(capsys, *arguments))
+    done = json.loads(out_of(capsys, *arguments, "--keep-agreement", f"{first:.4f}", "--force"))
+    assert (full["totals"]["converted"], done["totals"]["converted"]) == (2, 1)
+    model = blurify.load(out, arch=spec)
+    assert 2 * done["budget"]["extra_macs"] == flops(model, IMAGE) - flops(answering(), IMAGE)
+    assert done["budget"]["extra_bytes"] == kept(model, IMAGE) - kept(answering(), IMAGE)
+    assert done["budget"]["extra_macs"] < full["budget"]["extra_macs"]
+    # Where the budget has room for nothing, there are no sites to choose among.
+    nothing = [*arguments, "--keep-agreement", "50%", "--force", "--write-unchanged", "--filter-size", 3]
+    nothing[nothing.index("1000%")] = "0%"
+    assert json.loads(out_of(capsys, *nothing))["totals"]["converted"] == 0
+
+
+def test_of_what_keeps_enough_answers_what_keeps_the_budget_too() -> None:
+    agreed = [Agreement(4, same=Estimate.of([1.0] * 4)) for _ in range(3)]
+    share = Estimate.of([0.5, 0.25], yes_or_no=False)
+    ranked = tuple(RankedSite(f"s{n}", "conv", one, share, share) for n, one in enumerate(agreed))
+    curve = tuple(Step(n, one, n / 3) for n, one in enumerate(agreed, 1))
+    ranking = Ranking("m", "d", Recipe(), ranked, curve, 2)
+    assert ranking.choose(0.9) == Recipe()
+    assert ranking.choose(0.9, lambda recipe: len(recipe.skip_names) >= 2).skip_names == ("s1", "s2")
+    with pytest.raises(BlurifyError, match="does not keep the budget"):
+        ranking.choose(0.9, lambda recipe: False)
 
 
 def test_shares_and_limits_that_are_none() -> None:
