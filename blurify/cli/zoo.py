@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,11 +38,24 @@ def zoo(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Directory for the models, journal and summary.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR|URL",
+            help="Directory, or a URL such as s3://bucket/prefix, for the models, journal and summary.",
+        ),
     ],
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", metavar="N", help="Worker processes.", show_default="one a core, at most 4")
-    ] = min(os.cpu_count() or 1, 4),
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            metavar="N",
+            help="Worker processes.",
+            show_default="one a core, at most 4; one a CPU of a cluster",
+        ),
+    ] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained/--random", help="Pretrained weights, or random ones (downloads nothing).")
     ] = True,
@@ -63,6 +74,20 @@ def zoo(
         typer.Option(metavar="GIB", help="Most memory of one worker.", show_default="a share of the machine"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Do again what is done already; replace files.")] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="local|ray", help="Where the workers run: on this machine, or on a Ray cluster.")
+    ] = "local",
+    engine_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The Ray cluster; 'local' starts one here for this run.",
+            show_default="RAY_ADDRESS, else the one that runs on this machine",
+        ),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(metavar="N", help="How often a model is done again whose node was lost (ray).")
+    ] = 2,
     wide: options.Wide = False,
     json: options.Json = False,
     *,
@@ -80,6 +105,7 @@ def zoo(
     settings = library.Settings(
         inspect_only=inspect_only, pretrained=pretrained, recipe=filters.on(load_recipe(recipe)),
         format=format, jobs=jobs, timeout=timeout, memory=memory, force=force,
+        engine=engine, address=engine_address, retries=retries,
     )  # fmt: skip
     part = parse_shard(shard)
     with console.working("listing the architectures"):
@@ -162,10 +188,14 @@ def _watching(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _print_summary(summary: Summary, directory: Path, *, wide: bool) -> None:
+def _print_summary(summary: Summary, where: str, *, wide: bool) -> None:
+    from blurify.zoo.journal import SUMMARY_CSV, SUMMARY_JSON
+    from blurify.zoo.storage import within
+
+    as_json, as_csv = within(where, SUMMARY_JSON), within(where, SUMMARY_CSV)
     records: Sequence[Record] = summary.records
     if len(records) > _MOST_ROWS:
-        console.say(f"{len(records)} models; all of them are in {directory / 'summary.csv'}, those that failed:")
+        console.say(f"{len(records)} models; all of them are in {as_csv}, those that failed:")
         records = summary.failed
     if records:
         _print_table(records, wide=wide)
@@ -173,7 +203,7 @@ def _print_summary(summary: Summary, directory: Path, *, wide: bool) -> None:
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("converted", "inspected", "failed"))
     sites, blurred = (sum(record.get(field, 0) for record in summary.records) for field in ("sites", "converted"))
     console.say(f"{len(statuses)} models: {counts}; sites: {sites}, {blurred} to blur", style="bold")
-    console.say(f"wrote {directory / 'summary.json'} and {directory / 'summary.csv'}")
+    console.say(f"wrote {as_json} and {as_csv}")
 
 
 def _print_table(records: Sequence[Record], *, wide: bool) -> None:

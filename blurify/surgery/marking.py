@@ -3,8 +3,8 @@
 Other programs save weights and build the class again: the blurs are then gone, and nothing says so. So a converted
 model leaves its plan where these programs keep what they do not know: in the metadata of its state_dict (`torch.save`
 keeps them: timm's checkpoint saver, Lightning, averaged copies of a model), in the configuration of a transformers
-model (`save_pretrained`), in the notes of a timm model (`save_for_hf`, `push_to_hf_hub`). Never among the tensors: keys,
-shapes and values of a state_dict stay the original's.
+model (`save_pretrained`), in the notes of a timm model (`save_for_hf`, `push_to_hf_hub`). Never among the tensors:
+keys, shapes and values of a state_dict stay the original's.
 """
 
 from __future__ import annotations

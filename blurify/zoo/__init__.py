@@ -6,10 +6,14 @@
 
 A directory is worked on by one run at a time; a run that was stopped at any moment is finished by running it again.
 Nothing here imports torch: the worker processes do. Linux and macOS.
+
+One direction of flow: names -> tasks (`batch`) -> an engine (`engines`), which gives each to a worker process
+(`worker`, `task`) -> records (`journal`) and files (`storage`).
 """
 
-from blurify.zoo.batch import Progress, Settings, run
+from blurify.zoo.batch import Progress, run
 from blurify.zoo.journal import Record, Summary
 from blurify.zoo.names import select
+from blurify.zoo.settings import Settings
 
 __all__ = ["Progress", "Record", "Settings", "Summary", "run", "select"]

@@ -1,4 +1,4 @@
-"""What a directory of converted models holds: its lock, the journal of finished models, and the summary made of it.
+"""What a directory of converted models holds: the journal of finished models, and the summary made of it.
 
 The journal (`journal.jsonl`) is the truth: one line a finished model, appended and synced at once, the last line of a
 model counts. `summary.json` and `summary.csv` are made from it.
@@ -10,24 +10,20 @@ import contextlib
 import csv
 import io
 import json
-import os
-import re
-import socket
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from blurify.errors import BlurifyError
-from blurify.files import atomic, unfinished
+from blurify.errors import BlurifyError, one_line
 from blurify.metrics.sizes import dimensions
 from blurify.versions import versions
+from blurify.zoo.storage import storage_at
 
 Record: TypeAlias = dict[str, Any]
 """What came of one model; plain data. Always has 'model' and 'status': 'inspected' | 'converted' | 'failed'."""
 
-JOURNAL, LOCK, BEGUN, SUMMARY_JSON, SUMMARY_CSV = "journal.jsonl", ".lock", ".begun", "summary.json", "summary.csv"
+JOURNAL, BEGUN, SUMMARY_JSON, SUMMARY_CSV = "journal.jsonl", ".begun", "summary.json", "summary.csv"
 _STATUSES = ("inspected", "converted", "failed")
 FORMAT = 1
 _COLUMNS = (
@@ -81,43 +77,30 @@ class Summary:
 
 
 class Directory:
-    """One directory of results, locked for as long as this object (or a worker that inherited the lock) lives."""
+    """What the runs of one directory or URL have made; nobody else's for as long as this object lives."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BlurifyError(f"{self.path} can't be made a directory: {error.strerror}") from error
-        self.lock = _lock(self.path / LOCK)
-        self._journal: io.FileIO | None = None
+    def __init__(self, where: str | Path) -> None:
+        self.storage = storage_at(where)
+        self.token = self.storage.take()
         self.entries: dict[str, Entry] = {}
         self.begun: set[str] = set()
 
     def open(self) -> None:
-        """Read the journal (mending what a kill tore), remove unfinished files, and be ready to append."""
-        path = self.path / JOURNAL
+        """Read the journal (mending what a kill tore), remove unfinished files, and be ready to append.
+
+        Raises:
+            BlurifyError: it can't be read or written.
+        """
         try:
-            if path.exists():
-                self._read(path)
-            if (begun := self.path / BEGUN).exists():
-                self.begun = set(begun.read_text(encoding="utf-8").splitlines())
-            self._journal = open(path, "ab", buffering=0)  # noqa: SIM115 (open for as long as the run takes)
+            self._read(self.storage.lines(JOURNAL))
+            self.begun = {line.decode(errors="replace") for line in self.storage.lines(BEGUN)}
+            self.storage.append(JOURNAL, b"")
+            self.storage.tidy()
         except OSError as error:
-            raise BlurifyError(f"{path} can't be read and written: {error.strerror}") from error
-        self._tidy()
+            raise BlurifyError(f"{self.storage.at(JOURNAL)} can't be read and written: {_reason(error)}") from error
 
-    def _tidy(self) -> None:
-        """Remove what killed workers, of this run or one before, left half written."""
-        for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
-            unfinished.remove_left(folder)
-
-    def _read(self, path: Path) -> None:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) != len(content):
-            os.truncate(path, len(whole))  # the line that was being written when the run was killed
-        for line in whole.splitlines():
+    def _read(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
             try:
                 data = json.loads(line)
                 entry = Entry(data["record"], data["looked"], data["made"])
@@ -126,11 +109,31 @@ class Directory:
             except (ValueError, KeyError, TypeError):
                 continue  # not a line of ours: that model is done again
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes of all files of models that are there; -1 for what is no file.
+
+        Raises:
+            BlurifyError: it can't be read.
+        """
+        try:
+            return self.storage.sizes()
+        except OSError as error:
+            raise BlurifyError(f"{self.storage.at('')} can't be read: {_reason(error)}") from error
+
+    def remove(self, name: str) -> None:
+        """Remove a model's file.
+
+        Raises:
+            BlurifyError: it can't be removed.
+        """
+        with self._writing(name):
+            self.storage.remove(name)
+
     def begin(self, name: str) -> None:
         """Note that a model's file is about to be made: whatever has its name from now on is a run's, not a user's."""
         if name not in self.begun:
-            with _writing(self.path / BEGUN), open(self.path / BEGUN, "a", encoding="utf-8") as file:
-                file.write(f"{name}\n")
+            with self._writing(BEGUN):
+                self.storage.append(BEGUN, name.encode())
             self.begun.add(name)
 
     def append(self, entry: Entry) -> None:
@@ -139,11 +142,9 @@ class Directory:
         Raises:
             BlurifyError: it can't be written (a full disk).
         """
-        assert self._journal is not None
         data = {"record": entry.record, "looked": entry.looked, "made": entry.made}
-        with _writing(self.path / JOURNAL):
-            self._journal.write(json.dumps(data, sort_keys=True).encode() + b"\n")
-            os.fsync(self._journal.fileno())
+        with self._writing(JOURNAL):
+            self.storage.append(JOURNAL, json.dumps(data, sort_keys=True).encode())
         self.entries[entry.record["model"]] = entry
 
     def summarize(self, selected: Iterable[str]) -> Summary:
@@ -154,28 +155,30 @@ class Directory:
             (SUMMARY_JSON, json.dumps(summary.to_dict(), indent=1) + "\n"),
             (SUMMARY_CSV, to_csv(models)),
         ):
-            with _writing(self.path / name):
-                atomic.replace_bytes(self.path / name, text.encode("utf-8", "backslashreplace"))
+            with self._writing(name):
+                self.storage.replace(name, text.encode("utf-8", "backslashreplace"))
         return summary
 
     def close(self) -> None:
         """Let go of the directory."""
         with contextlib.suppress(OSError):
-            self._tidy()
-        if self._journal is not None:
-            self._journal.close()
-        os.close(self.lock)
+            self.storage.tidy()
+        self.storage.let_go()
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Say what to do where a file can't be written."""
+        try:
+            yield
+        except OSError as error:
+            raise BlurifyError(
+                f"{self.storage.at(name)} can't be written ({_reason(error)}): put that right (make room), and run the "
+                "same again; what is done is kept"
+            ) from error
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say what to do where a file can't be written."""
-    try:
-        yield
-    except OSError as error:
-        raise BlurifyError(
-            f"{path} can't be written ({error.strerror}): make room, and run the same again; what is done is kept"
-        ) from error
+def _reason(error: OSError) -> str:
+    return error.strerror or one_line(error)
 
 
 def totals(models: Iterable[Record]) -> dict[str, Any]:
@@ -221,46 +224,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, list):
         return " ".join(map(dimensions, value))
     return value
-
-
-def _lock(path: Path, patience: float = 20.0) -> int:
-    """Take the lock. Workers inherit it, so that after a kill it is free only once the last of them has gone."""
-    import fcntl
-
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise BlurifyError(f"{path.parent} can't be written: {error.strerror}") from error
-    begin = time.monotonic()
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.pread(lock, 200, 0).decode(errors="replace").strip()
-            if _lives(owner) or time.monotonic() - begin > patience:
-                os.close(lock)
-                raise BlurifyError(
-                    f"another blurify zoo ({owner or 'unknown'}) is at work in {path.parent}: wait for it, or choose "
-                    "another directory (one for each shard)"
-                ) from None
-            time.sleep(0.05)  # its workers are on their way out
-            continue
-        os.truncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        return lock
-
-
-def _lives(owner: str) -> bool:
-    """Whether the process that wrote itself into the lock may still be there."""
-    match = re.fullmatch(r"process (\d+) on (.*)", owner)
-    if match is None:
-        return False
-    if match[2] != socket.gethostname():
-        return True
-    try:
-        os.kill(int(match[1]), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True

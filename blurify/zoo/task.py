@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from blurify.graph.structure import Inputs
+    from blurify.zoo.storage import Storage
 
 _POSITIONS_SIDE = 128  # at a stride of 32, four samples are left: more than the usual filters have
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384)
@@ -35,7 +36,7 @@ class Task:
         recipe: `Recipe.to_dict()`.
         inspect_only: do not convert.
         pretrained: convert it with its pretrained weights, else with random ones.
-        target: the file to write; None writes none.
+        target: the file to write, by its name in the run's storage; None writes none.
         proof_macs: where a forward takes more multiply-adds than this, prove the conversion on a smaller input.
         measure: also time a bare forward.
         positions: also measure how far the features drifted.
@@ -57,12 +58,17 @@ def unfinished(task: Task) -> Record:
     return {"model": task.model, "status": "failed", "recipe": task.recipe.get("name"), "weights": weights}
 
 
-def carry_out(task: Task) -> Record:
-    """Do one task; whatever the model does, a record comes back (unless it takes the process with it)."""
+def carry_out(task: Task, storage: Storage | None) -> Record:
+    """Do one task; whatever the model does, a record comes back (unless it takes the process with it).
+
+    Args:
+        task: what to do.
+        storage: where its file goes; not needed for a task without one.
+    """
     record = unfinished(task)
     clock = _Clock()
     try:
-        _carry_out(task, record, clock)
+        _carry_out(task, record, clock, storage)
     except BaseException as error:  # a model may well exit: that is its result
         record["error"] = explained(error)
         record["stage"] = clock.stage
@@ -70,7 +76,7 @@ def carry_out(task: Task) -> Record:
     return record
 
 
-def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
+def _carry_out(task: Task, record: Record, clock: _Clock, storage: Storage | None) -> None:
     recipe = Recipe.from_dict(task.recipe)
     model, plan, inputs = _inspected(task, recipe, clock)
     record |= described(plan)
@@ -110,11 +116,14 @@ def _carry_out(task: Task, record: Record, clock: _Clock) -> None:
     if positions is not None:
         record |= positions.compared(converted)
     if task.target is not None:
-        target = Path(task.target)
+        assert storage is not None
+
+        def write(path: Path) -> None:
+            checkpoints.save(converted, path, source=loaded.source, force=True)
+
         with clock("save"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            checkpoints.save(converted, target, source=loaded.source, force=True)
-        record |= {"file": f"{target.parent.name}/{target.name}", "bytes": target.stat().st_size}
+            size = storage.store(task.target, write)
+        record |= {"file": task.target, "bytes": size}
     record["status"] = "converted"
 
 

@@ -1,71 +1,49 @@
-"""The worker process: imports torch once, then does one task after the other until its parent says no more.
-
-Tasks come and records go as lines of JSON over two pipes of their own, so that nothing a model prints gets in between.
-A worker never outlives its parent: the kernel kills it (Linux), and the end of the pipe ends it (everywhere).
-"""
+"""The worker process: imports torch once, then does one task after the other until its parent says no more."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
-import json
-import os
-import queue
-import signal
-import sys
-import threading
-from typing import Any
 
-_PR_SET_PDEATHSIG = 1
+from blurify.errors import BlurifyError
+from blurify.zoo.pipe import Pipe
+from blurify.zoo.storage import storage_at
 
 
 def main() -> None:
-    """Run as a worker; the arguments come as JSON after the program's own."""
-    settings: dict[str, Any] = json.loads(sys.argv[2])
-    _die_with(settings["parent"])
-    tasks: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_receive, args=(settings["tasks"], tasks), daemon=True).start()
-    results = os.fdopen(settings["results"], "w", encoding="utf-8")
-
-    def send(data: dict[str, Any]) -> None:
-        results.write(json.dumps(data) + "\n")
-        results.flush()
+    """Run as a worker."""
+    pipe = Pipe()
+    told = pipe.told
+    storage = None
+    if told["storage"] is not None:
+        try:
+            storage = storage_at(told["storage"])
+            storage.check(told["token"])
+        except BlurifyError as error:
+            pipe.say({"refused": str(error)})
+            return
 
     import torch
 
-    torch.set_num_threads(settings["threads"])
+    torch.set_num_threads(told["threads"])
     import blurify.conversion  # noqa: F401 (loaded once, before the first model's time counts)
     from blurify.zoo.task import Task, carry_out
 
-    for name in settings["preload"]:
+    for name in told["preload"]:
         __import__(name)
-    _limit_memory(settings["memory"])
+    _limit_memory(told["memory"])
     gc.collect()
     gc.freeze()  # what is imported stays: the collection after each model looks at that model only
-    send({"ready": True})
-    while True:
-        task = Task(**tasks.get())
+    pipe.say({"ready": True})
+    while (message := pipe.hear()) is not None:
+        task = Task(**message)
         gc.disable()  # building and tracing make many objects that all live to the end
-        record = carry_out(task)
+        record = carry_out(task, storage)
         gc.enable()
         gc.collect()
         _give_back_memory()
-        send({"record": record})
-
-
-def _receive(descriptor: int, tasks: queue.Queue[dict[str, Any]]) -> None:
-    with os.fdopen(descriptor, encoding="utf-8") as lines:
-        for line in lines:
-            tasks.put(json.loads(line))
-    os._exit(0)  # the parent has gone, or needs no more; whatever is half done is its next run's to clean up
-
-
-def _die_with(parent: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that was asked for
-        os._exit(0)
+        pipe.say({"record": record})
 
 
 def _limit_memory(limit: int) -> None:

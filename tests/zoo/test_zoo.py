@@ -29,8 +29,8 @@ from blurify.errors import BlurifyError
 from blurify.graph.inputs import given_inputs
 from blurify.zoo import names as zoo_names
 from blurify.zoo import task as zoo_task
-from blurify.zoo.batch import Settings
 from blurify.zoo.journal import Directory
+from blurify.zoo.settings import Settings
 
 HERE = "python:tests.zoo.test_zoo"
 ROOT = Path(__file__).parents[2]
