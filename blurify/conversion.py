@@ -18,6 +18,7 @@ from blurify.graph.inputs import as_traced, given_inputs, traced
 from blurify.graph.recorder import Trace, trace
 from blurify.graph.structure import Inputs
 from blurify.nn.exported import Exported
+from blurify.planning.costs import with_memory
 from blurify.planning.planner import Decided, decide
 from blurify.proof import verify as proving
 from blurify.proof.filters import wrong_filters
@@ -48,6 +49,7 @@ def inspect(
     recipe: RecipeLike = None,
     *,
     site_filter: SiteFilter | None = None,
+    memory: bool = False,
 ) -> Plan:
     """List the sites of a model, and what a conversion would do at each. The model is not changed.
 
@@ -58,10 +60,13 @@ def inspect(
         recipe: the name of a recipe, a path to one, a Recipe or a mapping; None is 'zhang2019'. A path that ends in
             '.json' is a plan file (`blurify inspect MODEL --plan`), which is followed.
         site_filter: a function of each site, for what a recipe can't say: see `convert`.
+        memory: predict the bytes, too, that a forward writes and that a training step keeps for its backward (two
+            more forwards without data).
 
     Returns:
         the plan: `.sites` (each with name, kind, kernel_size, stride, shapes, action, reason, placement, extra_macs),
-        and `.macs`, `.extra_macs`, `.count()`, `.to_dict()`.
+        and `.macs`, `.extra_macs`, `.count()`, `.to_dict()`; with `memory` also `.written`, `.extra_written`, `.kept`
+        and `.extra_kept`, in all and of each site.
 
     Raises:
         BlurifyError: the model refuses the inputs, or can't be seen into; the recipe has a pattern that matches no
@@ -72,7 +77,8 @@ def inspect(
         ...     print(site.name, site.kind, site.action, site.reason)
     """
     wanted, inputs = _wanted(model, recipe, example_inputs, site_filter)
-    return rehearsed(model, wanted, inputs).plan
+    decided = rehearsed(model, wanted, inputs)
+    return with_memory(model, decided) if memory else decided.plan
 
 
 def _wanted(

@@ -121,16 +121,17 @@ MAX_STEPS = 200_000
 """Operations and module calls of one forward: the largest of timm's architectures run some thousands."""
 
 
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     """Writes each torch call of one forward into a graph."""
 
-    def __init__(self, model: nn.Module, meta: bool = True) -> None:
+    def __init__(self, model: nn.Module, meta: bool = True, *, run: Callable[..., Any] = on_meta) -> None:
         super().__init__()
         self.graph = Graph()
         self.calls: list[Call] = []
         self.current: Call | None = None
         self.thread = threading.get_ident()
         self._meta = meta
+        self._run = run
         self.costs = MultiplyAdds()
         self._steps = 0
         self._numbers: Counter[str | None] = Counter()
@@ -154,7 +155,7 @@ class _Recorder(TorchFunctionMode):
         self._step()
         if self._meta:
             try:
-                out = on_meta(func, args, kwargs)
+                out = self._run(func, args, kwargs)
                 if runs_recurrent(func):
                     self.costs.add_recurrent(args[0], args[2])
             except RuntimeError as error:
@@ -429,7 +430,7 @@ def _trace(model: nn.Module, inputs: Inputs, training: bool, count: bool, *, met
     model.train(training)
     device = torch.device("meta") if meta else device_of(model)
     args, kwargs = map_tensors(inputs, lambda tensor: tensor.detach().to(device, copy=True))
-    recorder = _Recorder(model, meta)
+    recorder = Recorder(model, meta)
     for index, (tensor, given) in enumerate(zip(tensors_in((args, kwargs)), tensors_in(inputs), strict=True)):
         recorder.placeholder(f"input_{index}", tensor).meta["zeros_and_ones"] = _is_mask(given)
     with watched_strides(model) as read, recording(recorder), recorder.costs if count else nullcontext():

@@ -396,7 +396,7 @@ class Placer:
         if len(convs) != len(old):
             return False
         new = convs[old.index(site.op.node)]
-        expected = _conv_shape(site.op, stride)
+        expected = conv_size(site.op, stride)
         source = new.args[0] if new.args else new.kwargs["input"]
         return source.meta["shape"] == site.op.input_shape and new.meta["shape"][-site.op.rank :] == expected
 
@@ -682,7 +682,8 @@ def stride_of(module: nn.Module) -> Any:
     return tuple(map(index, stride)) if isinstance(stride, Sequence) else index(stride)
 
 
-def _conv_shape(op: Op, stride: tuple[int, ...]) -> tuple[int, ...]:
+def conv_size(op: Op, stride: tuple[int, ...]) -> tuple[int, ...]:
+    """The spatial size of what a convolution would return with another stride."""
     padding = op.padding if isinstance(op.padding, tuple) else (0,) * op.rank
     return tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1

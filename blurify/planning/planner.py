@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import random
 from collections import defaultdict
@@ -62,11 +63,13 @@ class Decided:
         points: of each converted site, the ops whose values must be the same in the original and in a conversion that
             filters nothing: in every trace.
         traces: the model's forward in eval mode and, where it runs like that, in train mode.
+        found: the sites as they were found, by their names.
     """
 
     plan: Plan
     points: dict[str, tuple[Node, ...]]
     traces: tuple[Trace, ...]
+    found: dict[str, Found]
 
     def keys(self, site: str, trace: Trace) -> tuple[Key, ...]:
         """The keys of a site's points in one trace, in running order."""
@@ -165,7 +168,7 @@ class _Planner:
                 places[site.name] = points[site.name] if site.rule in _AFTER else tuple(op.node for op in one.ops)
         if self.recipe.sampling is not None:
             plan, places = phases.with_phases(plan, found, places, self.traces, self.placer)
-        return Decided(plan, places, tuple(self.traces))
+        return Decided(plan, places, tuple(self.traces), {site.name: site for site in found})
 
     # --- what the recipe wants where
 
@@ -214,9 +217,23 @@ class _Planner:
             lost = {site.name for site in planned if site.name in points and site.rule not in _AFTER}
             alone = {} if lost else self._blurred_alone(found, planned)
             if not lost and not alone:
-                return planned, points
+                return self._counted_once(planned, found, points), points
             refused |= lost
             skips |= alone
+
+    def _counted_once(
+        self, planned: list[Site], found: Sequence[Found], points: dict[str, tuple[Node, ...]]
+    ) -> list[Site]:
+        """The sites; of those that share a blur, only the first one has its multiply-adds."""
+        counted: set[Node] = set()
+        for number, (site, one) in enumerate(zip(planned, found, strict=True)):
+            if site.rule in _AFTER:
+                rules, there = self.rules_at(one), set(points[site.name])
+                again = {point for point in there & counted if rules.counts(point)}
+                macs = sum(rules.macs(rules.after_blur(one.op), point.meta["shape"]) for point in again)
+                planned[number] = dataclasses.replace(site, extra_macs=site.extra_macs - macs)
+                counted |= there
+        return planned
 
     def _blurred_alone(self, found: Sequence[Found], planned: Sequence[Site]) -> dict[str, tuple[str, str]]:
         """The sites that meet one that can't be blurred: left alone like it, so that both lie on one grid."""
