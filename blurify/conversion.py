@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,7 @@ def convert(
     inplace: bool = False,
     verify: bool = True,
     site_filter: SiteFilter | None = None,
+    memory: bool = False,
 ) -> nn.Module:
     """Give the same model back, anti-aliased.
 
@@ -150,6 +152,7 @@ def convert(
             False leaves the site alone; a mapping has settings for it, as a `[[site]]` table of a recipe has
             (`{"taps": 3}`, `{"placement": "before"}`, `{"skip": False}`); True or None leaves it as planned. What it
             answered is kept in the plan as data, not the function.
+        memory: let the plan say what it costs in bytes, too (see `inspect`).
 
     Returns:
         the converted model, in the train/eval mode and on the device that it had.
@@ -181,19 +184,23 @@ def convert(
         if before.recipe == wanted.pinned([site.name for site in before.sites]):
             return model if inplace else copy_model(model)
         if not inplace:
-            return convert(revert(model), wanted, example_inputs=example_inputs, inplace=True, verify=verify)
+            return convert(
+                revert(model), wanted, example_inputs=example_inputs, inplace=True, verify=verify, memory=memory
+            )
         with undo.taken_back_unless_done(model):
-            return convert(model, wanted, example_inputs=example_inputs, inplace=True, verify=verify)
+            return convert(model, wanted, example_inputs=example_inputs, inplace=True, verify=verify, memory=memory)
     seen = traced(model, example_inputs)
     inputs: Inputs = seen.inputs if example_inputs is None else as_traced(given_inputs(example_inputs), seen.inputs)
     decided = rehearsed(model, wanted, inputs, seen=seen)
     if not verify:
         result = model if inplace else copy_model(model)
-        apply_plan(result, decided.plan)
+        apply_plan(result, with_memory(model, decided) if memory else decided.plan)
         return result
     weights = fingerprint(model)
     first: VerificationError | None = None
     for attempt in (decided, *_more_careful(model, wanted, inputs, seen, decided)):
+        if memory:
+            attempt = dataclasses.replace(attempt, plan=with_memory(model, attempt))
         result = sharing_copy(model) if inplace else copy_model(model)
         try:
             apply_plan(result, attempt.plan)

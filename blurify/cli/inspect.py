@@ -84,7 +84,7 @@ def inspect(
 
         already, adapted = blurify.plan_of(loaded.model) is not None, blurify.adapted_of(loaded.model)
         if data is None:
-            plan, shown = blurify.inspect(loaded.model, example_inputs=inputs, recipe=wanted), None
+            plan, shown = blurify.inspect(loaded.model, example_inputs=inputs, recipe=wanted, memory=True), None
         else:
             shown = answers.Shown.of(model, loaded, inputs, data, images, device)
             plan = _plan(shown, wanted)
@@ -162,7 +162,7 @@ def _plan(shown: answers.Shown, recipe: Recipe) -> Plan:
     import blurify
 
     carried = blurify.plan_of(shown.model)
-    return carried or blurify.inspect(shown.model, example_inputs=shown.example, recipe=recipe)
+    return carried or blurify.inspect(shown.model, example_inputs=shown.example, recipe=recipe, memory=True)
 
 
 def _agreement(shown: answers.Shown, plan: Plan) -> Agreement | None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from blurify.cli import console
 from blurify.cli.drifting import drifts, print_drift
-from blurify.metrics.sizes import amount, dimensions
+from blurify.metrics.sizes import amount, bytes_line, dimensions, file_size
 from blurify.spec.alignment import in_words
 from blurify.spec.plan import Plan, Site
 
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
 Shares: TypeAlias = "Mapping[str, Estimate]"
 """How much each site aliases, by its name."""
-
-
-def file_size(count: int) -> str:
-    """Bytes for people: 44700000 -> '44.7 MB'."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def size_of(path: Path) -> int:
@@ -47,7 +42,7 @@ def print_plan(plan: Plan, shares: Shares | None = None) -> None:
             _print_rich(sites, shares, drift=drifts(plan))
         else:
             _print_plain(sites, shares, drift=drifts(plan))
-    console.say(totals_line(plan))
+    print_totals(plan)
     print_drift(plan)
 
 
@@ -70,6 +65,10 @@ def totals(plan: Plan) -> dict[str, Any]:
         "rules": plan.count("rule"),
         "macs": plan.macs,
         "extra_macs": plan.extra_macs,
+        "written": plan.written,
+        "extra_written": plan.extra_written,
+        "kept": plan.kept,
+        "extra_kept": plan.extra_kept,
         "drift": plan.alignment.largest if plan.alignment is not None else None,
     }
 
@@ -84,6 +83,13 @@ def totals_line(plan: Plan) -> str:
         after = plan.macs + plan.extra_macs
         line += f"; multiply-adds {amount(plan.macs)} -> {amount(after)} ({plan.extra_macs / plan.macs:+.0%})"
     return line
+
+
+def print_totals(plan: Plan) -> None:
+    """The totals: sites and multiply-adds, and bytes where they were asked for."""
+    console.say(totals_line(plan))
+    if plan.sites and (line := bytes_line(plan.written, plan.extra_written, plan.kept, plan.extra_kept)):
+        console.say(line)
 
 
 def print_site_lines(plan: Plan) -> None:
@@ -108,6 +114,13 @@ def _extra(site: Site) -> str:
     return f"{'+' if site.extra_macs > 0 else ''}{amount(site.extra_macs)}" if site.action == "blur" else ""
 
 
+def _bytes(count: int | None, site: Site) -> str:
+    """The cell of a column of bytes that a conversion adds or saves."""
+    if count is None or site.action != "blur":
+        return ""
+    return f"{'+' if count > 0 else '-' if count < 0 else ''}{file_size(abs(count))}"
+
+
 def _share(site: Site, shares: Shares | None, *, interval: bool) -> tuple[str, ...]:
     """The cell of the column 'aliasing', if there is one."""
     if shares is None:
@@ -123,10 +136,16 @@ def _drift(site: Site, drift: bool) -> tuple[str, ...]:
     return (in_words(site.drift).replace(" ", ""),) if drift else ()
 
 
+_COSTS = ("extra-written", "extra-kept")
+_SHORT_COSTS = ("+ written", "+ kept")
+
+
 def _print_plain(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool) -> None:
     aliasing = () if shares is None else ("aliasing",)
+    known = any(site.extra_written is not None for site in sites)
     columns = (
-        "site", *aliasing, "kind", "kernel", "stride", "in", "out", "action", "extra-macs", *["drift"] * drift,
+        "site", *aliasing, "kind", "kernel", "stride", "in", "out", "action", "extra-macs", *_COSTS * known,
+        *["drift"] * drift,
         "where", "reason",
     )  # fmt: skip
     rows = [
@@ -140,21 +159,23 @@ def _print_plain(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool)
             dimensions(site.output_shape),
             site.action,
             _extra(site).replace(" ", ""),
+            *(_bytes(count, site).replace(" ", "") for count in (site.extra_written, site.extra_kept) if known),
             *_drift(site, drift),
             " ".join(site.placement.split()),
             " ".join(site.reason.split()),
         )
         for site in sites
     ]
-    console.print_table(columns, rows, right=("extra-macs", "drift", "aliasing"))
+    console.print_table(columns, rows, right=("extra-macs", *_COSTS, "drift", "aliasing"))
 
 
 def _print_rich(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool) -> None:
     """On a terminal the width is scarce: shapes without the batch, and where the blur goes or why it does not."""
     wide = Console().width >= 150
+    known = wide and any(site.extra_written is not None for site in sites)
     aliasing = () if shares is None else ("aliasing",)
     columns = (
-        "site", *aliasing, "kind", "k/s", "in → out", "action", "+ macs", *["drift"] * drift,
+        "site", *aliasing, "kind", "k/s", "in → out", "action", "+ macs", *_SHORT_COSTS * known, *["drift"] * drift,
         "where the blur goes, or why not",
     )  # fmt: skip
     rows = [
@@ -166,13 +187,14 @@ def _print_rich(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool) 
             f"{dimensions(site.input_shape[1:])} → {dimensions(site.output_shape[1:])}",
             site.action,
             _extra(site),
+            *(_bytes(count, site) for count in (site.extra_written, site.extra_kept) if known),
             *_drift(site, drift),
             f"{site.placement}: {site.reason}" if wide and site.placement else site.placement or site.reason,
         )
         for site in sites
     ]
     styles = ["dim" if site.action == "skip" else "" for site in sites]
-    console.print_table(columns, rows, right=("+ macs", "drift", "aliasing"), styles=styles)
+    console.print_table(columns, rows, right=("+ macs", *_SHORT_COSTS, "drift", "aliasing"), styles=styles)
 
 
 def _short(values: tuple[int, ...]) -> str:

@@ -2,8 +2,8 @@
 
 Both are counts of storages. *Written* is what calls allocate for what they return, once each, when it is allocated: the
 traffic of a forward, and not how much of it is alive at once (which Python decides, by what it still has a name for).
-*Kept* is what autograd saves, each storage once, parameters and buffers left out. Buffers that a kernel uses inside, and
-lets go of again, are in neither.
+*Kept* is what autograd saves, each storage once, parameters and buffers left out. What a kernel uses inside, and lets
+go of again, is in neither.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class _Counting(TorchDispatchMode):
 
 
 def _as_on_cpu(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A call on meta tensors, with the kernel that the CPU would take for an attention: in one, and not step by step."""
+    """A call on meta tensors; an attention by the kernel that the CPU would take: in one, and not step by step."""
     if func is F.scaled_dot_product_attention:
         given = dict(zip(_ATTENTION, args, strict=False)) | kwargs
         query, dropout = given["query"], given.get("dropout_p", 0.0)
@@ -252,7 +252,8 @@ def bytes_of_layer(
         each = (wider - one) / 2
         sample = more - one - 2 * each
         counts.append(round(one - sample - 2 * each + batch * (sample + shape[channel] * each)))
-    return LayerBytes(*counts, found[0].keeps_input, found[0].keeps_output)
+    written, output, kept = counts
+    return LayerBytes(written, output, kept, found[0].keeps_input, found[0].keeps_output)
 
 
 def _asked(layer: nn.Module, run: Callable[[Tensor], Any], x: Tensor) -> LayerBytes:

@@ -257,6 +257,7 @@ class Recorder(TorchFunctionMode):
     # --- module calls
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """A module is called."""
         inputs = tuple(self._node(arg) if isinstance(arg, Tensor) else None for arg in args)
         self._step()
         path = self._paths.get(id(module))
@@ -273,6 +274,7 @@ class Recorder(TorchFunctionMode):
         return call
 
     def leave(self, call: Call, out: Any) -> None:
+        """A module call returns."""
         if isinstance(out, Tensor):
             if id(out) not in self._nodes and id(out) not in self._owned:
                 args = [n for n in (*call.inputs, *call.nodes) if n is not None]
@@ -280,12 +282,14 @@ class Recorder(TorchFunctionMode):
             call.output = self._node(out)
 
     def placeholder(self, name: str, tensor: Tensor) -> Node:
+        """The node of an input."""
         node = self.graph.placeholder(name)
         node.meta.update(shape=tuple(tensor.shape), call=None)
         self._keep(tensor, node)
         return node
 
     def finish(self, out: Any) -> None:
+        """The forward returned."""
         self.graph.output(tuple(self._node(tensor) for tensor in tensors_in(out)))
 
 

@@ -2,8 +2,8 @@
 
 The original is counted call by call on a copy without data (`graph.memory`). The plan's edits are then entered into
 these books one site after the other: storages between a dense op and its blur point grow, calls that are replaced drop
-out, and each blur is asked for its own costs by running it alone. So a site's costs are what it adds to those before it,
-and together they are the model's.
+out, and each blur is asked for its own costs by running it alone. So a site's costs are what it adds to those before
+it, and together they are the model's.
 """
 
 from __future__ import annotations
@@ -39,28 +39,40 @@ def with_memory(model: nn.Module, decided: Decided) -> Plan:
         model: the original, on which it was decided.
         decided: the plan.
     """
+    try:
+        return _priced(model, decided)
+    except Exception:  # a plan is worth having without its costs, which then are None
+        return decided.plan
+
+
+def _priced(model: nn.Module, decided: Decided) -> Plan:
     seen = decided.traces[0]
-    books = _Books(
-        memory_of(model, seen.inputs, training=False, kept=False, real=seen.real), _kept(model, decided)
-    )  # fmt: skip
+    inference = memory_of(model, seen.inputs, training=False, kept=False, real=seen.real)
+    training = _kept(model, decided)
+    books = _Books(inference, training or Memory())
     before = last = books.total()
     sites = []
     for site in decided.plan.sites:
         if site.action == "blur":
             _enter(books, site, decided)
         now = books.total()
-        more = (now[0] - last[0], now[1] - last[1])
-        sites.append(dataclasses.replace(site, extra_written=more[0], extra_kept=more[1]))
+        written, kept = now[0] - last[0], now[1] - last[1]
+        sites.append(dataclasses.replace(site, extra_written=written, extra_kept=kept if training else None))
         last = now
-    return dataclasses.replace(decided.plan, sites=tuple(sites), written=before[0], kept=before[1])
+    return dataclasses.replace(
+        decided.plan, sites=tuple(sites), written=before[0], kept=before[1] if training else None
+    )
 
 
-def _kept(model: nn.Module, decided: Decided) -> Memory:
+def _kept(model: nn.Module, decided: Decided) -> Memory | None:
+    """What a training step keeps; None for a model that has none on these inputs."""
     seen = decided.traces[0]
-    try:
-        return memory_of(model, seen.inputs, training=True, kept=True, real=seen.real)
-    except Exception:  # a batch of one, targets that are missing
-        return memory_of(model, seen.inputs, training=False, kept=True, real=seen.real)
+    for training in (True, False):  # in train mode a batch of one or missing targets may be too little
+        try:
+            return memory_of(model, seen.inputs, training=training, kept=True, real=seen.real)
+        except Exception:
+            continue
+    return None
 
 
 class _Books:

@@ -169,7 +169,7 @@ class Rules:
 
     def _patches(self, site: Found) -> Way:
         """Blur what is cut into patches by a rearrangement: as a strided convolution, it reads a blurred input."""
-        op, blur = site.op, self.patch_blur(site.op)
+        blur = self.patch_blur(site.op)
         macs = sum(self.macs(blur, run.input_shape) for run in self.runs(site))
         reason = "patches cut by a rearrangement: blur before it"
         return Way("blurred-input", reason, macs, lambda: before_patches(self.placer, site, blur))

@@ -84,9 +84,10 @@ def test_inspect_prints_one_plain_line_a_site(capsys: pytest.CaptureFixture[str]
     assert captured.err == ""
     assert captured.out.isascii() and "\x1b" not in captured.out
     lines = captured.out.splitlines()
-    assert len(lines) == 2 + len(SITES) + 4
+    assert len(lines) == 2 + len(SITES) + 5
     assert "blurify adapt small --data DIR" in lines.pop()
     assert "--recipe aligned" in lines.pop() and lines.pop().startswith("drift: ")
+    assert re.fullmatch(r"a forward writes .* -> .*, a training step keeps .* -> .* for its backward", lines.pop())
     assert lines[1].split()[:7] == ["site", "kind", "kernel", "stride", "in", "out", "action"]
     assert [line.split()[0] for line in lines[2:-1]] == list(SITES)
     assert lines[2].split()[1:7] == ["maxpool", "2x2", "2x2", "1x8x32x32", "1x8x16x16", "blur"]
