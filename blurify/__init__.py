@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from blurify.spec.plan import Plan, Site
     from blurify.spec.recipes import Recipe
     from blurify.surgery.carrying import adapted_of, plan_of
+    from blurify.surgery.fusing import fuse
     from blurify.tuning.adapting import adapt
 
 __version__ = "0.2.0"
@@ -58,6 +59,7 @@ __all__ = [
     "certify",
     "check",
     "convert",
+    "fuse",
     "inspect",
     "load",
     "plan_of",
@@ -75,6 +77,7 @@ _HOMES = {
     "Recipe": "spec.recipes",
     **dict.fromkeys(("adapted_of", "plan_of"), "surgery.carrying"),
     "Adapted": "spec.adapted",
+    "fuse": "surgery.fusing",
     "adapt": "tuning.adapting",
     "certify": "metrics.certify",
 }

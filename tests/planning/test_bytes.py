@@ -138,3 +138,48 @@ def test_a_model_that_can_not_be_counted_still_has_a_plan() -> None:
 
     plan = blurify.inspect(Reads(), IMAGE, memory=True)
     assert plan.written and plan.extra_written and plan.kept is None and plan.extra_kept is None
+
+
+class Joins(nn.Module):
+    """Two strided convolutions whose activations are concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 1, 1)
+        self.one, self.two = nn.Conv2d(4, 2, 3, 2, 1), nn.Conv2d(4, 6, 5, 2, 2)
+        self.head = nn.Conv2d(8, 2, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(torch.cat([torch.relu(self.one(x)), torch.relu(self.two(x))], 1))
+
+
+class JoinsDense(Joins):
+    """The same function, blurred behind the concatenation by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one.stride = self.two.stride = (1, 1)
+        self.blur = blurify.BlurPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.blur(torch.cat([torch.relu(self.one(x)), torch.relu(self.two(x))], 1)))
+
+
+def test_a_blur_goes_before_a_concatenation_which_then_writes_less() -> None:
+    """Both forms filter every channel once: the same function and multiply-adds; the concatenation is what differs."""
+    torch.manual_seed(0)
+    net, x = Joins().eval(), torch.randn(1, 3, 16, 16)
+    after = JoinsDense().eval()
+    after.load_state_dict(net.state_dict())
+    plan = blurify.inspect(net, x, memory=True)
+    assert [site.placement for site in plan.converted] == ["in Joins.forward", "in Joins.forward"]
+    converted = blurify.convert(net, example_inputs=x)
+    with torch.no_grad():
+        torch.testing.assert_close(converted(x), after(x), rtol=1e-5, atol=1e-6)
+    behind = blurify.inspect(after, x, memory=True)
+    assert plan.written is not None and plan.extra_written is not None and behind.written is not None
+    assert plan.macs + plan.extra_macs == behind.macs
+    # concatenated densely, 8 channels of 16 x 16 are written and not of 8 x 8
+    assert behind.written - (plan.written + plan.extra_written) == pytest.approx(FLOAT * 8 * (16**2 - 8**2), abs=64)
