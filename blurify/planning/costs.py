@@ -87,6 +87,7 @@ class _Books:
         self._layers: dict[Any, LayerBytes] = {}
         self._dense: set[Key] = set()
         self.blurred: set[Key] = set()
+        self.inputs: dict[tuple[Place, str | None], list[Stored | None]] = {}
 
     def total(self) -> tuple[int, int]:
         """Bytes that are written in inference, and kept in training."""
@@ -120,7 +121,7 @@ class _Books:
 
     def put_between(
         self, place: Place, readers: Callable[[set[Key | None]], set[Key | None]], cost: LayerBytes, *, all_of_it: bool
-    ) -> None:
+    ) -> list[Stored | None]:
         """A layer stands between what came of a place and some of those that kept it, who now keep its output.
 
         Args:
@@ -128,9 +129,14 @@ class _Books:
             readers: of the calls that kept it, those that read the layer now.
             cost: of the layer.
             all_of_it: who reads that place later, reads the layer too.
+
+        Returns:
+            the storages of its output, in inference and in training.
         """
         self.layer(place, cost)
+        made: list[Stored | None] = []
         for memory in self._both:
+            after = None
             if place in memory.values:
                 before = memory.values[place]
                 moved = readers(before.kept_by) - {None}
@@ -139,6 +145,16 @@ class _Books:
                 memory.stored.append(after)
                 if all_of_it:
                     memory.values[place] = after
+            made.append(after)
+        return made
+
+    def read_too(self, place: Place, readers: set[Key], made: list[Stored | None]) -> None:
+        """More of those that kept a place read a layer that is there already."""
+        for memory, after in zip(self._both, made, strict=True):
+            if after is not None:
+                before = memory.values[place]
+                after.kept_by |= before.kept_by & readers
+                before.kept_by -= readers
 
     def ask(self, key: Any, layer: Callable[[], LayerBytes]) -> LayerBytes:
         """What a layer costs, asked once."""
@@ -170,7 +186,7 @@ def _enter(books: _Books, site: Site, decided: Decided) -> None:
         elif isinstance(op, Resampler) and op.is_upsampling:
             _after(books, None, op.node, edit.blur)
         else:
-            _before(books, op, edit.blur)
+            _before(books, op, edit.blur, edit.blur_path)
 
 
 def _after(books: _Books, op: Op | None, point: Node, blur: Blur) -> None:
@@ -213,11 +229,15 @@ def _pooled(books: _Books, op: Op, edit: Any) -> None:
     books.layer(_place(op.source), cost)
 
 
-def _before(books: _Books, op: Op, blur: Blur) -> None:
-    """The blur of what an op reads."""
-    cost = _asked(books, blur, op.input_shape, op.source)
+def _before(books: _Books, op: Op, blur: Blur, path: str | None) -> None:
+    """The blur of what an op reads, which others may read too."""
+    place = _place(op.source)
     keys = {node.meta["key"] for node in (op.node, *op.readers)}
-    books.put_between(_place(op.source), lambda kept_by: kept_by & keys, cost, all_of_it=False)
+    if (place, path) in books.inputs:
+        books.read_too(place, keys, books.inputs[place, path])
+        return
+    cost = _asked(books, blur, op.input_shape, op.source)
+    books.inputs[place, path] = books.put_between(place, lambda kept_by: kept_by & keys, cost, all_of_it=False)
 
 
 def _asked(

@@ -39,12 +39,14 @@ from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, RESAMPLERS, N
 from blurify.planning.reasons import REASONS
 from blurify.planning.resampling import resampling_blur, resampling_way
 from blurify.planning.rules import Rules, halves, is_patchify
+from blurify.spec.edits import Rewrite
 from blurify.spec.kinds import PATCHES
 from blurify.spec.overrides import Facts, check_patterns, facts_of, nearest_site
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import AtSite, Recipe
 
 _AFTER = ("after-activation", "split")
+_BEFORE = ("commuted", "blurred-input")
 _RESAMPLER_CLASSES: dict[type[nn.Module], str] = {
     nn.ConvTranspose1d: "convtranspose", nn.ConvTranspose2d: "convtranspose", nn.ConvTranspose3d: "convtranspose",
     nn.Upsample: "upsample", nn.UpsamplingNearest2d: "upsample", nn.UpsamplingBilinear2d: "upsample",
@@ -217,9 +219,40 @@ class _Planner:
             lost = {site.name for site in planned if site.name in points and site.rule not in _AFTER}
             alone = {} if lost else self._blurred_alone(found, planned)
             if not lost and not alone:
-                return self._counted_once(planned, found, points), points
+                return self._sharing(self._counted_once(planned, found, points), found), points
             refused |= lost
             skips |= alone
+
+    def _sharing(self, planned: list[Site], found: Sequence[Found]) -> list[Site]:
+        """The sites; where some alone read the input of a module, it is blurred once for all of them.
+
+        A 1x1 convolution commutes with the blur, so that it may as well stride over a blurred map: the same function.
+        """
+        if self.recipe.sampling is not None:  # whose blurs choose phases
+            return planned
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for number, (site, one) in enumerate(zip(planned, found, strict=True)):
+            if site.rule not in _BEFORE or one.op.kind != "conv" or site.name in self.placer.local:
+                continue
+            if not any(isinstance(edit, Rewrite) and edit.op == "conv-blurred" for edit in site.edits):
+                groups[tuple(op.source for op in one.ops), self.rules_at(one).input_blur(one.op)].append(number)
+        for (_, blur), numbers in groups.items():
+            members = [found[number] for number in numbers]
+            rules = self.rules_at(members[0])
+            macs = sum(rules.macs(blur, run.input_shape) for run in rules.runs(members[0]))
+            if len(members) < 2 or macs >= sum(planned[number].extra_macs for number in numbers):
+                continue
+            try:
+                where, edits = self.placer.shared_input(members, blur)
+            except NoWay:
+                continue
+            names = ", ".join(one.name for one in members)
+            for number in numbers:
+                planned[number] = dataclasses.replace(
+                    planned[number], rule="blurred-input", reason=f"one blur before all that read it: {names}",
+                    placement=where, edits=edits, extra_macs=macs if number == numbers[0] else 0,
+                )  # fmt: skip
+        return planned
 
     def _counted_once(
         self, planned: list[Site], found: Sequence[Found], points: dict[str, tuple[Node, ...]]

@@ -148,8 +148,7 @@ class Rules:
 
     def _blurred_input(self, site: Found) -> Way:
         """Blur what the strided convolution reads."""
-        op = site.op
-        blur = self._blur((1,) * op.rank, self._guarded(op))
+        op, blur = site.op, self.input_blur(site.op)
         reason = "no nonlinearity before what mixes positions: blur before it"
         if is_patchify(op):
             reason = "patchify conv: blur before it"
@@ -157,6 +156,10 @@ class Rules:
             reason = "cheap form: blur before it"
         macs = sum(self.macs(blur, run.input_shape) for run in self.runs(site))
         return Way("blurred-input", reason, macs, lambda: self.placer.before(site, blur, op.stride))
+
+    def input_blur(self, op: Op) -> Blur:
+        """The blur of what a strided convolution reads."""
+        return self._blur((1,) * op.rank, self._guarded(op))
 
     def _guarded(self, op: Op) -> tuple[int, ...]:
         """The subsampling that the blur in front of a strided op guards against: its stride, or less for patches."""
