@@ -16,7 +16,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test nets lint format parity bench evidence evidence-real zoo-check wild-check formats large-file fuzz architectures pickle-names pickle-check kills wheel clean
+.PHONY: help install install-dev demo test nets lint format parity bench costs evidence evidence-real zoo-check wild-check formats large-file fuzz architectures pickle-names pickle-check kills wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -61,6 +61,9 @@ parity: $(DEV) ## all published models against antialiased-cnns
 bench: $(DEV) ## time and memory of converted models, against the published ones; time of measuring
 	$(BIN)/python benchmarks/models.py --rounds 3 --out benchmarks/models.json
 	$(BIN)/python benchmarks/consistency.py --out benchmarks/consistency.json
+
+costs: $(DEV) ## what a conversion costs, predicted and measured on twelve models; writes docs/costs.md
+	$(BIN)/python benchmarks/costs.py --out benchmarks/costs.json --page docs/costs.md
 
 evidence: $(DEV) ## train small networks, aliased and anti-aliased; writes docs/evidence.md (about half an hour)
 	$(BIN)/python benchmarks/evidence.py -j $(JOBS)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from blurify.spec.plan import Plan, Site
     from blurify.spec.recipes import Recipe
     from blurify.surgery.carrying import adapted_of, plan_of
+    from blurify.surgery.fusing import fuse
     from blurify.tuning.adapting import adapt
 
 __version__ = "0.2.0"
@@ -59,6 +60,7 @@ __all__ = [
     "certify",
     "check",
     "convert",
+    "fuse",
     "inspect",
     "load",
     "plan_of",
@@ -78,6 +80,7 @@ _HOMES = {
     "Recipe": "spec.recipes",
     **dict.fromkeys(("adapted_of", "plan_of"), "surgery.carrying"),
     "Adapted": "spec.adapted",
+    "fuse": "surgery.fusing",
     "adapt": "tuning.adapting",
     "certify": "metrics.certify",
 }

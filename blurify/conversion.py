@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from blurify.graph.inputs import as_traced, given_inputs, traced
 from blurify.graph.recorder import Trace, trace
 from blurify.graph.structure import Inputs
 from blurify.nn.exported import Exported
+from blurify.planning.costs import with_memory
 from blurify.planning.planner import Decided, decide
 from blurify.proof import verify as proving
 from blurify.proof.filters import wrong_filters
@@ -50,6 +52,7 @@ def inspect(
     recipe: RecipeLike = None,
     *,
     site_filter: SiteFilter | None = None,
+    memory: bool = False,
 ) -> Plan:
     """List the sites of a model, and what a conversion would do at each. The model is not changed.
 
@@ -60,10 +63,13 @@ def inspect(
         recipe: the name of a recipe, a path to one, a Recipe or a mapping; None is 'zhang2019'. A path that ends in
             '.json' is a plan file (`blurify inspect MODEL --plan`), which is followed.
         site_filter: a function of each site, for what a recipe can't say: see `convert`.
+        memory: predict the bytes, too, that a forward writes and that a training step keeps for its backward (two
+            more forwards without data).
 
     Returns:
         the plan: `.sites` (each with name, kind, kernel_size, stride, shapes, action, reason, placement, extra_macs),
-        and `.macs`, `.extra_macs`, `.count()`, `.to_dict()`.
+        and `.macs`, `.extra_macs`, `.count()`, `.to_dict()`; with `memory` also `.written`, `.extra_written`, `.kept`
+        and `.extra_kept`, in all and of each site.
 
     Raises:
         BlurifyError: the model refuses the inputs, or can't be seen into; the recipe has a pattern that matches no
@@ -74,7 +80,8 @@ def inspect(
         ...     print(site.name, site.kind, site.action, site.reason)
     """
     wanted, inputs = _wanted(model, recipe, example_inputs, site_filter)
-    return rehearsed(model, wanted, inputs).plan
+    decided = rehearsed(model, wanted, inputs)
+    return with_memory(model, decided) if memory else decided.plan
 
 
 def _wanted(
@@ -126,6 +133,7 @@ def convert(
     inplace: bool = False,
     verify: bool = True,
     site_filter: SiteFilter | None = None,
+    memory: bool = False,
 ) -> nn.Module:
     """Give the same model back, anti-aliased.
 
@@ -146,6 +154,7 @@ def convert(
             False leaves the site alone; a mapping has settings for it, as a `[[site]]` table of a recipe has
             (`{"taps": 3}`, `{"placement": "before"}`, `{"skip": False}`); True or None leaves it as planned. What it
             answered is kept in the plan as data, not the function.
+        memory: let the plan say what it costs in bytes, too (see `inspect`).
 
     Returns:
         the converted model, in the train/eval mode and on the device that it had.
@@ -177,9 +186,11 @@ def convert(
         if before.recipe == wanted.pinned([site.name for site in before.sites]):
             return model if inplace else copy_model(model)
         if not inplace:
-            return convert(revert(model), wanted, example_inputs=example_inputs, inplace=True, verify=verify)
+            return convert(
+                revert(model), wanted, example_inputs=example_inputs, inplace=True, verify=verify, memory=memory
+            )
         with undo.taken_back_unless_done(model):
-            return convert(model, wanted, example_inputs=example_inputs, inplace=True, verify=verify)
+            return convert(model, wanted, example_inputs=example_inputs, inplace=True, verify=verify, memory=memory)
     if (mark := mark_of_configuration(model)) is not None:
         warnings.warn(
             f"the configuration says that these weights are of a model converted by {mark.plan.recipe.name}, whose "
@@ -191,12 +202,15 @@ def convert(
     decided = rehearsed(model, wanted, inputs, seen=seen)
     if not verify:
         result = model if inplace else copy_model(model)
-        apply_plan(result, decided.plan)
-        mark_configuration(result, decided.plan)
+        planned = with_memory(model, decided) if memory else decided.plan
+        apply_plan(result, planned)
+        mark_configuration(result, planned)
         return result
     weights = fingerprint(model)
     first: VerificationError | None = None
     for attempt in (decided, *_more_careful(model, wanted, inputs, seen, decided)):
+        if memory:
+            attempt = dataclasses.replace(attempt, plan=with_memory(model, attempt))
         result = sharing_copy(model) if inplace else copy_model(model)
         try:
             apply_plan(result, attempt.plan)

@@ -15,6 +15,7 @@ from blurify.cli.check import check
 from blurify.cli.convert import convert
 from blurify.cli.demo import demo
 from blurify.cli.diff import diff
+from blurify.cli.fuse import fuse
 from blurify.cli.inspect import inspect
 from blurify.cli.measure import measure
 from blurify.cli.recipes import recipes
@@ -60,6 +61,7 @@ def build_app() -> typer.Typer:
     app.command(epilog="Example: blurify check model_aa.pt --json")(check)
     app.command(epilog="Example: blurify diff plan.json model_aa.pt --json")(diff)
     app.command(epilog="Example: blurify revert model_aa.pt -o model.pt")(revert)
+    app.command(epilog="Example: blurify fuse model_aa.pt -o model_aa.onnx")(fuse)
     app.command(epilog="Example: blurify measure timm/resnet18 --convert --data photos --images 500")(measure)
     app.command(epilog="Example: blurify certify torchvision/resnet18 --recipe aps --circular --random")(certify)
     app.command(epilog="Example: blurify report timm/resnet18 --convert --data photos -o report.html")(report)

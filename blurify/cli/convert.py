@@ -140,8 +140,11 @@ def convert(
             wanted, spent = _keeping(loaded, wanted, keep, shown, budget, spent)
         with console.working("converting" + (" and verifying" if verify else "")):
             settings: dict[str, Any] = {
-                "example_inputs": inputs, "verify": verify, "inplace": not verify and shown is None and adapt is None
-            }  # fmt: skip
+                "example_inputs": inputs,
+                "verify": verify,
+                "memory": True,
+                "inplace": not verify and shown is None and adapt is None,
+            }
             try:
                 with supplied(loaded.tensors):
                     converted = blurify.convert(loaded.model, wanted, **settings)
@@ -153,7 +156,7 @@ def convert(
         plan = blurify.plan_of(converted)
         proof = blurify.proof_of(converted)
         if plan is None:  # a model without a single site may come back as it was
-            plan = blurify.inspect(converted, example_inputs=inputs, recipe=wanted)
+            plan = blurify.inspect(converted, example_inputs=inputs, recipe=wanted, memory=True)
         if adapt is not None and answers.changes_answers(plan):
             if not json:
                 _say(loaded, plan, proof)
@@ -267,7 +270,7 @@ def _say(loaded: LoadedModel, plan: Plan, proof: Proof | None, *, already: bool 
         console.say(f"already converted ({len(plan.converted)} of {len(plan.sites)} sites blurred): nothing to do")
         return
     plans.print_site_lines(plan)
-    console.say(plans.totals_line(plan))
+    plans.print_totals(plan)
     if not plan.converted:
         return  # nothing was done, so there is nothing to prove
     if proof is not None:

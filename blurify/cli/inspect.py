@@ -112,7 +112,7 @@ def inspect(
         asked = [*(["--recipe", recipe] if recipe is not None else []), *filters.words()]
         if data is None:
             carried = None if asked else blurify.plan_of(loaded.model)
-            plan = carried or blurify.inspect(loaded.model, example_inputs=inputs, recipe=wanted)
+            plan = carried or blurify.inspect(loaded.model, example_inputs=inputs, recipe=wanted, memory=True)
             shown = None
         else:
             shown = answers.Shown.of(model, loaded, inputs, data, images, device)
@@ -219,7 +219,7 @@ def _plan(shown: answers.Shown, recipe: Recipe) -> Plan:
     import blurify
 
     carried = blurify.plan_of(shown.model)
-    return carried or blurify.inspect(shown.model, example_inputs=shown.example, recipe=recipe)
+    return carried or blurify.inspect(shown.model, example_inputs=shown.example, recipe=recipe, memory=True)
 
 
 def _agreement(shown: answers.Shown, plan: Plan) -> Agreement | None:

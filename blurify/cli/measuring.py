@@ -283,7 +283,7 @@ def _plan(models: Sequence[tuple[str, nn.Module]], used: Preprocessing) -> Plan 
     model = models[0][1]
     like = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), None)
     example = torch.zeros(1, used.channels, *used.crop)
-    return blurify.inspect(model, example_inputs=example if like is None else example.to(like))
+    return blurify.inspect(model, example_inputs=example if like is None else example.to(like), memory=True)
 
 
 def command_line(context: typer.Context) -> str:
@@ -364,7 +364,7 @@ def _converted(spec: str, model: nn.Module, recipe: Recipe, used: Preprocessing)
     if blurify.plan_of(model) is not None:
         raise BlurifyError(f"{spec} is converted already: leave --convert out, or give the original model")
     example = torch.zeros(1, used.channels, *used.crop, dtype=next((p.dtype for p in model.parameters()), None))
-    return f"{spec} converted", blurify.convert(model, recipe, example_inputs=example)
+    return f"{spec} converted", blurify.convert(model, recipe, example_inputs=example, memory=True)
 
 
 def _subjects(

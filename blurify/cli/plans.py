@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from blurify.cli import console
 from blurify.cli.drifting import drifts, print_drift
 from blurify.cli.tables import Column, print_table, say_left_out
-from blurify.metrics.sizes import amount, dimensions
+from blurify.metrics.sizes import amount, bytes_line, dimensions, file_size
 from blurify.spec.alignment import in_words
 from blurify.spec.plan import Plan, Site
 
@@ -21,11 +21,6 @@ Shares: TypeAlias = "Mapping[str, Estimate]"
 """How much each site aliases, by its name."""
 
 _MOST_REASONS = 12
-
-
-def file_size(count: int) -> str:
-    """Bytes for people: 44700000 -> '44.7 MB'."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def size_of(path: Path) -> int:
@@ -47,7 +42,7 @@ def print_plan(plan: Plan, shares: Shares | None = None, *, wide: bool = False) 
             unknown = len(sites)
             sites = tuple(sorted(sites, key=lambda site: -shares[site.name].value if site.name in shares else unknown))
         _print_sites(sites, shares, drift=drifts(plan), wide=wide)
-    console.say(totals_line(plan))
+    print_totals(plan)
     print_drift(plan)
 
 
@@ -70,6 +65,10 @@ def totals(plan: Plan) -> dict[str, Any]:
         "rules": plan.count("rule"),
         "macs": plan.macs,
         "extra_macs": plan.extra_macs,
+        "written": plan.written,
+        "extra_written": plan.extra_written,
+        "kept": plan.kept,
+        "extra_kept": plan.extra_kept,
         "drift": plan.alignment.largest if plan.alignment is not None else None,
     }
 
@@ -84,6 +83,13 @@ def totals_line(plan: Plan) -> str:
         after = plan.macs + plan.extra_macs
         line += f"; multiply-adds {amount(plan.macs)} -> {amount(after)} ({plan.extra_macs / plan.macs:+.0%})"
     return line
+
+
+def print_totals(plan: Plan) -> None:
+    """The totals: sites and multiply-adds, and bytes where they were asked for."""
+    console.say(totals_line(plan))
+    if plan.sites and (line := bytes_line(plan.written, plan.extra_written, plan.kept, plan.extra_kept)):
+        console.say(line)
 
 
 def print_site_lines(plan: Plan) -> None:
@@ -110,6 +116,13 @@ def _extra(site: Site) -> str:
     return f"{'+' if site.extra_macs > 0 else ''}{amount(site.extra_macs)}" if site.action == "blur" else ""
 
 
+def _bytes(count: int | None, site: Site) -> str:
+    """The cell of a column of bytes that a conversion adds or saves."""
+    if count is None or site.action != "blur":
+        return ""
+    return f"{'+' if count > 0 else '-' if count < 0 else ''}{file_size(abs(count))}"
+
+
 def _share(site: Site, shares: Shares | None, *, interval: bool) -> tuple[str, ...]:
     """The cell of the column 'aliasing', if there is one."""
     if shares is None:
@@ -130,9 +143,11 @@ _WHERE = "where the blur goes, or why not"
 
 def _print_sites(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool, wide: bool) -> None:
     """A line a site, then the reasons that had no room."""
+    known = any(site.extra_written is not None for site in sites)
     columns = (
         Column("site"), *[Column("aliasing", right=True, use=1)] * (shares is not None), Column("action"),
         Column("kind", use=1), Column("k/s", use=2), Column("rule", use=3), Column("+macs", right=True, use=4),
+        *[Column("+written", right=True, use=9), Column("+kept", right=True, use=8)] * known,
         *[Column("drift", right=True, use=5)] * drift, Column("in->out", use=7), Column(_WHERE, prose=True, use=6),
     )  # fmt: skip
     rows = [
@@ -144,6 +159,7 @@ def _print_sites(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool,
             f"{_short(site.kernel_size)}/{_short(site.stride)}",
             site.rule,
             _extra(site).replace(" ", ""),
+            *(_bytes(count, site).replace(" ", "") for count in (site.extra_written, site.extra_kept) if known),
             *_drift(site, drift),
             f"{dimensions(site.input_shape[1:])}->{dimensions(site.output_shape[1:])}",
             f"{site.placement}: {site.reason}" if wide and site.placement else site.placement or site.reason,

@@ -99,6 +99,38 @@ def save_original(
     return path
 
 
+def save_fused(
+    model: nn.Module, converted: nn.Module, path: str | Path, *, force: bool = False, notes: list[str] | None = None
+) -> Path:
+    """Write a fused model as a program, with the plan of the converted model that it was made from.
+
+    Args:
+        model: what `blurify.fuse` made.
+        converted: of which; its plan is in force.
+        path: `.pt2` or `.onnx`.
+        force, notes: as for `save`.
+
+    Raises:
+        BlurifyError: as for `save`; and the path is no program's.
+    """
+    path = atomic.target(path)
+    if path.suffix not in PROGRAMS:
+        raise BlurifyError(f"{path}: a fused model is written as a program: name a .pt2 or .onnx")
+    written = formats.for_writing(path)
+    written.check_target(path, force=force)
+    plan = plan_of(converted)
+    assert plan is not None  # or it could not be fused
+    saved = Saved(model, header_of(plan, None, adapted_of(converted)))
+    written.write(path, saved, force=force)
+    if notes is not None:
+        notes += saved.notes
+    return path
+
+
+PROGRAMS = (".pt2", ".onnx")
+"""The endings of programs, which run without the model's code."""
+
+
 def load(
     path: str | Path,
     *,

@@ -121,16 +121,17 @@ MAX_STEPS = 200_000
 """Operations and module calls of one forward: the largest of timm's architectures run some thousands."""
 
 
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     """Writes each torch call of one forward into a graph."""
 
-    def __init__(self, model: nn.Module, meta: bool = True) -> None:
+    def __init__(self, model: nn.Module, meta: bool = True, *, run: Callable[..., Any] = on_meta) -> None:
         super().__init__()
         self.graph = Graph()
         self.calls: list[Call] = []
         self.current: Call | None = None
         self.thread = threading.get_ident()
         self._meta = meta
+        self._run = run
         self.costs = MultiplyAdds()
         self._steps = 0
         self._numbers: Counter[str | None] = Counter()
@@ -154,7 +155,7 @@ class _Recorder(TorchFunctionMode):
         self._step()
         if self._meta:
             try:
-                out = on_meta(func, args, kwargs)
+                out = self._run(func, args, kwargs)
                 if runs_recurrent(func):
                     self.costs.add_recurrent(args[0], args[2])
             except RuntimeError as error:
@@ -256,6 +257,7 @@ class _Recorder(TorchFunctionMode):
     # --- module calls
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """A module is called."""
         inputs = tuple(self._node(arg) if isinstance(arg, Tensor) else None for arg in args)
         self._step()
         path = self._paths.get(id(module))
@@ -272,6 +274,7 @@ class _Recorder(TorchFunctionMode):
         return call
 
     def leave(self, call: Call, out: Any) -> None:
+        """A module call returns."""
         if isinstance(out, Tensor):
             if id(out) not in self._nodes and id(out) not in self._owned:
                 args = [n for n in (*call.inputs, *call.nodes) if n is not None]
@@ -279,12 +282,14 @@ class _Recorder(TorchFunctionMode):
             call.output = self._node(out)
 
     def placeholder(self, name: str, tensor: Tensor) -> Node:
+        """The node of an input."""
         node = self.graph.placeholder(name)
         node.meta.update(shape=tuple(tensor.shape), call=None)
         self._keep(tensor, node)
         return node
 
     def finish(self, out: Any) -> None:
+        """The forward returned."""
         self.graph.output(tuple(self._node(tensor) for tensor in tensors_in(out)))
 
 
@@ -429,7 +434,7 @@ def _trace(model: nn.Module, inputs: Inputs, training: bool, count: bool, *, met
     model.train(training)
     device = torch.device("meta") if meta else device_of(model)
     args, kwargs = map_tensors(inputs, lambda tensor: tensor.detach().to(device, copy=True))
-    recorder = _Recorder(model, meta)
+    recorder = Recorder(model, meta)
     for index, (tensor, given) in enumerate(zip(tensors_in((args, kwargs)), tensors_in(inputs), strict=True)):
         recorder.placeholder(f"input_{index}", tensor).meta["zeros_and_ones"] = _is_mask(given)
     with watched_strides(model) as read, recording(recorder), recorder.costs if count else nullcontext():

@@ -139,6 +139,13 @@ class ApsPool(BlurPool):
             y = rolled(x, phase if self.role == "restores" else -phase)
         return y.contiguous(memory_format=layout)
 
+    def preset(self, batch: int = 1) -> None:
+        """Let it follow first phases: so that it runs alone, on a batch of this size."""
+        for shared, back in zip(self.shared, self.back, strict=True):
+            shared.depth = back + 1
+            for _ in range(back + 1):
+                shared.put(torch.zeros(batch, self.ndim, dtype=torch.int64))
+
     def _taken(self, x: Tensor) -> Tensor:
         """The sum of the phases that were chosen on the way, in samples of the first map: (N, dims)."""
         total: Any = 0

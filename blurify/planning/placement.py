@@ -326,6 +326,30 @@ class Placer:
             left = [other for other in left if other not in served]
         return tuple(edits)
 
+    def shared_input(self, sites: Sequence[Found], blur: Blur) -> Placed:
+        """Edits that blur a module's input once for several convolutions in it, which alone read it. Raises NoWay."""
+        ops = {op.node for site in sites for op in site.ops}
+        first = sites[0].op
+        for call in first.call.stack() if first.call is not None else ():
+            if first.source not in call.inputs or not all(in_call(site.op.node, call) for site in sites):
+                continue
+            index = call.inputs.index(first.source)
+            served = [self._alone_reading(other, index, ops) for other in self.calls_of[call.path]]
+            if not self._can_attach(call) or any(len(nodes) != len(sites) for nodes in served):
+                continue
+            if set().union(*served) != ops or any(True for _ in self._other_entries(str(call.path), ops, ())):
+                continue
+            child = self._free(str(call.path), "blur_input")
+            return f"before {call.path or type(self.model).__name__}", (BlurInput(str(call.path), blur, index, child),)
+        raise NoWay("no module has them alone read its input")
+
+    @staticmethod
+    def _alone_reading(call: Call, index: int, ops: set[Node]) -> set[Node]:
+        """The ops that read a positional argument in one call; none where others read it too."""
+        source = call.inputs[index] if index < len(call.inputs) else None
+        users = {user for user in source.users if in_call(user, call)} if source is not None else set()
+        return users if users <= ops else set()
+
     # --- in place of an op
 
     def pooling(self, site: Found, blur: Blur, kernel: tuple[int, ...] | None, unless_global: bool = False) -> Placed:
@@ -396,7 +420,7 @@ class Placer:
         if len(convs) != len(old):
             return False
         new = convs[old.index(site.op.node)]
-        expected = _conv_shape(site.op, stride)
+        expected = conv_size(site.op, stride)
         source = new.args[0] if new.args else new.kwargs["input"]
         return source.meta["shape"] == site.op.input_shape and new.meta["shape"][-site.op.rank :] == expected
 
@@ -682,7 +706,8 @@ def stride_of(module: nn.Module) -> Any:
     return tuple(map(index, stride)) if isinstance(stride, Sequence) else index(stride)
 
 
-def _conv_shape(op: Op, stride: tuple[int, ...]) -> tuple[int, ...]:
+def conv_size(op: Op, stride: tuple[int, ...]) -> tuple[int, ...]:
+    """The spatial size of what a convolution would return with another stride."""
     padding = op.padding if isinstance(op.padding, tuple) else (0,) * op.rank
     return tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import random
 from collections import defaultdict
@@ -38,12 +39,14 @@ from blurify.planning.placement import CONV_CLASSES, POOL_CLASSES, RESAMPLERS, N
 from blurify.planning.reasons import REASONS
 from blurify.planning.resampling import resampling_blur, resampling_way
 from blurify.planning.rules import Rules, halves, is_patchify
+from blurify.spec.edits import Rewrite
 from blurify.spec.kinds import PATCHES
 from blurify.spec.overrides import Facts, check_patterns, facts_of, nearest_site
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import AtSite, Recipe
 
 _AFTER = ("after-activation", "split")
+_BEFORE = ("commuted", "blurred-input")
 _RESAMPLER_CLASSES: dict[type[nn.Module], str] = {
     nn.ConvTranspose1d: "convtranspose", nn.ConvTranspose2d: "convtranspose", nn.ConvTranspose3d: "convtranspose",
     nn.Upsample: "upsample", nn.UpsamplingNearest2d: "upsample", nn.UpsamplingBilinear2d: "upsample",
@@ -64,11 +67,13 @@ class Decided:
         points: of each converted site, the ops whose values must be the same in the original and in a conversion that
             filters nothing: in every trace.
         traces: the model's forward in eval mode and, where it runs like that, in train mode.
+        found: the sites as they were found, by their names.
     """
 
     plan: Plan
     points: dict[str, tuple[Node, ...]]
     traces: tuple[Trace, ...]
+    found: dict[str, Found]
 
     def keys(self, site: str, trace: Trace) -> tuple[Key, ...]:
         """The keys of a site's points in one trace, in running order."""
@@ -167,7 +172,7 @@ class _Planner:
                 places[site.name] = points[site.name] if site.rule in _AFTER else tuple(op.node for op in one.ops)
         if self.recipe.sampling is not None:
             plan, places = phases.with_phases(plan, found, places, self.traces, self.placer)
-        return Decided(plan, places, tuple(self.traces))
+        return Decided(plan, places, tuple(self.traces), {site.name: site for site in found})
 
     # --- what the recipe wants where
 
@@ -216,9 +221,54 @@ class _Planner:
             lost = {site.name for site in planned if site.name in points and site.rule not in _AFTER}
             alone = {} if lost else self._blurred_alone(found, planned)
             if not lost and not alone:
-                return planned, points
+                return self._sharing(self._counted_once(planned, found, points), found), points
             refused |= lost
             skips |= alone
+
+    def _sharing(self, planned: list[Site], found: Sequence[Found]) -> list[Site]:
+        """The sites; where some alone read the input of a module, it is blurred once for all of them.
+
+        A 1x1 convolution commutes with the blur, so that it may as well stride over a blurred map: the same function.
+        """
+        if self.recipe.sampling is not None:  # whose blurs choose phases
+            return planned
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for number, (site, one) in enumerate(zip(planned, found, strict=True)):
+            if site.rule not in _BEFORE or one.op.kind != "conv" or site.name in self.placer.local:
+                continue
+            if not any(isinstance(edit, Rewrite) and edit.op == "conv-blurred" for edit in site.edits):
+                groups[tuple(op.source for op in one.ops), self.rules_at(one).input_blur(one.op)].append(number)
+        for (_, blur), numbers in groups.items():
+            members = [found[number] for number in numbers]
+            rules = self.rules_at(members[0])
+            macs = sum(rules.macs(blur, run.input_shape) for run in rules.runs(members[0]))
+            if len(members) < 2 or macs >= sum(planned[number].extra_macs for number in numbers):
+                continue
+            try:
+                where, edits = self.placer.shared_input(members, blur)
+            except NoWay:
+                continue
+            names = ", ".join(one.name for one in members)
+            for number in numbers:
+                planned[number] = dataclasses.replace(
+                    planned[number], rule="blurred-input", reason=f"one blur before all that read it: {names}",
+                    placement=where, edits=edits, extra_macs=macs if number == numbers[0] else 0,
+                )  # fmt: skip
+        return planned
+
+    def _counted_once(
+        self, planned: list[Site], found: Sequence[Found], points: dict[str, tuple[Node, ...]]
+    ) -> list[Site]:
+        """The sites; of those that share a blur, only the first one has its multiply-adds."""
+        counted: set[Node] = set()
+        for number, (site, one) in enumerate(zip(planned, found, strict=True)):
+            if site.rule in _AFTER:
+                rules, there = self.rules_at(one), set(points[site.name])
+                again = {point for point in there & counted if rules.counts(point)}
+                macs = sum(rules.macs(rules.after_blur(one.op), point.meta["shape"]) for point in again)
+                planned[number] = dataclasses.replace(site, extra_macs=site.extra_macs - macs)
+                counted |= there
+        return planned
 
     def _blurred_alone(self, found: Sequence[Found], planned: Sequence[Site]) -> dict[str, tuple[str, str]]:
         """The sites that meet one that can't be blurred: left alone like it, so that both lie on one grid."""

@@ -34,9 +34,9 @@ def resampling_way(rules: Rules, site: Found) -> Way:
     assert isinstance(op, Resampler)
     blur = resampling_blur(rules, op)
     if op.is_upsampling:
-        macs = rules.macs(blur, op.output_shape)
+        macs = sum(rules.macs(blur, run.output_shape) for run in rules.runs(site))
         return Way(AFTER, f"{_WORDS[op.kind]}: low-pass after it", macs, lambda: rules.placer.after(_nodes(site), blur))
-    macs = rules.macs(blur, op.input_shape)
+    macs = sum(rules.macs(blur, run.input_shape) for run in rules.runs(site))
     return Way(BEFORE, f"{op.detail}: blur before it", macs, lambda: _before(rules.placer, site, blur))
 
 

@@ -16,7 +16,7 @@ from torch.fx import Node
 from blurify.graph.filters import reads_image
 from blurify.graph.sites import Found, Op, function_name
 from blurify.planning.patches import before_patches
-from blurify.planning.placement import Placed, Placer
+from blurify.planning.placement import Placed, Placer, conv_size
 from blurify.spec.edits import Blur
 from blurify.spec.methods import Method
 from blurify.spec.recipes import Recipe
@@ -105,16 +105,27 @@ class Rules:
             return Blur(stride, factor or stride, self.method, self.recipe.padding, none, centre=centre)
         return Blur(stride, factor or stride, self.method, self.recipe.padding, shift or none)
 
+    def counts(self, node: Node) -> bool:
+        """Whether a node is of the forward whose costs are counted: the one in eval mode."""
+        return node.graph is self.placer.traces[0].graph
+
+    def runs(self, site: Found) -> list[Op]:
+        """The runs of a site in that forward."""
+        return [op for op in site.ops if self.counts(op.node)]
+
     def macs(self, blur: Blur, shape: Sequence[int]) -> int:
         """Multiply-adds of a blur whose output has this shape."""
-        return blur.method.cost(shape, blur.stride, blur.factor, blur.centre)
+        times = math.prod(blur.stride) if self._choosing else 1  # a phase is chosen of all samples
+        return times * blur.method.cost(shape, blur.stride, blur.factor, blur.centre)
 
     def _after_activation(self, site: Found, points: tuple[Node, ...], *, local: bool) -> Way:
         """Dense convolution, nonlinearity, blur and subsample; of a stem's large stride, half in each."""
         op, blur = site.op, self.after_blur(site.op)
         keep = tuple(s // b for s, b in zip(op.stride, blur.stride, strict=True))
-        times = math.prod(o // k for o, k in zip(op.stride, keep, strict=True)) - 1
-        macs = op.macs * times + self.macs(blur, points[0].meta["shape"])
+        macs = sum(self.macs(blur, point.meta["shape"]) for point in dict.fromkeys(points) if self.counts(point))
+        for run in self.runs(site):
+            size, dense = (math.prod(one) for one in (run.output_shape[-op.rank :], conv_size(run, keep)))
+            macs += run.macs // max(size, 1) * (dense - size)
 
         def place() -> Placed:
             edits = self.placer.strided(site, keep)
@@ -129,21 +140,26 @@ class Rules:
         """A pointwise convolution commutes with the blur, so blur and subsample first: the same function, cheaper."""
         op = site.op
         blur, dense = self._blur(op.stride), (1,) * op.rank
-        macs = self.macs(blur, (*op.input_shape[: -op.rank], *op.output_shape[-op.rank :]))
+        macs = sum(
+            self.macs(blur, (*run.input_shape[: -op.rank], *run.output_shape[-op.rank :])) for run in self.runs(site)
+        )
         reason = "1x1 conv: the same as blurring its output, and cheaper"
         return Way("commuted", reason, macs, lambda: self.placer.before(site, blur, dense))
 
     def _blurred_input(self, site: Found) -> Way:
         """Blur what the strided convolution reads."""
-        op = site.op
-        blur = self._blur((1,) * op.rank, self._guarded(op))
+        op, blur = site.op, self.input_blur(site.op)
         reason = "no nonlinearity before what mixes positions: blur before it"
         if is_patchify(op):
             reason = "patchify conv: blur before it"
         elif self.recipe.conv == "cheap":
             reason = "cheap form: blur before it"
-        macs = self.macs(blur, op.input_shape)
+        macs = sum(self.macs(blur, run.input_shape) for run in self.runs(site))
         return Way("blurred-input", reason, macs, lambda: self.placer.before(site, blur, op.stride))
+
+    def input_blur(self, op: Op) -> Blur:
+        """The blur of what a strided convolution reads."""
+        return self._blur((1,) * op.rank, self._guarded(op))
 
     def _guarded(self, op: Op) -> tuple[int, ...]:
         """The subsampling that the blur in front of a strided op guards against: its stride, or less for patches."""
@@ -156,8 +172,8 @@ class Rules:
 
     def _patches(self, site: Found) -> Way:
         """Blur what is cut into patches by a rearrangement: as a strided convolution, it reads a blurred input."""
-        op, blur = site.op, self.patch_blur(site.op)
-        macs = self.macs(blur, op.input_shape)
+        blur = self.patch_blur(site.op)
+        macs = sum(self.macs(blur, run.input_shape) for run in self.runs(site))
         reason = "patches cut by a rearrangement: blur before it"
         return Way("blurred-input", reason, macs, lambda: before_patches(self.placer, site, blur))
 
@@ -170,7 +186,7 @@ class Rules:
             kernel, reason = None, f"dense max pool, then blur (a kernel of {size} without padding would look ahead)"
         looked = () if kernel is None else tuple(-move for move in window_moves(op, kernel))
         blur = self._blur(op.stride, looked=looked)
-        macs = self.macs(blur, op.output_shape)
+        macs = sum(self.macs(blur, run.output_shape) for run in self.runs(site))
         return Way("maxpool", reason, macs, lambda: self.placer.pooling(site, blur, kernel))
 
     def avgpool(self, site: Found, *, unless_global: bool = False) -> Way:
@@ -198,7 +214,7 @@ class Rules:
         blur = self._blur(op.stride, shift=tuple(shift), looked=looked)
         kernel = kept if max(kept) > 1 else None
         reason = "average pool replaced by the filter" if kernel is None else "dense average pool, then blur"
-        macs = self.macs(blur, op.output_shape)
+        macs = sum(self.macs(blur, run.output_shape) for run in self.runs(site))
         return Way("avgpool", reason, macs, lambda: self.placer.pooling(site, blur, kernel, unless_global))
 
     def _centred(self, kernel: int, stride: int, padding: int) -> int:
@@ -211,7 +227,7 @@ class Rules:
         """A strided slice is a subsampling and nothing else: the blur takes its place."""
         op = site.op
         blur = self._blur(op.stride)
-        macs = self.macs(blur, op.output_shape)
+        macs = sum(self.macs(blur, run.output_shape) for run in self.runs(site))
         reason = "strided slice replaced by the filter"
         return Way("slice-blurred", reason, macs, lambda: self.placer.stand_in(site, "slice", blur, dims=op.dims))
 

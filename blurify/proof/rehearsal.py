@@ -12,7 +12,7 @@ from blurify.graph.copies import meta_copy
 from blurify.graph.inputs import traced
 from blurify.graph.recorder import Trace, structure_of, trace
 from blurify.planning.planner import Decided, decide
-from blurify.spec.edits import InsertBlur, Rewrite
+from blurify.spec.edits import BlurInput, InsertBlur, Rewrite
 from blurify.spec.plan import Site
 from blurify.spec.recipes import Recipe
 from blurify.surgery.apply import apply_plan
@@ -84,7 +84,7 @@ def _wrong_counts(decided: Decided, before: Trace, after: Trace) -> frozenset[st
         paths = site.blur_paths
         several.update(paths if len(paths) > 1 else ())
         for path in paths:
-            points[path] |= {node for node in decided.points.get(site.name, ()) if node.graph is before.graph}
+            points[path] |= {node for node in _blurred(decided, site) if node.graph is before.graph}
             sites[path].add(site.name)
     wrong: set[str] = set()
     for path, wanted in points.items():
@@ -98,6 +98,15 @@ def _wrong_counts(decided: Decided, before: Trace, after: Trace) -> frozenset[st
             if sum(ran[path] for path in site.blur_paths) < len(total):
                 wrong.add(site.name)
     return frozenset(wrong)
+
+
+def _blurred(decided: Decided, site: Site) -> tuple[Node, ...]:
+    """What a site's blurs read, as far as two sites may share one: else its points stand for that."""
+    found = decided.found.get(site.name)
+    alone = site.rule == "blurred-input" and len(site.edits) == 1 and isinstance(site.edits[0], BlurInput)
+    if alone and found is not None:
+        return tuple(op.source for op in found.ops)
+    return decided.points.get(site.name, ())
 
 
 def _wide(sites: tuple[Site, ...]) -> frozenset[str]:

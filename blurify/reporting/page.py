@@ -13,7 +13,7 @@ from blurify.errors import BlurifyError
 from blurify.metrics.differences import Difference
 from blurify.metrics.pareto import ParetoPoint, ParetoTable
 from blurify.metrics.results import Estimate
-from blurify.metrics.sizes import amount
+from blurify.metrics.sizes import amount, bytes_line, file_size
 from blurify.reporting import charts, content, filters, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.definitions import definitions
@@ -290,6 +290,7 @@ def _plan(report: Report) -> dict[str, Any] | None:
         "macs": amount(plan.macs),
         "macs_after": amount(plan.macs + plan.extra_macs),
         "growth": f"{plan.extra_macs / plan.macs:+.0%}" if plan.macs else "",
+        "bytes": words.arrows(bytes_line(plan.written, plan.extra_written, plan.kept, plan.extra_kept)),
     }
 
 
@@ -306,8 +307,16 @@ def _site(number: int, site: Site, shares: Sequence[dict[str, Estimate | None]])
         "rule": site.rule,
         "reason": f"{site.placement}: {site.reason}" if blurred and site.placement else site.reason,
         "extra": words.signed(f"{'+' if site.extra_macs > 0 else ''}{amount(site.extra_macs)}") if blurred else _DASH,
+        "extra_bytes": [_bytes(count) if blurred else _DASH for count in (site.extra_written, site.extra_kept)],
         "shares": " → ".join(_cell(part.get(site.name))["value"] for part in shares),
     }
+
+
+def _bytes(count: int | None) -> str:
+    """Bytes that a conversion adds to a site, or saves."""
+    if count is None:
+        return _DASH
+    return words.signed(f"{'+' if count > 0 else '-' if count < 0 else ''}{file_size(abs(count))}")
 
 
 def _equivariance(report: Report, shown: Sequence[Layer]) -> dict[str, Any] | None:

@@ -51,6 +51,11 @@ def signed(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def arrows(text: str) -> str:
+    """'20 MB -> 25 MB (-3%)' with a true arrow and minus sign."""
+    return text.replace("->", "→").replace("(-", "(−")
+
+
 def dimensions(values: Sequence[int]) -> str:
     """(3, 3) -> '3×3'."""
     return sizes.dimensions(values, "×")

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from blurify.errors import BlurifyError
@@ -36,6 +36,7 @@ class Site:
         reason: the same in words that a user can act on.
         placement: where the blur goes, in words; '' for a skipped site.
         extra_macs: multiply-adds that the conversion adds here, for the traced shapes.
+        extra_written, extra_kept: bytes by which it changes `Plan.written` and `Plan.kept`; None where not asked for.
         edits: what the surgery does to the model for this site.
         drift: where the features that it hands on lie beside the original's, in input pixels (see `Drift`).
     """
@@ -53,6 +54,8 @@ class Site:
     extra_macs: int = 0
     edits: tuple[Edit, ...] = ()
     drift: Drift = ()
+    extra_written: int | None = field(default=None, compare=False)
+    extra_kept: int | None = field(default=None, compare=False)
 
     @property
     def blur_paths(self) -> frozenset[str]:
@@ -72,6 +75,10 @@ class Plan:
         input_shapes: the shapes of the tensors that it was traced with.
         alignment: where features end up beside the original's; None where the graph could not be followed, and in
             older plans.
+        written: bytes that one forward of the original allocates for what its calls return, in eval mode and without
+            gradients: each when it is allocated, whether or not others are still in use. None where not asked for.
+        kept: bytes that a training step of it keeps for the backward: each storage once, parameters and buffers left
+            out; in eval mode where it does not run in train mode on these inputs. None where not asked for.
     """
 
     recipe: Recipe
@@ -80,6 +87,8 @@ class Plan:
     model: str = ""
     input_shapes: tuple[tuple[int, ...], ...] = ()
     alignment: Alignment | None = None
+    written: int | None = field(default=None, compare=False)
+    kept: int | None = field(default=None, compare=False)
 
     @property
     def converted(self) -> tuple[Site, ...]:
@@ -125,6 +134,16 @@ class Plan:
     def extra_macs(self) -> int:
         """Multiply-adds that the whole conversion adds to one forward."""
         return sum(site.extra_macs for site in self.sites)
+
+    @property
+    def extra_written(self) -> int | None:
+        """By how many bytes the whole conversion changes `written`; None where not asked for."""
+        return None if self.written is None else sum(site.extra_written or 0 for site in self.sites)
+
+    @property
+    def extra_kept(self) -> int | None:
+        """By how many bytes the whole conversion changes `kept`; None where not asked for."""
+        return None if self.kept is None else sum(site.extra_kept or 0 for site in self.sites)
 
     @property
     def total_stride(self) -> tuple[int, int]:
@@ -192,6 +211,8 @@ class Plan:
                     "model": data["model"],
                     "input_shapes": tuples(data["input_shapes"]),
                     "alignment": Alignment.from_dict(data["alignment"]) if data.get("alignment") else None,
+                    "written": data.get("written"),
+                    "kept": data.get("kept"),
                 },
             )
             require(not any(one.regex for one in plan.recipe.sites), "a regular expression, which no plan holds")

@@ -1,0 +1,185 @@
+"""What plans say of bytes: by hand on the least networks, and site by site."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import blurify
+from blurify.spec.plan import Plan
+
+IMAGE = torch.zeros(1, 3, 16, 16)
+FLOAT = 4
+
+
+def planned(*layers: nn.Module, recipe: object = None) -> Plan:
+    return blurify.inspect(nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), *layers), IMAGE, recipe, memory=True)
+
+
+def test_of_the_original_by_hand() -> None:
+    plan = planned(nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(inplace=True))
+    full, half = 4 * 16 * 16, 8 * 8 * 8
+    assert plan.written == FLOAT * (full + full + half)  # two results of the dense part, one that is overwritten
+    # the image, what relu returned (which the second convolution reads too), what the last relu returned
+    assert plan.kept == FLOAT * (3 * 16 * 16 + full + half)
+
+
+def test_a_dense_convolution_by_hand() -> None:
+    plan = planned(nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 2, 1), recipe={"filter": {"padding": "zeros"}})
+    (site,) = plan.converted
+    dense, half = 8 * 16 * 16, 8 * 8 * 8
+    # the convolution and its relu are four times as large; the blur pads (one before, two behind) and returns
+    assert site.extra_written == FLOAT * (2 * (dense - half) + 8 * 19 * 19 + half)
+    # of the dense part relu's result stays; the last convolution keeps the blur's result instead of that
+    assert site.extra_kept == FLOAT * dense
+
+
+def test_a_max_pool_gives_its_indices_back() -> None:
+    plan = planned(nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 1))
+    (site,) = plan.converted
+    indices = 8 * 4 * 8 * 8  # of int64
+    layer = blurify.nn.MaxBlurPool2d(2)
+    x = torch.zeros(1, 4, 16, 16, requires_grad=True)
+    kept: dict[int, int] = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda one: (kept.update({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()}), one)[1],
+        lambda one: one,
+    ):
+        out = layer(x)
+    own = sum(size for place, size in kept.items() if place != x.data_ptr())
+    assert out.shape == (1, 4, 8, 8) and site.extra_kept == own - indices
+
+
+def test_a_blur_before_a_pointwise_convolution_replaces_what_that_kept() -> None:
+    plan = planned(nn.Tanh(), nn.Conv2d(4, 8, 1, 2), recipe={"filter": {"padding": "zeros"}})
+    (site,) = plan.converted
+    assert site.rule == "commuted"
+    assert site.extra_written == FLOAT * (4 * 19 * 19 + 4 * 8 * 8)
+    assert site.extra_kept == FLOAT * 4 * 8 * 8  # tanh keeps its result too
+
+
+class TwoWays(nn.Module):
+    """Two convolutions that are added: they share a blur."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 1, 1)
+        self.one, self.two = nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(4, 8, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return torch.relu(self.one(x) + self.two(x)).mean((2, 3))
+
+
+def test_what_two_sites_share_counts_once_and_at_the_first() -> None:
+    plan = blurify.inspect(TwoWays(), IMAGE, {"filter": {"padding": "zeros"}}, memory=True)
+    one, two = plan.converted
+    dense, half, pixels = 8 * 16 * 16, 8 * 8 * 8, 8 * 8
+    blur = 8 * 19 * 19 + half
+    assert one.extra_written == FLOAT * (3 * (dense - half) + blur)  # itself, the sum, relu
+    assert two.extra_written == FLOAT * (dense - half)
+    assert one.extra_macs == 3 * half * 4 * 9 + 8 * pixels * 16
+    assert two.extra_macs == 3 * half * 4
+
+
+class Repeats(nn.Module):
+    """One pool that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(3, 4, 3, 1, 1), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.pool(self.stem(x)))
+
+
+def test_every_run_of_a_site_counts() -> None:
+    (site,) = blurify.inspect(Repeats(), IMAGE).sites
+    assert site.extra_macs == 4 * (8 * 8 + 4 * 4) * 16
+
+
+def test_costs_are_asked_for_and_are_no_part_of_what_a_plan_is() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.MaxPool2d(2))
+    plain, priced = blurify.inspect(net, IMAGE), blurify.inspect(net, IMAGE, memory=True)
+    assert plain.written is None and plain.extra_written is None and plain.sites[0].extra_kept is None
+    assert priced.written and plain == priced
+    again = Plan.from_dict(priced.to_dict())
+    assert (again.written, again.extra_kept) == (priced.written, priced.extra_kept)
+    old = priced.to_dict()
+    del old["written"], old["kept"]
+    for site in old["sites"]:
+        del site["extra_written"], site["extra_kept"]
+    assert Plan.from_dict(old).kept is None
+    converted = blurify.convert(net, example_inputs=IMAGE, memory=True)
+    carried = blurify.plan_of(converted)
+    assert carried is not None and carried.extra_written == priced.extra_written
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (5, 3, 16, 16)])
+def test_bytes_grow_with_the_batch(shape: tuple[int, ...]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.MaxPool2d(2))
+    one, more = (blurify.inspect(net, torch.zeros(n, *shape[1:]), memory=True) for n in (1, shape[0]))
+    assert (more.written, more.extra_written) == (shape[0] * one.written, shape[0] * one.extra_written)
+    assert (more.kept, more.extra_kept) == (shape[0] * one.kept, shape[0] * one.extra_kept)
+
+
+def test_a_model_that_can_not_be_counted_still_has_a_plan() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.pool = nn.Conv2d(3, 4, 3, 1, 1), nn.MaxPool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.pool(self.stem(x))
+            if torch.is_grad_enabled():
+                raise ValueError("not for training")
+            return x
+
+    plan = blurify.inspect(Reads(), IMAGE, memory=True)
+    assert plan.written and plan.extra_written and plan.kept is None and plan.extra_kept is None
+
+
+class Joins(nn.Module):
+    """Two strided convolutions whose activations are concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 1, 1)
+        self.one, self.two = nn.Conv2d(4, 2, 3, 2, 1), nn.Conv2d(4, 6, 5, 2, 2)
+        self.head = nn.Conv2d(8, 2, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(torch.cat([torch.relu(self.one(x)), torch.relu(self.two(x))], 1))
+
+
+class JoinsDense(Joins):
+    """The same function, blurred behind the concatenation by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one.stride = self.two.stride = (1, 1)
+        self.blur = blurify.BlurPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.blur(torch.cat([torch.relu(self.one(x)), torch.relu(self.two(x))], 1)))
+
+
+def test_a_blur_goes_before_a_concatenation_which_then_writes_less() -> None:
+    """Both forms filter every channel once: the same function and multiply-adds; the concatenation is what differs."""
+    torch.manual_seed(0)
+    net, x = Joins().eval(), torch.randn(1, 3, 16, 16)
+    after = JoinsDense().eval()
+    after.load_state_dict(net.state_dict())
+    plan = blurify.inspect(net, x, memory=True)
+    assert [site.placement for site in plan.converted] == ["in Joins.forward", "in Joins.forward"]
+    converted = blurify.convert(net, example_inputs=x)
+    with torch.no_grad():
+        torch.testing.assert_close(converted(x), after(x), rtol=1e-5, atol=1e-6)
+    behind = blurify.inspect(after, x, memory=True)
+    assert plan.written is not None and plan.extra_written is not None and behind.written is not None
+    assert plan.macs + plan.extra_macs == behind.macs
+    # concatenated densely, 8 channels of 16 x 16 are written and not of 8 x 8
+    assert behind.written - (plan.written + plan.extra_written) == pytest.approx(FLOAT * 8 * (16**2 - 8**2), abs=64)
