@@ -1,8 +1,9 @@
 """Measure where features are: run a model on coordinates instead of pictures.
 
-Every op is put in the place of its average: convolutions and products of matrices take the mean of what they read
-(fixed filters their own weights), norms and nonlinearities pass their input on, attention is uniform, what is enlarged
-or goes on beyond a border is a straight line. In such a network the weights of all ways from the input to one feature
+Every op is put in the place of its average: convolutions and products with weights take the mean of what they read
+(fixed filters their own weights), norms and nonlinearities pass their input on, what is enlarged or goes on beyond a
+border is a straight line. Attention looks where it stands, or, where queries and keys are different places, everywhere
+alike; a product of two signals has the place in the middle between them. In such a network the weights of all ways from the input to one feature
 have a centre of mass, and the response to the ramp 0, 1, 2, ... over the response to ones *is* that centre: the
 centroid of the feature's impulse response, in input pixels. It is computed by the layers that really run, blurs
 included, so that it knows nothing of how the drift was predicted. Two models are compared module by module.
@@ -210,7 +211,11 @@ class _Averages(TorchFunctionMode):
             return first.chunk(2, args[1] if len(args) > 1 else kwargs.get("dim", -1))[0]
         elif name == "scaled_dot_product_attention":
             value = args[2] if len(args) > 2 else kwargs["value"]
+            if value.shape[-2] == first.shape[-2]:
+                return value.expand(*first.shape[:-1], value.shape[-1])
             return value.mean(-2, keepdim=True).repeat_interleave(first.shape[-2], -2)
+        elif name in ("matmul", "rmatmul", "bmm", "einsum"):
+            return _product(func, args, kwargs)
         elif name.startswith("conv_transpose"):
             return _upsampled(int(name[-2]), first, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
         elif name == "interpolate":
@@ -232,12 +237,54 @@ def _one_of(func: Any, name: str, first: Tensor, other: Tensor) -> Tensor:
     name_of = getattr(func, "__name__", "")
     in_place = (name_of.endswith("_") and not name_of.endswith("__")) or name_of.startswith("__i")
     shape = torch.broadcast_shapes(first.shape, other.shape)
-    if name in ("mul", "multiply") and first.shape == other.shape:
+    own, its = _places_in(first), _places_in(other)
+    if name in ("mul", "multiply") and own == its:
         result = (first + other) / 2
     else:
-        larger = first if name not in ("mul", "multiply") or first.numel() >= other.numel() else other
-        result = larger if larger.shape == shape else larger.expand(shape).contiguous()
+        result = first if name not in ("mul", "multiply") or own > its else other
+        result = result if result.shape == shape else result.expand(shape).contiguous()
     return first.copy_(result) if in_place else result
+
+
+def _places_in(tensor: Tensor) -> int:
+    """The number of features that a tensor has places for: what was expanded has one for all."""
+    return math.prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
+
+
+def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A product of matrices: of two signals their mean, each summed over what the product sums over.
+
+    What is the same for a signal and its negative (weights, attention) is no signal, and the product is what it is. Of
+    attention (uniform here, as a softmax comes out) between the same places, each looks at its own: where there are
+    windows, their means were a staircase, whose steps a centred blur moves to the left here and to the right there.
+    """
+    at = [index for index, arg in enumerate(args) if isinstance(arg, Tensor)]
+    if len(at) != 2 or kwargs:
+        return func(*args, **kwargs)
+    signals = [index for index in at if _is_signal(args[index])]
+    if len(signals) < 2:
+        return func(*(_on_itself(arg) if index in at and index not in signals else arg for index, arg in enumerate(args)))
+
+    def with_ones(*which: int) -> Tensor:
+        mine = [torch.ones_like(arg) if index in which else arg for index, arg in enumerate(args)]
+        return func(*mine)
+
+    return (with_ones(at[0]) + with_ones(at[1])) / (2 * with_ones(*at))
+
+
+def _on_itself(weights: Tensor) -> Tensor:
+    """Square matrices of the same number everywhere as ones that have the whole sum on their diagonal."""
+    size = weights.shape[-1]
+    if weights.dim() < 2 or weights.shape[-2] != size or not bool((weights == weights.flatten()[0]).all()):
+        return weights
+    return (size * weights.flatten()[0] * torch.eye(size, dtype=weights.dtype)).expand(weights.shape)
+
+
+def _is_signal(tensor: Tensor) -> bool:
+    """Whether a tensor is another one for coordinates and their negatives, which are the halves of the batch."""
+    if tensor.dim() == 0 or tensor.shape[0] % 2:
+        return False
+    return not torch.equal(*tensor.chunk(2))
 
 
 def _strided(func: Any, name: str, given: dict[str, Any]) -> Any:
