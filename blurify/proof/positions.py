@@ -2,8 +2,8 @@
 
 Every op is put in the place of its average: convolutions and products with weights take the mean of what they read
 (fixed filters their own weights), norms and nonlinearities pass their input on, what is enlarged or goes on beyond a
-border is a straight line. Attention looks where it stands, or, where queries and keys are different places, everywhere
-alike; a product of two signals has the place in the middle between them. In such a network the weights of all ways from the input to one feature
+border is a straight line. Attention looks where it stands (of a softmax between other places, written by hand:
+everywhere alike); a product of two signals has the place in the middle between them. In such a network the weights of all ways from the input to one feature
 have a centre of mass, and the response to the ramp 0, 1, 2, ... over the response to ones *is* that centre: the
 centroid of the feature's impulse response, in input pixels. It is computed by the layers that really run, blurs
 included, so that it knows nothing of how the drift was predicted. Two models are compared module by module.
@@ -211,9 +211,9 @@ class _Averages(TorchFunctionMode):
             return first.chunk(2, args[1] if len(args) > 1 else kwargs.get("dim", -1))[0]
         elif name == "scaled_dot_product_attention":
             value = args[2] if len(args) > 2 else kwargs["value"]
-            if value.shape[-2] == first.shape[-2]:
-                return value.expand(*first.shape[:-1], value.shape[-1])
-            return value.mean(-2, keepdim=True).repeat_interleave(first.shape[-2], -2)
+            if value.shape[:-1] == first.shape[:-1]:
+                return value
+            return first.mean(-1, keepdim=True).repeat_interleave(value.shape[-1], -1)
         elif name in ("matmul", "rmatmul", "bmm", "einsum"):
             return _product(func, args, kwargs)
         elif name.startswith("conv_transpose"):
