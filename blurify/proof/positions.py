@@ -216,10 +216,17 @@ class _Averages(TorchFunctionMode):
             return first.mean(-1, keepdim=True).repeat_interleave(value.shape[-1], -1)
         elif name in ("matmul", "rmatmul", "bmm", "einsum"):
             return _product(func, args, kwargs)
+        elif name == "fold":  # where windows overlap their sum would be larger, and weigh more in what is averaged next
+            return func(*args, **kwargs) / func(torch.ones_like(first), *args[1:], **_without_input(kwargs))
+        elif name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            values, *states = func(*args, **kwargs)
+            if values.shape[:-1] == first.shape[:-1]:
+                values = first.mean(-1, keepdim=True).repeat_interleave(values.shape[-1], -1)
+            return (values, *states)
         elif name.startswith("conv_transpose"):
-            return _upsampled(int(name[-2]), first, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+            return _upsampled(int(name[-2]), first, *args[1:], **_without_input(kwargs))
         elif name == "interpolate":
-            sizes = func(first.to("meta"), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}).shape[2:]
+            sizes = func(first.to("meta"), *args[1:], **_without_input(kwargs)).shape[2:]
             corners = args[4] if len(args) > 4 else kwargs.get("align_corners")
             return _resized(first, sizes, bool(corners))
         elif name == "pixel_shuffle":
@@ -227,6 +234,10 @@ class _Averages(TorchFunctionMode):
             sizes = [n * times for n in first.shape[-2:]]
             return _resized(first.unflatten(-3, (-1, times**2)).mean(-3), sizes, False)
         return func(*args, **kwargs)
+
+
+def _without_input(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key != "input"}
 
 
 def _one_of(func: Any, name: str, first: Tensor, other: Tensor) -> Tensor:
