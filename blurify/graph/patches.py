@@ -52,8 +52,8 @@ def find_cuts(nodes: Sequence[Node], name_of: Any) -> Iterator[Cut]:
         if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
             continue
         source, name = node.args[0], name_of(node)
-        if source.meta.get("shape") is None or node.meta.get("shape") is None:
-            continue
+        if not all(source.meta.get("shape") or (0,)) or not all(node.meta.get("shape") or (0,)):
+            continue  # several outputs, or nothing in it: boxes, where none were found
         if name in _SPLITS or name == "unfold":
             cut = _cut_from(node, source, name_of)
             if cut is not None:
@@ -242,6 +242,8 @@ def _order(node: Node, name: str, rank: int) -> list[int] | None:
 
 def _regrouped(view: _View, shape: Sequence[int]) -> _View | None:
     """The view that a reshape makes of another one: the same runs in the same order, parted and joined anew."""
+    if 0 in shape:
+        return None
     runs = [run for group in view for run in group if run.size != 1]
     groups: _View = []
     for size in shape:

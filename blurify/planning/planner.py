@@ -190,9 +190,7 @@ class _Planner:
     def _found(self) -> list[Found]:
         """The sites of an eval forward, each with its runs in all traces."""
         order = {node: place for place, node in enumerate(self.trace.graph.nodes)}
-        sites = sorted(
-            [*find_sites(self.trace), *find_resampling(self.trace)], key=lambda site: order[site.op.node]
-        )
+        sites = sorted([*find_sites(self.trace), *find_resampling(self.trace)], key=lambda site: order[site.op.node])
         for other in self.traces[1:]:
             more = {site.key: site.ops for site in (*find_sites(other), *find_resampling(other))}
             sites = [Found(site.name, (*site.ops, *more.get(site.key, ())), site.key) for site in sites]

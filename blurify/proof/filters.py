@@ -52,7 +52,10 @@ def _wrong_phase(path: str, layer: BlurPool, blur: Blur) -> list[str]:
     own: Any = copy.deepcopy(layer)
     dense = dataclasses.replace(blur, stride=(1,) * len(blur.stride), phase=None)
     if not isinstance(own, ApsPool) or (own.role, own.groups, own.back, own.__dict__.get("parts", ())) != (
-        phase.role, phase.groups, phase.back, phase.parts
+        phase.role,
+        phase.groups,
+        phase.back,
+        phase.parts,
     ):
         return [f"{path!r} does not sample adaptively, as planned"]
     if not _is_right(own.lowpass, dense):

@@ -2,8 +2,8 @@
 
 Every op is put in the place of its average: convolutions and products with weights take the mean of what they read
 (fixed filters their own weights), norms and nonlinearities pass their input on, what is enlarged or goes on beyond a
-border is a straight line. Attention looks where it stands (of a softmax between other places, written by hand:
-everywhere alike); a product of two signals has the place in the middle between them. In such a network the weights of all ways from the input to one feature
+border is a straight line. Attention looks where it stands; of a product of signals that sums over positions the other
+signal's place is left. In such a network the weights of all ways from the input to one feature
 have a centre of mass, and the response to the ramp 0, 1, 2, ... over the response to ones *is* that centre: the
 centroid of the feature's impulse response, in input pixels. It is computed by the layers that really run, blurs
 included, so that it knows nothing of how the drift was predicted. Two models are compared module by module.
@@ -189,6 +189,8 @@ class _Averages(TorchFunctionMode):
         name = bare_name(func)
         if name in PARAMETERS:
             return _strided(func, name, dict(zip(PARAMETERS[name], args, strict=False)) | kwargs)
+        if name in ("matmul", "rmatmul", "bmm", "einsum"):
+            return _product(func, name, args, kwargs)
         first = args[0] if args else kwargs.get("input")
         if not isinstance(first, Tensor) or not first.is_floating_point():
             return func(*args, **kwargs)
@@ -203,7 +205,7 @@ class _Averages(TorchFunctionMode):
             return extended(first, list(zip(pads[::2], pads[1::2], strict=True))[::-1])
         elif name == "softmax":
             dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
-            return torch.full_like(first, 1 / first.shape[-1 if dim is None else dim])
+            return _attention(first, -1 if dim is None else int(dim))
         elif name == "linear":
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             return first.mean(-1, keepdim=True).repeat_interleave(weight.shape[0], -1)
@@ -214,8 +216,6 @@ class _Averages(TorchFunctionMode):
             if value.shape[:-1] == first.shape[:-1]:
                 return value
             return first.mean(-1, keepdim=True).repeat_interleave(value.shape[-1], -1)
-        elif name in ("matmul", "rmatmul", "bmm", "einsum"):
-            return _product(func, args, kwargs)
         elif name == "fold":  # where windows overlap their sum would be larger, and weigh more in what is averaged next
             return func(*args, **kwargs) / func(torch.ones_like(first), *args[1:], **_without_input(kwargs))
         elif name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
@@ -262,25 +262,63 @@ def _places_in(tensor: Tensor) -> int:
     return math.prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
 
 
-def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A product of matrices: of two signals their mean, each summed over what the product sums over.
+def _attention(scores: Tensor, dim: int) -> Tensor:
+    """What takes the place of a softmax: the same for all keys.
 
-    What is the same for a signal and its negative (weights, attention) is no signal, and the product is what it is. Of
-    attention (uniform here, as a softmax comes out) between the same places, each looks at its own: where there are
-    windows, their means were a staircase, whose steps a centred blur moves to the left here and to the right there.
+    Between other places than the queries' own it keeps theirs, which is where the result stands (see `_product`).
     """
-    at = [index for index, arg in enumerate(args) if isinstance(arg, Tensor)]
+    if scores.dim() > 2 and dim % scores.dim() == scores.dim() - 1 and scores.shape[-2] != scores.shape[-1]:
+        return scores.mean(-1, keepdim=True).repeat_interleave(scores.shape[-1], -1)
+    return torch.full_like(scores, 1 / scores.shape[dim])
+
+
+def _product(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A product of matrices, as an average.
+
+    What is the same for a signal and its negative (weights, uniform attention) is no signal, and the product is what it
+    is; but that square attention looks at its own place. Where there are windows, their means were a staircase, whose
+    steps a centred blur moves to the left here and to the right there.
+
+    Of two signals the one that differs along what is summed over is summed over positions: the place is that of the
+    other, such as of the queries. Where both or none differ, it is the first's, or in the middle.
+    """
+    at = [index for index, arg in enumerate(args) if isinstance(arg, Tensor) and arg.is_floating_point()]
     if len(at) != 2 or kwargs:
         return func(*args, **kwargs)
-    signals = [index for index in at if _is_signal(args[index])]
-    if len(signals) < 2:
-        return func(*(_on_itself(arg) if index in at and index not in signals else arg for index, arg in enumerate(args)))
+    pair = [args[index] for index in at]
+    if not all(map(_is_signal, pair)):
+        mine = [arg if _is_signal(arg) else _on_itself(arg) for arg in pair]
+        return func(*args[: at[0]], *mine)
 
     def with_ones(*which: int) -> Tensor:
-        mine = [torch.ones_like(arg) if index in which else arg for index, arg in enumerate(args)]
-        return func(*mine)
+        return func(
+            *args[: at[0]], *(torch.ones_like(one) if index in which else one for index, one in enumerate(pair))
+        )
 
-    return (with_ones(at[0]) + with_ones(at[1])) / (2 * with_ones(*at))
+    alike = [_is_alike(one, dims) for one, dims in zip(pair, _summed(name, args), strict=True)]
+    if alike[0] or alike[1]:
+        return with_ones(1 if alike[0] else 0) / with_ones(0, 1)
+    return (with_ones(0) + with_ones(1)) / (2 * with_ones(0, 1))
+
+
+def _summed(name: str, args: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The dimensions of either tensor that their product sums over."""
+    if name != "einsum":
+        return ((-2,), (-1,)) if name == "rmatmul" else ((-1,), (-2 if args[1].dim() > 1 else -1,))
+    given, arrow, result = args[0].replace(" ", "").replace("...", ".").partition("->")
+    first, _, second = given.partition(",")
+
+    def dims(letters: str, other: str) -> tuple[int, ...]:
+        gone = [place for place, one in enumerate(letters) if (one not in result if arrow else one in other)]
+        return tuple(place - len(letters) if "." in letters[:place] else place for place in gone)
+
+    return dims(first, second), dims(second, first)
+
+
+def _is_alike(tensor: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether it is the same along dimensions, but for rounding."""
+    slack = 1e-9 * tensor.abs().max()
+    return all(bool((tensor - tensor.narrow(dim, 0, 1)).abs().max() <= slack) for dim in dims)
 
 
 def _on_itself(weights: Tensor) -> Tensor:
