@@ -61,7 +61,7 @@ def signal(x):
 
 
 def unfolded_twice(x):
-    b, c, h, w = x.shape
+    b, c, _, _ = x.shape
     x = x.unfold(2, 4, 4).unfold(3, 4, 4)
     return x.permute(0, 2, 3, 1, 4, 5).reshape(b, -1, c * 16)
 
@@ -129,13 +129,13 @@ def halo(x):  # Vaswani 2021: a block of queries looks at a window that is large
 
 
 def local(x):  # the same with im2col
-    b, c, h, w = x.shape
+    b, c, _, _ = x.shape
     k = F.unfold(x, 4, padding=1, stride=2).view(b, c, 16, -1).permute(0, 3, 2, 1)
     return (k.mean(2, keepdim=True) @ k.mT).softmax(-1) @ k
 
 
 def pixels_of_patches(x):  # TNT: the pixels of a patch are tokens
-    b, c, h, w = x.shape
+    c = x.shape[1]
     x = F.unfold(x, 4, stride=4).transpose(1, 2).reshape(-1, c, 4, 4)
     return x.reshape(-1, c, 16).transpose(1, 2) @ torch.ones(c, c, device=x.device)
 
