@@ -272,8 +272,8 @@ def _patch(view: _View, shape: Sequence[int], dims: Sequence[int], channel: int)
     for group in view:
         if math.prod(run.size for run in group if run.dim == channel) != shape[channel]:
             continue
-        if any(run.dim not in (*dims, channel) for run in group):
-            continue
+        if any(run.dim not in (*dims, channel) for run in group) or len({run.dim for run in group}) < 2:
+            continue  # something else too, or nothing was joined: of one channel, heads of one token look like that
         sizes = tuple(_neighbours(group, dim) for dim in dims)
         if all(1 < size < shape[dim] for size, dim in zip(sizes, dims, strict=True)):
             return sizes

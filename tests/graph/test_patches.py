@@ -140,6 +140,10 @@ def pixels_of_patches(x):  # TNT: the pixels of a patch are tokens
     return x.reshape(-1, c, 16).transpose(1, 2) @ torch.ones(c, c, device=x.device)
 
 
+def heads_of_one_token(x):  # CaiT's class attention
+    return x[:, 0].unsqueeze(1).reshape(1, 1, 4, 4).permute(0, 2, 1, 3) * 2
+
+
 def by_heads(x):  # torch's attention has (L, N * heads, E / heads)
     return x.reshape(3, 4, 10)
 
@@ -152,6 +156,7 @@ def by_heads(x):  # torch's attention has (L, N * heads, E / heads)
         (local, (1, 3, 16, 16)),
         (pixels_of_patches, (1, 3, 16, 16)),
         (by_heads, (3, 8, 5)),
+        (heads_of_one_token, (1, 9, 16)),
         (lambda x: x[:, :, :0].reshape(1, 3, 0, 2, 2).reshape(1, 0, 4), (1, 3, 8, 4)),  # no boxes were found
         (lambda x: x.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).median(-1).values, (1, 3, 16, 16)),
         (heads, (1, 16, 16)),
