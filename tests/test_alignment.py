@@ -400,3 +400,84 @@ def test_a_filter_that_looks_elsewhere_than_planned_is_refused() -> None:
 
     sites = [dataclasses.replace(site, edits=tuple(map(other, site.edits))) for site in plan.sites]
     assert wrong_filters(model, dataclasses.replace(plan, sites=tuple(sites)))
+
+
+# --- what the coordinates make of attention, and of windows
+
+
+class Attention(nn.Module):
+    """Tokens that look at each other, all over the map or in windows, in several ways to write it."""
+
+    def __init__(self, how: str, side: int = 0) -> None:
+        super().__init__()
+        self.how, self.side = how, side
+        self.qkv, self.proj = nn.Linear(6, 18), nn.Linear(6, 6)
+
+    def mixed(self, x: Tensor) -> Tensor:  # (N, tokens, C)
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if self.how == "fused":
+            return F.scaled_dot_product_attention(q, k, v)
+        if self.how == "linear":
+            return q @ (k.mT @ v)
+        if self.how == "channels first":
+            return (v.mT @ (q @ k.mT).softmax(-1).mT).mT
+        if self.how == "einsum":
+            return torch.einsum("...ij,...jd->...id", torch.einsum("bid,bjd->bij", q, k).softmax(-1), v)
+        if self.how == "half of the keys":  # which are other places than the queries are
+            return (q @ k[:, ::2].mT).softmax(-1) @ v[:, ::2]
+        return (q @ k.mT).softmax(-1) @ v
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        side = self.side or h
+        windows = x.view(n, c, h // side, side, w // side, side).permute(0, 2, 4, 3, 5, 1).reshape(-1, side * side, c)
+        y = self.proj(self.mixed(windows))
+        y = y.view(n, h // side, w // side, side, side, c).permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
+        return y
+
+
+class Outlook(nn.Module):
+    """Overlapping windows that are folded back onto the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.fold(F.unfold(x, 3, padding=1, stride=2), x.shape[2:], 3, padding=1, stride=2)
+
+
+MIXERS: dict[str, Callable[[], nn.Module]] = {
+    **{
+        how: lambda how=how: Attention(how, 4)  # type: ignore[misc]
+        for how in ("by hand", "fused", "linear", "channels first", "einsum", "half of the keys")
+    },
+    "all over the map": lambda: Attention("by hand"),
+    "folded": Outlook,
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_what_attention_mixes_is_followed(name: str) -> None:
+    """Strides behind windows: the means of windows would be a staircase, of which no filter keeps the steps."""
+    x = torch.zeros(1, 3, 96, 96)
+    net = nn.Sequential(conv(3, 6, 3, 2), MIXERS[name](), conv(6, 6, 3, 2), nn.MaxPool2d(2), conv(6, 4, 3, 2)).eval()
+    for recipe in (ALIGNED, DEFAULT):
+        result, plan = converted(net, recipe, x)
+        found = drift_between(net, result, ((x,), {}))
+        assert found.largest == pytest.approx(plan.alignment.largest, abs=1e-6)  # type: ignore[union-attr]
+        assert {path for path, _ in net.named_children()} <= set(found.drifts)
+
+
+def test_a_recurrent_layer_hands_positions_on() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(6, 3, batch_first=True, bidirectional=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, c, h, w = x.shape
+            rows, _ = self.lstm(x.permute(0, 2, 3, 1).reshape(n * h, w, c))
+            return rows.reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+    x = torch.zeros(1, 3, 64, 64)
+    net = nn.Sequential(conv(3, 6, 3, 2), Rows(), conv(6, 6, 3, 2)).eval()
+    result, _ = converted(net, ALIGNED, x)
+    found = drift_between(net, result, ((x,), {}))
+    assert found.most < 1e-6 and "2" in found.drifts

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -136,7 +137,10 @@ class Recorder(TorchFunctionMode):
         self._steps = 0
         self._numbers: Counter[str | None] = Counter()
         self._nodes: dict[int, Node] = {}
-        self._alive: list[Tensor] = []  # ids are only unique among tensors that live
+        # Ids are only unique among tensors that live: those without data are kept, of those with data is noted when
+        # they go. All features of a forward at once would be gigabytes.
+        self._alive: list[Tensor] = []
+        self._watched: dict[int, weakref.ref[Tensor]] = {}
         self._stale: set[int] = set()
         self._constants: dict[int, Node] = {}
         self._paths = {id(module): name for name, module in model.named_modules()}
@@ -211,8 +215,18 @@ class Recorder(TorchFunctionMode):
 
     def _keep(self, tensor: Tensor, node: Node) -> None:
         node.meta["dtype"] = tensor.dtype
-        self._nodes[id(tensor)] = node
-        self._alive.append(tensor)
+        name = id(tensor)
+        self._nodes[name] = node
+        if self._meta:
+            self._alive.append(tensor)
+        elif name not in self._watched:
+            self._watched[name] = weakref.ref(tensor, lambda _: self._forget(name))
+
+    def _forget(self, name: int) -> None:
+        """A tensor is gone: another one may get its id."""
+        self._nodes.pop(name, None)
+        self._stale.discard(name)
+        del self._watched[name]
 
     def _to_nodes(self, value: Any) -> Any:
         if isinstance(value, Tensor):

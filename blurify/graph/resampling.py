@@ -22,6 +22,7 @@ from torch.fx import Graph, Node
 
 from blurify.graph.constants import constant_value, is_constant
 from blurify.graph.filters import MOST_ALIASED, aliased_share, is_low_pass, low_passed, response
+from blurify.graph.patches import find_cuts, windows_of
 from blurify.graph.recorder import Trace, unseen
 from blurify.graph.sites import (
     PARAMETERS,
@@ -327,24 +328,20 @@ def _deformable(node: Node) -> Resampler | None:
 
 
 def _unfold(node: Node) -> Resampler | None:
-    given = _given(node, "input", "kernel_size", "dilation", "padding", "stride")
-    source = given["input"]
-    shape = _shape(source)
-    if len(_shape(node)) == len(shape) + 1:  # Tensor.unfold: windows along one dimension
-        given = _given(node, "input", "dimension", "size", "step")
-        dim, step = int(given["dimension"]) % len(shape), int(given["step"])
-        if step == 1 or dim == 0 or len(shape) < 3:
-            return None
-        rank = len(shape) - 2
-        stride = tuple(step if at == dim - 2 else 1 for at in range(rank)) if dim > 1 else (step,) * rank
-        kernel = tuple(int(given["size"]) if one > 1 else 1 for one in stride)
-        words = "cuts windows along one dimension"
-        return _made(node, "unfold", source, stride, kernel, rule="other-resampling", detail=words)
-    stride = given_per_dim(given.get("stride", 1), 2)
-    if max(stride) == 1:
+    """Windows whose samples stay apart: of attention, of a median, frames of a signal. Others are patches."""
+    source = _input(node)
+    shape, windows = _shape(source), windows_of(node, function_name)
+    if windows is None or len(shape) < 3 or 0 in windows[0] or next(find_cuts([node], function_name), None):
         return None
-    words = "cuts windows at every so many samples"
-    return _made(node, "unfold", source, stride, given_per_dim(given["kernel_size"], 2), detail=words)
+    dims, sizes, steps = windows
+    if max(steps) == 1:
+        return None
+    rank = len(shape) - 2
+    first = 1 if dims[0] == 1 else 2  # channels last, or after the batch
+    given = dict(zip(dims, zip(sizes, steps, strict=True), strict=True))
+    kernel, stride = zip(*(given.get(dim, (1, 1)) for dim in range(first, first + rank)), strict=True)
+    words = "cuts windows, whose samples stay apart"
+    return _made(node, "unfold", source, stride, kernel, rule="other-resampling", detail=words)
 
 
 def _listed(kind: str, words: str) -> Callable[[Node], Resampler | None]:
@@ -518,18 +515,14 @@ def _net_effect(
         times //= factor
     if times != 1 or len(before) == 3:  # along one dimension it may as well be tokens and channels
         return _other(node, "resample", source, before, after, words) if times == 1 else None
-    if set(downs) == {1} and len(ups) > 1:
+    if len(ups) > 1 and set(downs) == {1}:
         return _made(node, "pixelshuffle", source, tuple(ups.get(d + 2, 1) for d in range(rank)), detail=words)
-    if set(ups) == {1} and len(downs) > 1:
-        stride = tuple(downs.get(d + 2, 1) for d in range(rank))
-        return _made(node, "pixelunshuffle", source, stride, rule="other-resampling", detail=words)
     last = len(before) - 1
-    if set(downs) == {last} and len(ups) > 1:
+    if len(ups) > 1 and set(downs) == {last}:
         stride = tuple(ups.get(d + 1, 1) for d in range(rank))
         return _made(node, "pixelshuffle", source, stride, rule="other-resampling", detail=f"{words}, channels last")
-    if set(ups) == {last} and len(downs) > 1:
-        stride = tuple(downs.get(d + 1, 1) for d in range(rank))
-        return _made(node, "pixelunshuffle", source, stride, rule="other-resampling", detail=f"{words}, channels last")
+    if next(find_cuts(list(source.users), function_name), None) is not None:
+        return None  # samples that become channels: patches
     return _other(node, "resample", source, before, after, words)
 
 

@@ -17,6 +17,7 @@ from blurify.graph.sites import PARAMETERS, bare_name
 from blurify.nn import BlurPool
 from blurify.nn.aps import ApsPool
 from blurify.nn.arguments import given_per_dim
+from blurify.spec.plan import Site
 from blurify.surgery.carrying import plan_of
 
 _MOST = 1e-4  # relative: what breaks equivariance does so by far more, and rounding by less
@@ -56,12 +57,13 @@ def first_break(model: nn.Module, pair: Tensor, run: Callable[[Tensor], Any]) ->
         run: calls the model.
 
     Returns:
-        None where every operation that can be judged does the same: then the outputs lie at another phase.
+        None where every operation that can be judged does the same: then the outputs lie at another phase, and where
+        the plan knows of an upsampling that does not restore it, it is that one.
     """
     watcher = _Watcher(model, tuple(pair.shape[2:]))
     with watcher.watching(), torch.no_grad():
         run(pair)
-    return watcher.found
+    return watcher.found or watcher.unrestored()
 
 
 class _Watcher(TorchFunctionMode):
@@ -183,8 +185,11 @@ class _Watcher(TorchFunctionMode):
             if tables:
                 shape = "x".join(map(str, tables[0].shape))
                 return f"a table of shape {shape} that depends on the position (a position embedding) is added to a map"
-            return "maps meet here that lie at different phases, or a table that depends on the position is added" + (
-                self._unrestored() or ": the blur of each must follow one phase (blurify inspect says which follow)"
+            left = self._left()
+            return "maps meet here that lie at different phases, or a table that depends on the position is added: " + (
+                f"{left.name}, {left.reason}"
+                if left
+                else "the blur of each must follow one phase (blurify inspect says which follow)"
             )
         if name.startswith("conv_transpose"):
             return "a transposed convolution's windows reach beyond its border, where there is nothing: " + _CIRCULAR
@@ -198,9 +203,17 @@ class _Watcher(TorchFunctionMode):
             return "it takes samples at fixed places (a strided slice, or a crop)"
         return "what it gives for the shifted picture is no shift of what it gives for the picture"
 
-    def _unrestored(self) -> str:
-        left = [s for s in (self._plan.sites if self._plan else ()) if s.kind == "upsample" and s.action == "skip"]
-        return f": {left[0].name}, {left[0].reason}" if left else ""
+    def unrestored(self) -> Break | None:
+        """The first upsampling whose phase the plan could not have restored."""
+        left = self._left()
+        if left is None:
+            return None
+        path, _, operation = left.name.partition("#")[0].partition(":")
+        return Break(path, operation or left.kind, left.reason)
+
+    def _left(self) -> Site | None:
+        sites = self._plan.sites if self._plan is not None and self._plan.recipe.sampling is not None else ()
+        return next((site for site in sites if site.kind == "upsample" and site.rule == "source"), None)
 
     def _why_windowed(self, name: str, source: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         given = dict(zip(PARAMETERS[name], args, strict=False)) | kwargs

@@ -23,6 +23,9 @@ from blurify.nn.blurpool import BlurPool
 _MOST_THREADS = 64
 _HISTORY = "_chosen"
 
+_Choice = tuple[Tensor, tuple[int, ...]]
+"""A phase (N, dims), and the spatial sizes of the map that it was chosen on."""
+
 
 class SharedPhase(nn.Module):
     """The phases that a leading layer chose last, for those that follow it: a child of all of them.
@@ -34,22 +37,29 @@ class SharedPhase(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.depth = 1
-        self._chosen: dict[int, tuple[Tensor, ...]] = {}
-        self._compiled: tuple[Tensor, ...] = ()
+        self._chosen: dict[int, tuple[_Choice, ...]] = {}
+        self._compiled: tuple[_Choice, ...] = ()
 
-    def put(self, phase: Tensor) -> None:
-        """Keep a phase (N, dims), and the `depth` - 1 before it."""
+    def put(self, phase: Tensor, sizes: Sequence[int] = ()) -> None:
+        """Keep a phase (N, dims) and the sizes of the map that it was chosen on, and the `depth` - 1 before it."""
         if torch.compiler.is_compiling():  # a compiler follows attributes, and not threads
-            self._compiled = (*self._compiled, phase)[-self.depth :]
+            self._compiled = (*self._compiled, (phase, tuple(sizes)))[-self.depth :]
             return
         chosen, thread = self._chosen, threading.get_ident()
         before = chosen.pop(thread, ())
         while len(chosen) >= _MOST_THREADS:
             chosen.pop(next(iter(chosen)), None)
-        chosen[thread] = (*before, phase.detach())[-self.depth :]
+        chosen[thread] = (*before, (phase.detach(), tuple(sizes)))[-self.depth :]
 
     def get(self, back: int = 0) -> Tensor:
         """The last phase that was kept (N, dims), or the one `back` times before it."""
+        return self._kept(back)[0]
+
+    def sizes(self, back: int = 0) -> tuple[int, ...]:
+        """The sizes of the map that it was chosen on."""
+        return self._kept(back)[1]
+
+    def _kept(self, back: int) -> _Choice:
         kept = self._compiled if torch.compiler.is_compiling() else self._chosen.get(threading.get_ident(), ())
         if len(kept) <= back:
             raise BlurifyError(
@@ -74,6 +84,7 @@ class ApsPool(BlurPool):
     """Base of ApsPool1d/2d/3d."""
 
     ndim: ClassVar[int]
+    parts: tuple[int, ...]
 
     def __init__(
         self,
@@ -85,6 +96,7 @@ class ApsPool(BlurPool):
         groups: Sequence[str] = ("",),
         strides: Sequence[tuple[int, ...]] | None = None,
         back: Sequence[int] | None = None,
+        parts: Sequence[int] = (),
     ) -> None:
         nn.Module.__init__(self)
         self.stride = per_dim(stride, self.ndim, "stride", least=1)
@@ -95,6 +107,8 @@ class ApsPool(BlurPool):
         self.factor = lowpass.factor
         self.strides = tuple(strides or (self.factor,))
         self.groups, self.back = tuple(groups), tuple(back or (0,) * len(groups))
+        if parts:  # in the instance alone, and only where there are some: older files know nothing of them
+            self.parts = tuple(parts)
         self.norm, self.role = norm, role
         self.shift, self.taps, self.padding = lowpass.shift, lowpass.taps, lowpass.padding
         self._filters, self._groups = lowpass._filters, []
@@ -129,7 +143,7 @@ class ApsPool(BlurPool):
         x = self.lowpass(x, extend=[step * size - n for size, step, n in zip(out, self.stride, sizes, strict=True)])
         if self.role == "leads":
             phase = strongest_phase(x, self.factor, self.norm)
-            self.shared[0].put(phase)
+            self.shared[0].put(phase, sizes)
         else:
             phase = self._taken(x)
         layout = CHANNELS_LAST[self.ndim] if is_channels_last(x) else torch.contiguous_format
@@ -150,7 +164,8 @@ class ApsPool(BlurPool):
         """The sum of the phases that were chosen on the way, in samples of the first map: (N, dims)."""
         total: Any = 0
         scale = torch.ones(self.ndim, dtype=torch.int64, device=x.device)
-        for shared, back, steps in zip(self.shared, self.back, self.strides, strict=True):
+        every = list(zip(self.shared, self.back, self.strides, strict=True))
+        for shared, back, steps in every[self._level(x)]:
             phase = shared.get(back).to(x.device)
             if phase.shape[0] != x.shape[0]:
                 raise BlurifyError(
@@ -161,6 +176,19 @@ class ApsPool(BlurPool):
             scale = scale * torch.tensor(steps, dtype=torch.int64, device=x.device)
         return total
 
+    def _level(self, x: Tensor) -> slice:
+        """Which of the groups are meant: all, or those of the level whose map had the size of this one, or nearly."""
+        parts: tuple[int, ...] | None = self._said("parts")
+        if parts is None:
+            return slice(None)
+        shared, ends = self.shared, itertools.accumulate(parts)
+
+        def apart(level: slice) -> int:
+            was = shared[level.start].sizes(self.back[level.start])
+            return sum(abs(n - before) for n, before in zip(x.shape[2:], was, strict=True))
+
+        return min((slice(begin, end) for begin, end in itertools.pairwise((0, *ends))), key=apart)
+
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         parts = [f"stride={short(self.stride)}"]
@@ -168,6 +196,7 @@ class ApsPool(BlurPool):
         parts += [f"norm={self.norm}"] * (self.norm != 2) + [self.role]
         parts += [f"of={', '.join(self.groups)!r}"] if any(self.groups) and self.role != "leads" else []
         parts += [f"back={self.back}"] * any(self.back)
+        parts += [f"parts={self._said('parts')}"] * (self._said("parts") is not None)
         return ", ".join(parts)
 
 
@@ -186,7 +215,7 @@ class ApsPool2d(ApsPool):
             goes on outside. One tap filters nothing.
         norm: 1 or 2.
         role: 'leads', 'follows' or 'restores'.
-        groups, strides, back: what it follows (see `blurify.spec.phases.Phase`).
+        groups, strides, back, parts: what it follows (see `blurify.spec.phases.Phase`).
 
     Shape: (N, C, H, W) or (C, H, W) -> the same with ceil(n / stride), or the `output_size` given to `forward`.
 

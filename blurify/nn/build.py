@@ -20,7 +20,7 @@ def build(blur: Blur) -> BlurPool:
         dense = dataclasses.replace(blur, stride=(1,) * rank, phase=None)
         return apspool(rank)(
             blur.stride, build(dense), norm=phase.norm, role=phase.role, groups=phase.groups, strides=phase.strides,
-            back=phase.back,
+            back=phase.back, parts=phase.parts,
         )  # fmt: skip
     layer = layer_for(blur.method, blur)
     if blur.channels_last:

@@ -136,8 +136,8 @@ def with_phases(
     listed = {one.name for one in others if any(op.node in grids.restored for op in one.ops)}
     sites = [site for site in sites if site.name not in listed]
     more = dict(points)
-    for node, levels in grids.restored.items():
-        site, nodes = _restoring(node, levels, grids, home, traces, placer, {site.name for site in sites}, norm)
+    restore = _Restoring(grids, home, traces, placer, norm)
+    for site, nodes in restore.sites({site.name for site in sites}):
         sites.append(site)
         if site.action == "blur":
             more[site.name] = nodes
@@ -293,40 +293,90 @@ def _back(group: str, leader: Run, now: int, grids: Grids, home: dict[Run, str])
     return sum(1 for place in begins if grids.begins[leader] < place < now)
 
 
-def _restoring(
-    node: Node,
-    levels: tuple[_Level, ...],
-    grids: Grids,
-    home: dict[Run, str],
-    traces: Sequence[Trace],
-    placer: Placer,
-    taken: set[str],
-    norm: int,
-) -> tuple[Site, tuple[Node, ...]]:
-    """The site of an upsampling, behind which the phases that were taken on the way down are restored."""
-    now = list(node.graph.nodes).index(node)
-    groups, strides, backs = [], [], []
-    for level in levels:
-        assert level.run is not None  # or it were not restored
-        leader = grids.leader(level.run)
-        groups.append(home[leader])
-        strides.append(level.stride)
-        backs.append(_back(home[leader], leader, now, grids, home))
-    phase = Phase("restores", tuple(groups), tuple(strides), tuple(backs), norm)
-    rank = len(phase.span)
-    blur = Blur((1,) * rank, phase.span, Taps((1.0,)), "circular", (0,) * rank, phase=phase)
-    key = node.meta["key"]
-    nodes = tuple(one for seen in traces for one in seen.graph.nodes if one.meta.get("key") == key)
-    name = _name(node, taken)
-    shapes = tuple(node.all_input_nodes[0].meta["shape"]), tuple(node.meta["shape"])
-    placer.together[wish(blur)] = set(nodes)
-    try:
-        where, edits = placer.after(nodes, blur)
-    except (NoWay, CannotRewriteError) as error:
-        reason = f"its phase can't be restored ({error}): give each upsampling a module of its own"
-        return Site(name, KIND, (), phase.span, *shapes, "skip", "source", reason), ()
-    reason = f"moves the samples back to the phase that {', '.join(groups)} chose"
-    return Site(name, KIND, (), phase.span, *shapes, "blur", RULE, reason, where, 0, edits), nodes
+@dataclass
+class _Restoring:
+    """Plans the sites of upsampling ops, behind which the phases that were taken on the way down are restored."""
+
+    grids: Grids
+    home: dict[Run, str]
+    traces: Sequence[Trace]
+    placer: Placer
+    norm: int
+
+    def sites(self, taken: set[str]) -> list[tuple[Site, tuple[Node, ...]]]:
+        """All of them, each with its ops in all traces.
+
+        Args:
+            taken: the names of other sites.
+        """
+        found: list[tuple[Site, tuple[Node, ...]]] = []
+        together: dict[Any, list[Node]] = defaultdict(list)
+        for node in self.grids.restored:
+            together[_expression(node)].append(node)
+        for nodes in together.values():
+            names = set(taken)
+            alone = []
+            for node in nodes:
+                alone.append(self._site([node], self._phase(node), names))
+                names.add(alone[-1][0].name)
+            if len(nodes) > 1 and any(site.action == "skip" for site, _ in alone):
+                phase = self._of_levels(nodes)
+                joint = None if phase is None else self._site(nodes, phase, taken)
+                alone = [joint] if joint is not None and joint[0].action == "blur" else alone
+            taken = taken | {site.name for site, _ in alone}
+            found += alone
+        return found
+
+    def _phase(self, node: Node) -> Phase:
+        now = list(node.graph.nodes).index(node)
+        groups, strides, backs = [], [], []
+        for level in self.grids.restored[node]:
+            assert level.run is not None  # or it were not restored
+            leader = self.grids.leader(level.run)
+            groups.append(self.home[leader])
+            strides.append(level.stride)
+            backs.append(_back(self.home[leader], leader, now, self.grids, self.home))
+        return Phase("restores", tuple(groups), tuple(strides), tuple(backs), self.norm)
+
+    def _of_levels(self, nodes: Sequence[Node]) -> Phase | None:
+        """One phase for an expression that runs at several levels, which the sizes of their maps tell apart."""
+        phases: dict[tuple[int, ...], Phase] = {}
+        for node in nodes:
+            phase = self._phase(node)
+            if phases.setdefault(tuple(node.meta["shape"][2:]), phase) != phase:
+                return None
+        levels = list(phases.values())
+        if len({(one.groups[0], one.back[0]) for one in levels}) < len(levels):
+            return None
+        if len(levels) == 1:
+            return levels[0]
+        groups, strides, back = (
+            tuple(item for one in levels for item in getattr(one, name)) for name in ("groups", "strides", "back")
+        )
+        return Phase("restores", groups, strides, back, self.norm, tuple(len(one.groups) for one in levels))
+
+    def _site(self, runs: Sequence[Node], phase: Phase, taken: set[str]) -> tuple[Site, tuple[Node, ...]]:
+        rank = len(phase.span)
+        blur = Blur((1,) * rank, phase.span, Taps((1.0,)), "circular", (0,) * rank, phase=phase)
+        keys = {node.meta["key"] for node in runs}
+        nodes = tuple(one for seen in self.traces for one in seen.graph.nodes if one.meta.get("key") in keys)
+        first = runs[0]
+        name = _name(first, taken)
+        shapes = tuple(first.all_input_nodes[0].meta["shape"]), tuple(first.meta["shape"])
+        self.placer.together[wish(blur)] = set(nodes)
+        try:
+            where, edits = self.placer.after(nodes, blur)
+        except (NoWay, CannotRewriteError) as error:
+            reason = f"its phase can't be restored ({error}): give each upsampling a module of its own"
+            return Site(name, KIND, (), phase.span, *shapes, "skip", "source", reason), ()
+        reason = f"moves the samples back to the phase that {', '.join(phase.groups)} chose"
+        return Site(name, KIND, (), phase.span, *shapes, "blur", RULE, reason, where, 0, edits), nodes
+
+
+def _expression(node: Node) -> Any:
+    """The expression that makes a node, the same for each of its runs."""
+    call = node.meta["call"]
+    return call.path if call is not None else None, node.target, tuple(frame[:2] for frame in node.meta["frames"])
 
 
 def _name(node: Node, taken: set[str]) -> str:

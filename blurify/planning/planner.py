@@ -40,7 +40,6 @@ from blurify.planning.reasons import REASONS
 from blurify.planning.resampling import resampling_blur, resampling_way
 from blurify.planning.rules import Rules, halves, is_patchify
 from blurify.spec.edits import Rewrite
-from blurify.spec.kinds import PATCHES
 from blurify.spec.overrides import Facts, check_patterns, facts_of, nearest_site
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import AtSite, Recipe
@@ -198,9 +197,9 @@ class _Planner:
     def _found(self) -> list[Found]:
         """The sites of an eval forward, each with its runs in all traces."""
         order = {node: place for place, node in enumerate(self.trace.graph.nodes)}
-        sites = sorted(_all_sites(self.trace), key=lambda site: order[site.op.node])
+        sites = sorted([*find_sites(self.trace), *find_resampling(self.trace)], key=lambda site: order[site.op.node])
         for other in self.traces[1:]:
-            more = {site.key: site.ops for site in _all_sites(other)}
+            more = {site.key: site.ops for site in (*find_sites(other), *find_resampling(other))}
             sites = [Found(site.name, (*site.ops, *more.get(site.key, ())), site.key) for site in sites]
         return sites
 
@@ -478,21 +477,6 @@ class _Planner:
                 way.rule, reason, where, way.extra_macs, edits,
             )  # fmt: skip
         return self._skipped(site, "source", problem)
-
-
-def _all_sites(seen: Trace) -> list[Found]:
-    """What subsamples by a stride or by cutting patches, and what else resamples; each op once."""
-    strided, others = find_sites(seen), find_resampling(seen)
-    cuts = [op for site in strided if site.op.kind == PATCHES for op in site.ops]
-    nodes, read = {op.node for op in cuts}, {op.source for op in cuts}
-
-    def again(op: Op) -> bool:
-        """Whether it is part of such a cut, seen by its steps or by its net effect."""
-        by_hand = isinstance(op, Resampler) and op.rule == "other-resampling"
-        by_hand = by_hand and op.kind in ("unfold", "pixelunshuffle")
-        return op.node in nodes or (by_hand and op.source in nodes | read)
-
-    return [*strided, *(site for site in others if not again(site.op))]
 
 
 def _in_training(model: nn.Module, seen: Trace) -> list[Trace]:

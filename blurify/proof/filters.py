@@ -51,7 +51,12 @@ def _wrong_phase(path: str, layer: BlurPool, blur: Blur) -> list[str]:
     assert phase is not None
     own: Any = copy.deepcopy(layer)
     dense = dataclasses.replace(blur, stride=(1,) * len(blur.stride), phase=None)
-    if not isinstance(own, ApsPool) or (own.role, own.groups, own.back) != (phase.role, phase.groups, phase.back):
+    if not isinstance(own, ApsPool) or (own.role, own.groups, own.back, own.__dict__.get("parts", ())) != (
+        phase.role,
+        phase.groups,
+        phase.back,
+        phase.parts,
+    ):
         return [f"{path!r} does not sample adaptively, as planned"]
     if not _is_right(own.lowpass, dense):
         return [f"the blur {path!r} does not compute its filter"]
@@ -63,24 +68,34 @@ def _wrong_phase(path: str, layer: BlurPool, blur: Blur) -> list[str]:
     generator = torch.Generator(device="cpu").manual_seed(0)
     sizes = [4 * step for step in blur.factor]
     x = torch.rand((1, 2, *sizes), generator=generator, dtype=torch.float64, device="cpu").to(like.device, like.dtype)
-    chosen = [[step - 1 for step in steps] for steps in phase.strides]  # for those that follow
-    for one, holder in zip(chosen, own.shared, strict=True):
+    if all(_takes_its_samples(own, blur, level, x) for level in phase.levels):
+        return []
+    return [f"the blur {path!r} does not take the samples of its phase"]
+
+
+def _takes_its_samples(own: ApsPool, blur: Blur, level: slice, x: torch.Tensor) -> bool:
+    """Whether a layer does what its phase says, where it meets a map of one of its levels."""
+    phase = blur.phase
+    assert phase is not None
+    for holder in own.shared:
         for _ in range(holder.depth):
-            holder.put(torch.tensor([one], device=like.device))
+            holder.put(torch.zeros((1, len(blur.factor)), dtype=torch.int64, device=x.device), (0,) * len(blur.factor))
+    for steps, holder in zip(phase.strides[level], own.shared[level], strict=True):  # for those that follow
+        for _ in range(holder.depth):
+            holder.put(torch.tensor([[step - 1 for step in steps]], device=x.device), x.shape[2:])
     with torch.no_grad():
         y, filtered = own(x), own.lowpass(x)
     dims = tuple(range(2, x.dim()))
-    moved = {at: torch.roll(filtered, [-one for one in at], dims) for at in itertools.product(*map(range, blur.factor))}
     if phase.role == "leads":  # the first of those with the largest sum of powers
+        every = itertools.product(*map(range, blur.factor))
+        moved = {at: torch.roll(filtered, [-one for one in at], dims) for at in every}
         taken = {at: _every(blur.factor, one) for at, one in moved.items()}
-        at = max(taken, key=lambda at: taken[at].double().abs().pow(phase.norm).sum().item())
+        expected = moved[max(taken, key=lambda at: taken[at].double().abs().pow(phase.norm).sum().item())]
     else:
-        at = tuple(step - 1 for step in blur.factor)
-    expected = torch.roll(filtered, at, dims) if phase.role == "restores" else moved[at]
+        at = [math.prod(steps) - 1 for steps in zip(*phase.strides[level], strict=True)]
+        expected = torch.roll(filtered, at if phase.role == "restores" else [-one for one in at], dims)
     expected = _every(blur.stride, expected)
-    if y.shape != expected.shape or not torch.equal(y, expected):
-        return [f"the blur {path!r} does not take the samples of its phase"]
-    return []
+    return y.shape == expected.shape and torch.equal(y, expected)
 
 
 def _every(stride: tuple[int, ...], x: torch.Tensor) -> torch.Tensor:

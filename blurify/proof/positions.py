@@ -1,8 +1,9 @@
 """Measure where features are: run a model on coordinates instead of pictures.
 
-Every op is put in the place of its average: convolutions and products of matrices take the mean of what they read
-(fixed filters their own weights), norms and nonlinearities pass their input on, attention is uniform, what is enlarged
-or goes on beyond a border is a straight line. In such a network the weights of all ways from the input to one feature
+Every op is put in the place of its average: convolutions and products with weights take the mean of what they read
+(fixed filters their own weights), norms and nonlinearities pass their input on, what is enlarged or goes on beyond a
+border is a straight line. Attention looks where it stands; of a product of signals that sums over positions the other
+signal's place is left. In such a network the weights of all ways from the input to one feature
 have a centre of mass, and the response to the ramp 0, 1, 2, ... over the response to ones *is* that centre: the
 centroid of the feature's impulse response, in input pixels. It is computed by the layers that really run, blurs
 included, so that it knows nothing of how the drift was predicted. Two models are compared module by module.
@@ -188,6 +189,8 @@ class _Averages(TorchFunctionMode):
         name = bare_name(func)
         if name in PARAMETERS:
             return _strided(func, name, dict(zip(PARAMETERS[name], args, strict=False)) | kwargs)
+        if name in ("matmul", "rmatmul", "bmm", "einsum"):
+            return _product(func, name, args, kwargs)
         first = args[0] if args else kwargs.get("input")
         if not isinstance(first, Tensor) or not first.is_floating_point():
             return func(*args, **kwargs)
@@ -202,7 +205,7 @@ class _Averages(TorchFunctionMode):
             return extended(first, list(zip(pads[::2], pads[1::2], strict=True))[::-1])
         elif name == "softmax":
             dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
-            return torch.full_like(first, 1 / first.shape[-1 if dim is None else dim])
+            return _attention(first, -1 if dim is None else int(dim))
         elif name == "linear":
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             return first.mean(-1, keepdim=True).repeat_interleave(weight.shape[0], -1)
@@ -210,11 +213,20 @@ class _Averages(TorchFunctionMode):
             return first.chunk(2, args[1] if len(args) > 1 else kwargs.get("dim", -1))[0]
         elif name == "scaled_dot_product_attention":
             value = args[2] if len(args) > 2 else kwargs["value"]
-            return value.mean(-2, keepdim=True).repeat_interleave(first.shape[-2], -2)
+            if value.shape[:-1] == first.shape[:-1]:
+                return value
+            return first.mean(-1, keepdim=True).repeat_interleave(value.shape[-1], -1)
+        elif name == "fold":  # where windows overlap their sum would be larger, and weigh more in what is averaged next
+            return func(*args, **kwargs) / func(torch.ones_like(first), *args[1:], **_without_input(kwargs))
+        elif name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            values, *states = func(*args, **kwargs)
+            if values.shape[:-1] == first.shape[:-1]:
+                values = first.mean(-1, keepdim=True).repeat_interleave(values.shape[-1], -1)
+            return (values, *states)
         elif name.startswith("conv_transpose"):
-            return _upsampled(int(name[-2]), first, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+            return _upsampled(int(name[-2]), first, *args[1:], **_without_input(kwargs))
         elif name == "interpolate":
-            sizes = func(first.to("meta"), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}).shape[2:]
+            sizes = func(first.to("meta"), *args[1:], **_without_input(kwargs)).shape[2:]
             corners = args[4] if len(args) > 4 else kwargs.get("align_corners")
             return _resized(first, sizes, bool(corners))
         elif name == "pixel_shuffle":
@@ -222,6 +234,10 @@ class _Averages(TorchFunctionMode):
             sizes = [n * times for n in first.shape[-2:]]
             return _resized(first.unflatten(-3, (-1, times**2)).mean(-3), sizes, False)
         return func(*args, **kwargs)
+
+
+def _without_input(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key != "input"}
 
 
 def _one_of(func: Any, name: str, first: Tensor, other: Tensor) -> Tensor:
@@ -232,12 +248,92 @@ def _one_of(func: Any, name: str, first: Tensor, other: Tensor) -> Tensor:
     name_of = getattr(func, "__name__", "")
     in_place = (name_of.endswith("_") and not name_of.endswith("__")) or name_of.startswith("__i")
     shape = torch.broadcast_shapes(first.shape, other.shape)
-    if name in ("mul", "multiply") and first.shape == other.shape:
+    own, its = _places_in(first), _places_in(other)
+    if name in ("mul", "multiply") and own == its:
         result = (first + other) / 2
     else:
-        larger = first if name not in ("mul", "multiply") or first.numel() >= other.numel() else other
-        result = larger if larger.shape == shape else larger.expand(shape).contiguous()
+        result = first if name not in ("mul", "multiply") or own > its else other
+        result = result if result.shape == shape else result.expand(shape).contiguous()
     return first.copy_(result) if in_place else result
+
+
+def _places_in(tensor: Tensor) -> int:
+    """The number of features that a tensor has places for: what was expanded has one for all."""
+    return math.prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
+
+
+def _attention(scores: Tensor, dim: int) -> Tensor:
+    """What takes the place of a softmax: the same for all keys.
+
+    Between other places than the queries' own it keeps theirs, which is where the result stands (see `_product`).
+    """
+    if scores.dim() > 2 and dim % scores.dim() == scores.dim() - 1 and scores.shape[-2] != scores.shape[-1]:
+        return scores.mean(-1, keepdim=True).repeat_interleave(scores.shape[-1], -1)
+    return torch.full_like(scores, 1 / scores.shape[dim])
+
+
+def _product(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A product of matrices, as an average.
+
+    What is the same for a signal and its negative (weights, uniform attention) is no signal, and the product is what it
+    is; but that square attention looks at its own place. Where there are windows, their means were a staircase, whose
+    steps a centred blur moves to the left here and to the right there.
+
+    Of two signals the one that differs along what is summed over is summed over positions: the place is that of the
+    other, such as of the queries. Where both or none differ, it is the first's, or in the middle.
+    """
+    at = [index for index, arg in enumerate(args) if isinstance(arg, Tensor) and arg.is_floating_point()]
+    if len(at) != 2 or kwargs:
+        return func(*args, **kwargs)
+    pair = [args[index] for index in at]
+    if not all(map(_is_signal, pair)):
+        mine = [arg if _is_signal(arg) else _on_itself(arg) for arg in pair]
+        return func(*args[: at[0]], *mine)
+
+    def with_ones(*which: int) -> Tensor:
+        return func(
+            *args[: at[0]], *(torch.ones_like(one) if index in which else one for index, one in enumerate(pair))
+        )
+
+    alike = [_is_alike(one, dims) for one, dims in zip(pair, _summed(name, args), strict=True)]
+    if alike[0] or alike[1]:
+        return with_ones(1 if alike[0] else 0) / with_ones(0, 1)
+    return (with_ones(0) + with_ones(1)) / (2 * with_ones(0, 1))
+
+
+def _summed(name: str, args: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The dimensions of either tensor that their product sums over."""
+    if name != "einsum":
+        return ((-2,), (-1,)) if name == "rmatmul" else ((-1,), (-2 if args[1].dim() > 1 else -1,))
+    given, arrow, result = args[0].replace(" ", "").replace("...", ".").partition("->")
+    first, _, second = given.partition(",")
+
+    def dims(letters: str, other: str) -> tuple[int, ...]:
+        gone = [place for place, one in enumerate(letters) if (one not in result if arrow else one in other)]
+        return tuple(place - len(letters) if "." in letters[:place] else place for place in gone)
+
+    return dims(first, second), dims(second, first)
+
+
+def _is_alike(tensor: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether it is the same along dimensions, but for rounding."""
+    slack = 1e-9 * tensor.abs().max()
+    return all(bool((tensor - tensor.narrow(dim, 0, 1)).abs().max() <= slack) for dim in dims)
+
+
+def _on_itself(weights: Tensor) -> Tensor:
+    """Square matrices of the same number everywhere as ones that have the whole sum on their diagonal."""
+    size = weights.shape[-1]
+    if weights.dim() < 2 or weights.shape[-2] != size or not bool((weights == weights.flatten()[0]).all()):
+        return weights
+    return (size * weights.flatten()[0] * torch.eye(size, dtype=weights.dtype)).expand(weights.shape)
+
+
+def _is_signal(tensor: Tensor) -> bool:
+    """Whether a tensor is another one for coordinates and their negatives, which are the halves of the batch."""
+    if tensor.dim() == 0 or tensor.shape[0] % 2:
+        return False
+    return not torch.equal(*tensor.chunk(2))
 
 
 def _strided(func: Any, name: str, given: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ shift-equivariant convolutional neural networks with adaptive polyphase upsampli
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class Phase:
         back: how many times each of them has chosen again before this blur runs (a module that runs several times in a
             forward); 0 for most.
         norm: 1 or 2: by which norm the phase is chosen.
+        parts: of a blur that restores at several levels (one expression in a loop over them): how many groups belong to
+            each level; it takes those whose map had the size that it has. Empty: all groups belong together.
     """
 
     role: Literal["leads", "follows", "restores"]
@@ -45,16 +48,26 @@ class Phase:
     strides: tuple[tuple[int, ...], ...]
     back: tuple[int, ...]
     norm: int = 2
+    parts: tuple[int, ...] = ()
+
+    @property
+    def levels(self) -> tuple[slice, ...]:
+        """Which groups belong together: all of them, or each part."""
+        ends = list(itertools.accumulate(self.parts or (len(self.groups),)))
+        return tuple(slice(begin, end) for begin, end in itertools.pairwise((0, *ends)))
 
     @property
     def span(self) -> tuple[int, ...]:
-        """The whole subsampling, one entry a spatial dimension."""
-        return tuple(math.prod(steps) for steps in zip(*self.strides, strict=True))
+        """The whole subsampling, one entry a spatial dimension; with parts, that of the first."""
+        return tuple(math.prod(steps) for steps in zip(*self.strides[self.levels[0]], strict=True))
 
 
 def phase_to_dict(phase: Phase) -> dict[str, Any]:
     """The phase as plain data for JSON."""
-    return dataclasses.asdict(phase)
+    data = dataclasses.asdict(phase)
+    if not phase.parts:
+        del data["parts"]
+    return data
 
 
 def phase_from_dict(data: Mapping[str, Any], factor: tuple[int, ...], stride: tuple[int, ...]) -> Phase:
@@ -63,6 +76,10 @@ def phase_from_dict(data: Mapping[str, Any], factor: tuple[int, ...], stride: tu
     phase = read_fields(Phase, fields)
     count = len(phase.groups)
     require(1 <= count <= _MOST_GROUPS and len(phase.strides) == len(phase.back) == count, "a phase of odd parts")
+    require(not phase.parts or (phase.role == "restores" and min(phase.parts) > 0), "a phase of parts that can't be")
+    require(sum(phase.parts) in (0, count), "a phase of odd parts")
+    begins = [(phase.groups[level.start], phase.back[level.start]) for level in phase.levels]
+    require(len(set(begins)) == len(begins), "a phase of parts that can't be told apart")
     require(phase.role != "leads" or (count == 1 and not any(phase.back)), "a phase that leads and follows")
     require(all(0 <= one <= _MOST_BACK for one in phase.back) and phase.norm in NORMS, "a phase that can't be")
     rank = len(factor)

@@ -475,3 +475,28 @@ def test_a_class_that_is_allowed_may_have_chosen_one_of_its_methods(tmp_path):
     torch.save(model, tmp_path / "y.pt")
     with pytest.raises(BlurifyError, match="load_state_dict"):
         opening.open_model(str(tmp_path / "y.pt"), allow=[f"{__name__}.Chosen"])
+
+
+class Tagged(nn.Module):
+    """As YOLOv5 and its kin build their layers: each is told its place and the text of its class, as `type`."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.conv.i, self.conv.type, self.type = 0, "torch.nn.Conv2d", "Tagged"
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def test_a_layer_may_keep_a_text_as_its_type_and_nothing_else(tmp_path):
+    torch.save(Tagged(), tmp_path / "x.pt")
+    loaded = opening.open_model(str(tmp_path / "x.pt"), allow=[f"{__name__}.Tagged"]).model
+    assert (loaded.type, loaded.conv.type) == ("Tagged", "torch.nn.Conv2d")
+    for value in (nn.ReLU(), torch.nn.functional.relu):
+        model = Tagged()
+        model.type = "Tagged"
+        model.conv.__dict__["type"] = value
+        torch.save(model, tmp_path / "y.pt")
+        with pytest.raises(BlurifyError, match="type of its own"):
+            opening.open_model(str(tmp_path / "y.pt"), allow=[f"{__name__}.Tagged"])

@@ -83,7 +83,6 @@ def test_modules_of_images() -> None:
     assert listed(net) == [
         ("ps", "pixelshuffle", (2, 2)),
         ("pu", "pixelunshuffle", (2, 2)),
-        ("un", "unfold", (2, 1)),
         ("dc", "deformconv", (2, 2)),
         ("fo", "fold", (2, 1)),
     ]
@@ -144,9 +143,7 @@ def interleaved(x: Tensor) -> Tensor:
         (interleaved, ("pixelshuffle", (2, 2))),
         (lambda x: x.view(1, 1, 2, 2, 16, 16).permute(0, 1, 4, 2, 5, 3).reshape(1, 1, 32, 32),
          ("pixelshuffle", (2, 2))),
-        (lambda x: x.view(1, 4, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 16, 8, 8), ("pixelunshuffle", (2, 2))),
-        (lambda x: x.permute(0, 2, 3, 1).reshape(1, 8, 2, 8, 2, 4).permute(0, 1, 3, 2, 4, 5).reshape(1, 8, 8, 16),
-         ("pixelunshuffle", (2, 2))),
+        (lambda x: x.unfold(2, 6, 2).unfold(3, 4, 4).flatten(4).amax(-1), ("unfold", (2, 4))),
         (lambda x: torch.kron(x, torch.ones(1, 1, 2, 2, device=x.device)), ("repeat", (2, 2))),
         (lambda x: x[:, :, torch.arange(0, 16, 2)], ("resample", (2, 1))),
         (lambda x: x.index_select(3, torch.arange(32, device=x.device) // 2), ("resample", (1, 2))),
@@ -194,6 +191,8 @@ def test_calls_that_nobody_knows() -> None:
         lambda x: x.flatten(2).transpose(1, 2).reshape(1, 256, 2, 2).transpose(1, 2),  # heads
         lambda x: x.view(1, 4, 2, 8, 2, 8).permute(0, 2, 4, 1, 3, 5).reshape(4, 4, 8, 8),  # windows
         lambda x: x.view(1, 4, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 4, 4, 64),  # patches
+        lambda x: x.view(1, 4, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 16, 8, 8),  # and as channels
+        lambda x: F.unfold(x, 2, stride=2) * 2,
         lambda x: torch.stack((x[..., 0, ::2], x[..., 1, 1::2]), 2).reshape(1, 4, 16),  # coordinates of boxes
         lambda x: x + F.interpolate(torch.ones(1, 4, 8, 8, device=x.device), size=x.shape[2:]),  # a table
         lambda x: F.interpolate(torch.zeros_like(x)[:, :, ::2, ::2], scale_factor=2.0) + x,

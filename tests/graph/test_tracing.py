@@ -575,6 +575,28 @@ def test_dataclass_inputs_stay_dataclasses() -> None:
     assert ops(seen) == ["mul"]
 
 
+def test_a_trace_on_real_tensors_lets_go_of_features_while_it_runs() -> None:
+    """All features of a forward at once are gigabytes; ids of those that are gone are those of others then."""
+    alive: list[int] = []
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        total = self.conv(x).sum()
+        if float(total) == 0.5:  # reads a value
+            return total
+        seen = []
+        for step in range(20):
+            features = x * step
+            seen.append(weakref.ref(features))
+            total = total + features.relu().mean()
+            alive.append(sum(one() is not None for one in seen))
+        return total
+
+    traced = run(Forward(forward), torch.ones(1, 3, 8, 8))
+    assert traced.real and max(alive[-20:]) == 1
+    names = [function_name(node) for node in behind(traced.graph.find_nodes(op="output")[0])]
+    assert names.count("relu") == names.count("mul") == names.count("mean") == 20
+
+
 def test_a_trace_on_real_tensors_keeps_no_features() -> None:
     """They are gigabytes of a detector's, and each trace is a cycle that lives until it is collected."""
     features: list[Any] = []

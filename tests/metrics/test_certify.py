@@ -18,6 +18,7 @@ import blurify
 from blurify.cli import main
 from blurify.demo import held_out, trained_network
 from blurify.metrics.certify import certify
+from blurify.proof.filters import wrong_filters
 from blurify.spec.plan import Plan
 
 IMAGE = torch.zeros(1, 3, 32, 32)
@@ -157,7 +158,65 @@ def test_each_upsampling_restores_the_phase_of_its_own_level():
     ]
 
 
+class Looped(nn.Module):
+    """A U-Net whose levels are enlarged by one call in a loop: of a function, or of one module."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([UNet.block(3, 4), *(UNet.block(4, 4) for _ in range(3))])
+        self.up = nn.ModuleList(UNet.block(4, 4) for _ in range(3))
+        modules = {"module": nn.Upsample(scale_factor=2), "transposed": nn.ConvTranspose2d(4, 4, 2, 2)}
+        self.enlarge = modules.get(how)
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = []
+        for number, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2) if number else x)
+            levels.append(x)
+        x = levels.pop()
+        for block in self.up:
+            skip = levels.pop()
+            x = F.interpolate(x, skip.shape[2:]) if self.enlarge is None else self.enlarge(x)
+            x = block(x + skip)
+        return x
+
+
+@pytest.mark.parametrize("how", ["function", "module", "transposed"])
+def test_one_upsampling_in_a_loop_restores_the_phase_of_each_level(how, tmp_path):
+    exact = blurify.convert(with_weights(Looped(how)), "aps", example_inputs=IMAGE)
+    (site,) = (site for site in blurify.plan_of(exact).sites if site.kind == "upsample")
+    assert site.action == "blur"
+    blurify.save(exact, tmp_path / "net.pt")
+    exact = blurify.load(tmp_path / "net.pt", allow=[f"{__name__}.Looped"])
+    for images in (None, torch.randn(2, 3, 48, 16)):  # whatever the size
+        found = certify(exact, images=images, circular=True, shifts=60)
+        assert found, found.lines()
+    plan = blurify.plan_of(exact)
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert not wrong_filters(exact, plan)
+    exact.get_submodule(next(iter(site.blur_paths))).parts = (2, 1)
+    assert "sample adaptively" in wrong_filters(exact, plan)[0]
+
+
 # --- what breaks it
+
+
+class Apart(nn.Module):
+    """Two branches of one size that one expression enlarges, and that choose phases of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(UNet.block(3, 4), nn.MaxPool2d(2)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [F.interpolate(branch(x), scale_factor=2) for branch in self.branches]
+
+
+def test_an_upsampling_that_can_not_restore_its_phase_is_named():
+    exact = blurify.convert(with_weights(Apart()), "aps", example_inputs=IMAGE)
+    found = certify(exact, circular=True, shifts=20)
+    assert not found and (found.found.path, found.found.operation) == ("", "interpolate"), found.lines()
+    assert "can't be restored" in found.found.why
 
 
 class Positions(nn.Module):

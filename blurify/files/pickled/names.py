@@ -115,6 +115,8 @@ def known() -> Mapping[str, frozenset[str]]:
             names[kind] = names.get(kind, frozenset()).union(some)
     pools = [f"blurify.nn.pools.{kind}BlurPool{rank}d" for kind in ("Max", "Avg") for rank in (1, 2, 3)]
     own = frozenset(f"{pool}.{key}" for pool in pools for key in ("dense_kernel_size", "unless_global"))
+    # YOLOv5, and all that was made of it, keeps a text there on whatever module a model has; nothing calls it.
+    own |= {"torch.nn.modules.module.Module.type"}
     # What an exported program is read as: data for a fixed table of functions.
     exported = frozenset(f"blurify.nn.exported.{name}" for name in ("Exported", "Part", "Op", "Slice"))
     fourier = frozenset(f"blurify.nn.fourier.FourierPool{rank}d" for rank in (1, 2, 3))
