@@ -27,6 +27,7 @@ from blurify.errors import BlurifyError
 from blurify.files import checkpoints, opening, rebuilding
 from blurify.files.pickled import building
 from blurify.files.sources import ModelSource
+from tests import warm
 
 FORMATS = [pytest.param({}, id="zip"), pytest.param({"_use_new_zipfile_serialization": False}, id="legacy")]
 
@@ -558,7 +559,7 @@ def test_what_is_missing_where_memory_is_short(tmp_path):
         "try: opening.open_model(sys.argv[1])\n"
         "except BlurifyError as error: print(error)\n"
     )
-    run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "x.pt")], capture_output=True, text=True)
+    run = warm.run([sys.executable, "-c", program, tmp_path / "x.pt"], capture_output=True, text=True)
     assert "not enough memory" in run.stdout and "damaged" not in run.stdout, run
 
 
@@ -664,7 +665,7 @@ for line in sys.stdin:
 def reader():
     tests = Path(__file__).parents[1]
     command = [sys.executable, "-c", READ, str(tests)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with warm.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.stdin.close()
 
