@@ -29,7 +29,10 @@ import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors.torch", "typer", "rich.progress", "PIL.Image")
+PACKAGES = (
+    *("torch", "torchvision", "timm", "numpy", "safetensors.torch", "PIL.Image", "typer", "rich.progress"),
+    "typer._adapters",  # which typer imports when it first reads a command line
+)
 _Ordinary = subprocess.Popen
 _PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
@@ -259,7 +262,8 @@ def _run_and_end(program: Program, files: list[int], begun: int) -> NoReturn:
 
 if __name__ == "__main__":
     for package in PACKAGES:
-        importlib.import_module(package)
+        with contextlib.suppress(ImportError):  # of another release
+            importlib.import_module(package)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # a new process ends silently until it runs
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.collect()
