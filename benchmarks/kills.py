@@ -12,6 +12,7 @@ full in two ways: a limit on the size of files (RLIMIT_FSIZE), and, where one ma
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -29,13 +30,15 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import blurify
+from benchmarks.heeding import SIGNALS, heed
 from blurify.files import atomic, unfinished
 from blurify.files.sources import build
 from blurify.versions import version_of
 
 ARCH, OLD = "timm/resnet18", b"old file\n" * 1000
-SIGNALS = ("SIGTERM", "SIGKILL", "SIGINT", "SIGHUP")
 CODES = {"SIGTERM": 143, "SIGKILL": -9, "SIGINT": 130, "SIGHUP": 129}
 
 
@@ -45,15 +48,6 @@ def make_weights(path: Path, arch: str = ARCH) -> None:
     torch.save(build(arch, pretrained=False)[0].state_dict(), path)
 
 
-def heed(then: Callable[[], object] | None = None) -> None:
-    """Have a new process heed all signals: a shell has what it runs in the background ignore some."""
-    for name in SIGNALS:
-        if name != "SIGKILL":
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-    if then is not None:
-        then()
-
-
 def start(
     weights: Path, output: Path, arch: str = ARCH, before: Callable[[], object] | None = None
 ) -> subprocess.Popen[str]:
@@ -61,7 +55,7 @@ def start(
     command = [sys.executable, "-m", "blurify", "convert", weights, "-o", output, "--arch", arch, "--force"]
     return subprocess.Popen(
         [*map(str, command), "--no-verify"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={"OMP_NUM_THREADS": "1", **os.environ}, preexec_fn=lambda: heed(before),
+        env={"OMP_NUM_THREADS": "1", **os.environ}, preexec_fn=functools.partial(heed, before),
     )  # fmt: skip
 
 
@@ -115,7 +109,7 @@ def limited(weights: Path, output: Path, room: int, *, whole: bytes, arch: str =
     """A conversion in a process that may write no file of more bytes."""
     output.write_bytes(OLD)
     with start(
-        weights, output, arch, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        weights, output, arch, before=functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room))
     ) as process:
         _, errors = process.communicate()
     return {**look(output, whole), "disk": "limit", "room": room, "code": process.returncode, "stderr": errors}

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import subprocess
 import sys
 import warnings
 
@@ -17,6 +16,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import blurify
 from blurify.spec.edits import InsertBlur, Rewrite
+from tests import warm
 
 BLURS = (blurify.BlurPool1d, blurify.BlurPool2d, blurify.BlurPool3d)
 
@@ -344,7 +344,7 @@ def test_torch_save_and_load_in_a_new_process(pairs, name, tmp_path):
     torch.save((x, expected), tmp_path / "sample.pt")
     root = os.path.dirname(os.path.dirname(blurify.__file__))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", _LOAD, tmp_path / "model.pt", tmp_path / "sample.pt"],
         capture_output=True, text=True, env=environment, timeout=120, check=False,
     )  # fmt: skip
@@ -467,7 +467,7 @@ def test_distributed_data_parallel():
         pytest.skip("torch is built without gloo")
     root = os.path.dirname(os.path.dirname(blurify.__file__))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", _DDP], capture_output=True, text=True, env=environment, timeout=120)
+    done = warm.run([sys.executable, "-c", _DDP], capture_output=True, text=True, env=environment, timeout=120)
     if done.returncode == 77:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 import copy
 import functools
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,12 +14,15 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import pickle_check  # noqa: E402
 
+from tests import warm  # noqa: E402
+
 TINY = ["timm/test_resnet", "timm/test_vit"]
 
 
 def program(*arguments):
-    command = [sys.executable, "benchmarks/pickle_check.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return warm.run(
+        [sys.executable, "benchmarks/pickle_check.py", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_what_is_pickled_comes_back_and_a_run_goes_on_where_it_was(tmp_path):

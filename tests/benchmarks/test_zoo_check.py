@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import zoo_page
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["timm/test_resnet", "timm/test_vit"]
@@ -18,7 +19,7 @@ TINY = ["timm/test_resnet", "timm/test_vit"]
 
 def audit(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "benchmarks/zoo_check.py", *TINY, "-j", "1", "--work", folder / "work", *more]
-    return subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    return warm.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,12 @@ def test_a_part_of_the_zoo_does_not_become_the_result(tmp_path: Path) -> None:
 def test_the_page_of_the_audit(audited: Path, tmp_path: Path) -> None:
     page = tmp_path / "zoo.md"
     command = [sys.executable, "benchmarks/zoo_page.py", "--data", str(audited), "--page", str(page)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    warm.run(command, cwd=ROOT, check=True)
     text = page.read_text()
     assert "| timm | 2 | 1 | 1 | 0 |" in text and "None: every site inside a network" in text
-    assert subprocess.run([*command, "--check"], cwd=ROOT).returncode == 0
+    assert warm.run([*command, "--check"], cwd=ROOT).returncode == 0
     page.write_text(text + "more\n")
-    assert subprocess.run([*command, "--check"], cwd=ROOT).returncode == 1
+    assert warm.run([*command, "--check"], cwd=ROOT).returncode == 1
 
 
 def test_the_committed_page_is_what_the_committed_data_say() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from PIL import Image
 
 import blurify
 from blurify import cli
+from tests import warm
 
 ARCH = "timm/test_resnet?num_classes=10"
 
@@ -48,24 +47,42 @@ def _arguments(weights: Path, folder: Path, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+# The command line, which is killed when it asks for the so manieth time whether its state is to be kept. That is asked
+# at every step, and done at every tenth.
+KILLED = """
+import os, signal, sys
+from blurify.cli import main
+from blurify.tuning import keeping
+left, due = int(sys.argv[1]), keeping.Kept.due
+def asked(kept, step):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return due(kept, step)
+keeping.Kept.due = asked
+keeping.Kept.__init__.__defaults__ = (None, 1e9, 10)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 def test_killed_and_started_again_it_ends_at_the_same_bits(weights, folder, tmp_path):
-    more = ("--steps", "600", "--stages", "reconstruct,refine,distil")
+    more = ("--steps", "60", "--stages", "reconstruct,refine,distil")
     assert cli.main(_arguments(weights, folder, tmp_path / "whole.safetensors", *more)) == 0
     out = tmp_path / "killed.safetensors"
     state = tmp_path / ".killed.safetensors.adapting"
-    command = [sys.executable, "-m", "blurify", *_arguments(weights, folder, out, *more)]
-    for _ in range(3):  # in the first stage, or in the second
-        program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        while program.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
-            time.sleep(0.01)
-        if program.poll() is not None:
-            break
-        os.kill(program.pid, signal.SIGKILL)
-        program.wait()
-        program.stderr.close()
-    assert not out.exists()
-    again = subprocess.run(command, capture_output=True, text=True)
+
+    def run(left: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED, left, *_arguments(weights, folder, out, *more)]
+        return warm.run(command, capture_output=True, text=True)
+
+    kept = []
+    for left in (30, 20):  # in the third stage before it kept anything, and behind that
+        killed = run(left)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        kept.append(torch.load(state)["stage"])
+    assert kept == ["refine", "distil"] and not out.exists()
+    again = run(0)
     assert again.returncode == 0, again.stderr
     assert "going on with a run that was stopped" in again.stdout
     assert not state.exists()

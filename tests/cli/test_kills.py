@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,19 @@ import torch
 pytest.importorskip("resource")  # no such limits and signals on Windows
 
 from benchmarks import kills
+from benchmarks.heeding import heed
 from blurify.cli import console, signals
+from tests import warm
 
 ARCH = "timm/test_resnet"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def conversions_are_forked() -> Iterator[None]:
+    """Of a process that has imported torch: `make kills` starts whole ones, and kills them while they import, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kills, "subprocess", warm)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +42,30 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What an undisturbed conversion writes."""
+def undisturbed(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
+    """What a conversion writes that nothing happens to, and how many seconds it takes."""
     output = tmp_path_factory.mktemp("whole") / "m.pt"
+    warm.run([sys.executable, "-c", ""])  # imports torch
+    begin = time.monotonic()
     with kills.start(weights, output, ARCH) as process:
         _, errors = process.communicate()
     assert process.returncode == 0, errors
-    return output.read_bytes()
+    return output.read_bytes(), time.monotonic() - begin
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed: tuple[bytes, float]) -> bytes:
+    return undisturbed[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT"])
 @pytest.mark.parametrize("from_writing", [True, False])
 def test_a_killed_conversion_leaves_the_old_file_or_the_new_one(
-    tmp_path: Path, weights: Path, whole: bytes, name: str, from_writing: bool
+    tmp_path: Path, weights: Path, undisturbed: tuple[bytes, float], name: str, from_writing: bool
 ) -> None:
-    after = random.uniform(0, 0.05 if from_writing else 5)
+    whole, seconds = undisturbed
+    after = random.uniform(0, 0.05 if from_writing else seconds)
     output = tmp_path / "m.pt"
     found = kills.kill(weights, output, name, whole=whole, after=after, from_writing=from_writing, arch=ARCH)
     assert kills.is_good(found), found
@@ -62,10 +82,13 @@ from blurify.cli import signals
 from blurify.files import atomic
 signals.GRACE = float(sys.argv[3])
 def write(file):
-    file.write(b"half"); file.flush(); print("writing", flush=True)
+    file.write(b"half"); file.flush()
+    said = ["writing"]
     while True:
         try:
-            time.sleep(60)
+            while said:
+                print(said.pop(), flush=True)
+            time.sleep(0.1)  # Python looks for a signal before it sleeps, and one may come right behind that
         except KeyboardInterrupt:
             if sys.argv[2] == "raise":
                 raise
@@ -97,7 +120,7 @@ def stopped(output: Path, answer: str, name: str, grace: float = 1000) -> tuple[
     output.write_text("before")
     command = [sys.executable, "-c", WRITING, str(output), answer, str(grace)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=kills.heed
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
     ) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == "writing\n"
@@ -198,4 +221,4 @@ def test_a_conversion_may_replace_its_own_source(tmp_path: Path, weights: Path, 
 
 
 def limit(room: int) -> Callable[[], None]:
-    return lambda: kills.resource.setrlimit(kills.resource.RLIMIT_FSIZE, (room, room))
+    return functools.partial(kills.resource.setrlimit, kills.resource.RLIMIT_FSIZE, (room, room))

@@ -27,6 +27,8 @@ from blurify.errors import BlurifyError
 from blurify.files import checkpoints, opening, rebuilding
 from blurify.files.pickled import building
 from blurify.files.sources import ModelSource
+from blurify.graph import recorder
+from tests import warm
 
 FORMATS = [pytest.param({}, id="zip"), pytest.param({"_use_new_zipfile_serialization": False}, id="legacy")]
 
@@ -511,7 +513,9 @@ def test_outputs_that_double(tmp_path, capsys):
     refused(tmp_path / "x.pt", "shared")
 
 
-def test_a_forward_that_repeats_itself(tmp_path):
+def test_a_forward_that_repeats_itself(tmp_path, monkeypatch):
+    assert recorder.MAX_STEPS <= 200_000  # some ten seconds
+    monkeypatch.setattr(recorder, "MAX_STEPS", 10_000)
     block = nn.Sequential(*[nn.ReLU()] * 100)
     block = nn.Sequential(*[block] * 100)
     torch.save(nn.Sequential(nn.Conv2d(3, 4, 3, 2), *[block] * 30), tmp_path / "x.pt")
@@ -558,7 +562,7 @@ def test_what_is_missing_where_memory_is_short(tmp_path):
         "try: opening.open_model(sys.argv[1])\n"
         "except BlurifyError as error: print(error)\n"
     )
-    run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "x.pt")], capture_output=True, text=True)
+    run = warm.run([sys.executable, "-c", program, tmp_path / "x.pt"], capture_output=True, text=True)
     assert "not enough memory" in run.stdout and "damaged" not in run.stdout, run
 
 
@@ -648,12 +652,13 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from hostile import run
-run.torch.set_num_threads(1)
+run.import_everything()
 for line in sys.stdin:
     root = Path(line.rstrip("\\n"))
     for verb, *more in (["inspect"], ["convert", "-o", str(root / "out" / "y.pt")]):
         def work():
-            signal.alarm(run.SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, run.SECONDS)  # of the processor: others may need it, too
+            signal.alarm(20 * run.SECONDS)
             run.confine(root / verb, root / "here", root / "marker")
             return run.blurify_main([verb, str(root / "in" / "x.pt"), *more])
         print(os.waitstatus_to_exitcode(os.waitpid(run.start(work), 0)[1]), flush=True)
@@ -664,7 +669,7 @@ for line in sys.stdin:
 def reader():
     tests = Path(__file__).parents[1]
     command = [sys.executable, "-c", READ, str(tests)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with warm.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.stdin.close()
 

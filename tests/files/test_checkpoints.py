@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from torch import nn
 import blurify
 from blurify.errors import BlurifyError
 from blurify.files import checkpoints, opening, sources
+from tests import warm
 
 ARCH = "timm/resnet10t"
 
@@ -60,7 +60,7 @@ def test_round_trip_in_a_new_process(tmp_path, loaded, converted):
     x = torch.randn(1, 3, 65, 65)
     with torch.no_grad():
         torch.save((x, converted(x)), tmp_path / "xy.pt")
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", IN_A_NEW_PROCESS, str(tmp_path / "xy.pt"), *map(str, paths)],
         capture_output=True,
         text=True,

@@ -15,6 +15,7 @@ from torch import nn
 from blurify.errors import BlurifyError
 from blurify.files import opening
 from blurify.files.sources.own_file import import_source
+from tests import warm
 
 NET = """
 import enum
@@ -49,7 +50,7 @@ def saved(folder: Path, module: str, *, main: bool = False, weights: bool = Fals
     script = f"import torch; torch.manual_seed(0); model = Net(); torch.save({what}, {str(path)!r})"
     program = f"{NET}\n{script}" if main else f"from {module} import Net; {script}"
     (folder / "save.py").write_text(program)
-    subprocess.run([sys.executable, "save.py"], cwd=folder, check=True)
+    warm.run([sys.executable, "save.py"], cwd=folder, check=True)
     return path
 
 
@@ -157,7 +158,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line as its console script runs it: the working directory is not on the path."""
     program = "import sys; sys.argv[0] = 'blurify'; from blurify.cli import main; sys.exit(main())"
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(
+    return warm.run(
         [sys.executable, "-P", "-c", program, *arguments], cwd=folder, env=here, capture_output=True, text=True
     )
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
+import io
 import os
 import resource
 import shutil
@@ -58,11 +60,20 @@ class Result(NamedTuple):
     line: str
 
 
+def import_everything() -> None:
+    """Have the command line import what it needs when it is first used, so that no child has to."""
+    torch.set_num_threads(1)
+    with contextlib.redirect_stderr(io.StringIO()):
+        blurify_main(["inspect", os.devnull])
+    gc.collect()
+    gc.freeze()  # no child looks through all of it for what can be freed
+
+
 def prepare() -> None:
     """Import and make what all children share."""
-    torch.set_num_threads(1)
     templates.files()
     templates.models()
+    import_everything()
 
 
 def run(seeds: Iterable[int], jobs: int = 1) -> Iterator[Result]:

@@ -18,6 +18,7 @@ from blurify.tuning.distil import behind_the_blurs, distil
 from blurify.tuning.examples import Tensors
 from blurify.tuning.keeping import Kept
 from blurify.tuning.training import Step, Training
+from tests import warm
 from tests.tuning.networks import Small, pair, pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +146,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
         "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     workers = [
-        subprocess.Popen(
+        warm.Popen(
             [sys.executable, tmp_path / "worker.py", tmp_path / "result"],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
         )
