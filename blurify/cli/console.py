@@ -1,4 +1,7 @@
-"""What every command prints with: rich on a terminal, plain aligned text in a pipe, errors in one line on stderr."""
+"""What every command prints with: rich on a terminal, plain aligned text in a pipe, errors in one line on stderr.
+
+Rich is imported where it prints: what goes into a pipe needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from blurify.cli.signals import Stop
 from blurify.errors import BlurifyError, VerificationError
@@ -37,6 +34,9 @@ def on_terminal() -> bool:
 def say(line: str = "", style: str = "") -> None:
     """Print one line; the style counts on a terminal only."""
     if on_terminal():
+        from rich.console import Console
+        from rich.text import Text
+
         Console(highlight=False).print(Text(line, style=style))
     else:
         print(line)
@@ -65,6 +65,11 @@ def print_table(
         styles: one rich style a row.
     """
     if on_terminal():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, expand=False)
         for column in columns:
             table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -94,6 +99,9 @@ def working(what: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
+    from rich.console import Console
+    from rich.text import Text
+
     with Console(stderr=True).status(Text(what)):
         yield
 
@@ -112,6 +120,16 @@ def bar(name: str, prefix: str = "") -> Iterator[Callable[[str, int, int], None]
     if not sys.stderr.isatty():
         yield None
         return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(),
@@ -180,6 +198,9 @@ def print_error(message: str) -> None:
     """Print `error: ...` in one line on stderr."""
     line = " ".join(message.split())
     if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.text import Text
+
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text("error: ", style="bold red") + Text(line))
     else:
         print(f"error: {line}", file=sys.stderr)

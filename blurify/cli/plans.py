@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich.console import Console
-
 from blurify.cli import console
 from blurify.cli.drifting import drifts, print_drift
 from blurify.metrics.sizes import amount, dimensions
-from blurify.spec.alignment import in_words
-from blurify.spec.plan import Plan, Site
 
 if TYPE_CHECKING:
     from blurify.metrics.results import Estimate
+    from blurify.spec.plan import Plan, Site
 
 Shares: TypeAlias = "Mapping[str, Estimate]"
 """How much each site aliases, by its name."""
@@ -120,6 +117,8 @@ def _share(site: Site, shares: Shares | None, *, interval: bool) -> tuple[str, .
 
 def _drift(site: Site, drift: bool) -> tuple[str, ...]:
     """The cell of the column 'drift', if there is one: in input pixels."""
+    from blurify.spec.alignment import in_words
+
     return (in_words(site.drift).replace(" ", ""),) if drift else ()
 
 
@@ -151,6 +150,8 @@ def _print_plain(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool)
 
 def _print_rich(sites: tuple[Site, ...], shares: Shares | None, *, drift: bool) -> None:
     """On a terminal the width is scarce: shapes without the batch, and where the blur goes or why it does not."""
+    from rich.console import Console
+
     wide = Console().width >= 150
     aliasing = () if shares is None else ("aliasing",)
     columns = (
