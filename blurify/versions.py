@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 
 PACKAGES = ("blurify", "torch", "torchvision", "timm")
 """What a figure or a file of ours may depend on."""
@@ -12,6 +11,8 @@ PACKAGES = ("blurify", "torch", "torchvision", "timm")
 
 def version_of(package: str) -> str | None:
     """The installed version of a package; None where it is not installed, as blurify run from a checkout may be."""
+    from importlib import metadata  # slow to import, and most commands ask for no version
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

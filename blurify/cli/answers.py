@@ -17,7 +17,6 @@ from blurify.cli import console
 from blurify.cli.devices import find_device, memory_errors
 from blurify.cli.tables import Column, print_table, say_left_out
 from blurify.errors import BlurifyError
-from blurify.files.atomic import Folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,11 +61,15 @@ def adapt_command(model: str, output: str, options: Sequence[str]) -> str:
 
 def shown(output: Path) -> str:
     """A path as the user wrote it: of a directory with its slash."""
+    from blurify.files.atomic import Folder
+
     return f"{output}/" if isinstance(output, Folder) else str(output)
 
 
 def adapted_name(output: Path) -> str:
     """What the adapted model's file might be called: 'aa.pt' -> 'aa_adapted.pt'."""
+    from blurify.files.atomic import Folder
+
     endings = "".join(_endings(output.name))
     name = str(output.with_name(f"{output.name.removesuffix(endings)}_adapted{endings}"))
     return f"{name}/" if isinstance(output, Folder) else name

@@ -1,4 +1,7 @@
-"""What every command prints with: rich on a terminal, plain aligned text in a pipe, errors in one line on stderr."""
+"""What every command prints with: rich on a terminal, plain aligned text in a pipe, errors in one line on stderr.
+
+Rich is imported where it prints: what goes into a pipe needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 
 from blurify.cli.signals import Stop
 from blurify.errors import BlurifyError, VerificationError
@@ -35,6 +34,9 @@ def on_terminal() -> bool:
 def say(line: str = "", style: str = "") -> None:
     """Print one line; the style counts on a terminal only."""
     if on_terminal():
+        from rich.console import Console
+        from rich.text import Text
+
         Console(highlight=False).print(Text(line, style=style))
     else:
         print(line)
@@ -48,6 +50,9 @@ def print_json(data: Any) -> None:
 def say_whole(line: str, style: str = "") -> None:
     """Print one line that is laid out already, or to be copied: it is not wrapped here."""
     if on_terminal():
+        from rich.console import Console
+        from rich.text import Text
+
         Console(highlight=False, soft_wrap=True).print(Text(line, style=style))
     else:
         print(line)
@@ -65,6 +70,9 @@ def working(what: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
+    from rich.console import Console
+    from rich.text import Text
+
     with Console(stderr=True).status(Text(what)):
         yield
 
@@ -83,6 +91,16 @@ def bar(name: str, prefix: str = "") -> Iterator[Callable[[str, int, int], None]
     if not sys.stderr.isatty():
         yield None
         return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(),
@@ -151,6 +169,9 @@ def print_error(message: str) -> None:
     """Print `error: ...` in one line on stderr."""
     line = " ".join(message.split())
     if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.text import Text
+
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text("error: ", style="bold red") + Text(line))
     else:
         print(f"error: {line}", file=sys.stderr)

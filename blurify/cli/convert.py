@@ -12,7 +12,6 @@ from blurify.cli import answers, carried, console, drifting, next_steps, options
 from blurify.cli.devices import find_device, memory_errors
 from blurify.cli.filtering import Filters, with_filters
 from blurify.errors import BlurifyError
-from blurify.files.atomic import Folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,6 +104,7 @@ def convert(
     formats.for_writing(output).check_target(output, force=force)  # before the work, so that none is wasted
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
+        from blurify.files.atomic import Folder
         from blurify.graph.supplying import supplied
         from blurify.spec.recipes import load_recipe
 

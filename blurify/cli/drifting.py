@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from blurify.cli import console
-from blurify.spec.alignment import in_words
-from blurify.spec.plan import Plan
+
+if TYPE_CHECKING:
+    from blurify.spec.plan import Plan
 
 _DENSE = "its outputs have positions (masks, boxes, keypoints, maps)"
 
@@ -22,6 +25,8 @@ def print_drift(plan: Plan) -> None:
 
 def drift_lines(plan: Plan) -> list[str]:
     """The same, a line each."""
+    from blurify.spec.alignment import in_words
+
     alignment = plan.alignment
     if not plan.converted:
         return []

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from blurify.cli import console
-from blurify.spec.plan import Plan
+
+if TYPE_CHECKING:
+    from blurify.spec.plan import Plan
 
 
 def after_inspect(model: str, recipe: Sequence[str], how: Sequence[str], plan: Plan) -> None:

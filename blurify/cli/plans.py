@@ -11,11 +11,10 @@ from blurify.cli import console
 from blurify.cli.drifting import drifts, print_drift
 from blurify.cli.tables import Column, print_table, say_left_out
 from blurify.metrics.sizes import amount, bytes_line, dimensions, file_size
-from blurify.spec.alignment import in_words
-from blurify.spec.plan import Plan, Site
 
 if TYPE_CHECKING:
     from blurify.metrics.results import Estimate
+    from blurify.spec.plan import Plan, Site
 
 Shares: TypeAlias = "Mapping[str, Estimate]"
 """How much each site aliases, by its name."""
@@ -135,6 +134,8 @@ def _share(site: Site, shares: Shares | None, *, interval: bool) -> tuple[str, .
 
 def _drift(site: Site, drift: bool) -> tuple[str, ...]:
     """The cell of the column 'drift', if there is one: in input pixels."""
+    from blurify.spec.alignment import in_words
+
     return (in_words(site.drift).replace(" ", ""),) if drift else ()
 
 

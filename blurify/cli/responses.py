@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blurify.cli import console
-from blurify.spec.plan import Plan
-from blurify.spec.responses import UsedFilter, filters_of
+
+if TYPE_CHECKING:
+    from blurify.spec.plan import Plan
+    from blurify.spec.responses import UsedFilter
 
 _MOST_TAPS = 32
 
 
 def print_filters(plan: Plan) -> None:
     """Each filter that the plan uses: its taps and its frequency response, a few lines each."""
+    from blurify.spec.responses import filters_of
+
     found = filters_of(plan)
     if not found:
         console.say("no filters: nothing is blurred")
@@ -43,6 +47,8 @@ def lines(used: UsedFilter) -> list[str]:
 
 def as_json(plan: Plan) -> list[dict[str, Any]]:
     """The same for JSON."""
+    from blurify.spec.responses import filters_of
+
     return [
         {**used.response.to_dict(), "padding": used.padding, "sites": list(used.sites)} for used in filters_of(plan)
     ]

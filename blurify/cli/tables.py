@@ -7,8 +7,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from blurify.cli import console
 
 PIPED_WIDTH = 120
@@ -38,6 +36,8 @@ class Column:
 def width() -> int:
     """How wide lines may be: the terminal's width; in a pipe COLUMNS, else `PIPED_WIDTH`."""
     if console.on_terminal():
+        from rich.console import Console
+
         return Console().width
     given = os.environ.get("COLUMNS", "")
     return int(given) if given.isdigit() and int(given) > 0 else PIPED_WIDTH

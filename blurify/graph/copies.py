@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -89,20 +91,78 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
         BlurifyError: something in the model can't be copied.
     """
     memo = dict(memo or {})
-    for module in model.modules():
-        for value in vars(module).values():
-            # A dozen empty dicts of hooks a module are most of what a deep copy copies; the memo is quicker.
-            if type(value) in (dict, OrderedDict, set, list) and not value:
-                memo[id(value)] = type(value)()
-            # The product that torch.nn.utils.weight_norm keeps; deepcopy refuses it, and each forward makes it anew.
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach()
     try:
+        _copy_plain_modules(model, memo)
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise BlurifyError(
             f"the model can't be copied ({type(error).__name__}: {error}): make copy.deepcopy(model) work"
         ) from error
+
+
+def _copy_plain_modules(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Put copies of the modules into a deep copy's memo: of those that say nothing of how they are copied.
+
+    `copy.deepcopy` would make the same of them, but looks at each number in them: a dozen dicts of hooks a module.
+    """
+    plain: list[tuple[nn.Module, nn.Module]] = []
+    known: dict[type, bool] = {}
+    for module in model.modules():
+        cls = type(module)
+        if cls not in known:
+            known[cls] = _is_copied_plainly(cls)
+        if known[cls] and id(module) not in memo:
+            plain.append((module, cls.__new__(cls)))
+            memo[id(module)] = plain[-1][1]
+        else:
+            for value in vars(module).values():
+                _without_graph(value, memo)
+    for module, copied in plain:
+        copied.__setstate__({name: _copied(value, memo) for name, value in module.__getstate__().items()})
+
+
+def _is_copied_plainly(cls: type[nn.Module]) -> bool:
+    """Whether a copy of an instance is a new instance with a copy of its `__dict__`."""
+    own = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
+    return (
+        cls.__reduce_ex__ is object.__reduce_ex__
+        and cls.__reduce__ is object.__reduce__
+        and cls.__getstate__ is nn.Module.__getstate__  # which leaves out what was compiled
+        and cls.__new__ is object.__new__
+        and cls not in copyreg.dispatch_table
+        and not any(hasattr(cls, name) for name in own)
+        and not any("__slots__" in vars(base) for base in cls.__mro__)
+    )
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy of an attribute."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is dict:
+        made = memo[id(value)] = {}
+        for key, item in value.items():
+            made[key if type(key) is str else copy.deepcopy(key, memo)] = _copied(item, memo)
+        return made
+    if kind in (OrderedDict, set, list) and not value:
+        memo[id(value)] = kind()
+        return memo[id(value)]
+    if kind is tuple and all(type(item) in _ATOMS for item in value):
+        return value
+    _without_graph(value, memo)
+    return copy.deepcopy(value, memo)
+
+
+_ATOMS = frozenset({int, float, bool, str, bytes, type(None), type, FunctionType, BuiltinFunctionType, torch.dtype})
+
+
+def _without_graph(value: Any, memo: dict[int, Any]) -> None:
+    # The product that torch.nn.utils.weight_norm keeps; deepcopy refuses it, and each forward makes it anew.
+    if isinstance(value, Tensor) and not value.is_leaf:
+        memo[id(value)] = value.detach()
 
 
 def sharing_copy(model: nn.Module, instead: dict[int, Any] | None = None) -> nn.Module:

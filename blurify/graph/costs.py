@@ -20,11 +20,21 @@ class MultiplyAdds(TorchDispatchMode):
 
     Attributes:
         total: what was counted.
+        is_counting: whether it is active.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+        self.is_counting = False
+
+    def __enter__(self) -> Any:
+        self.is_counting = True
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.is_counting = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -47,6 +57,5 @@ class MultiplyAdds(TorchDispatchMode):
         self.total += count * sum(weight.numel() for weight in weights if weight.ndim == 2)
 
 
-def runs_recurrent(func: Callable[..., Any]) -> bool:
-    """Whether a torch call is an LSTM, whose meta kernel is slow and not run."""
-    return func is torch._VF.lstm  # type: ignore[attr-defined]
+LSTM: Callable[..., Any] = torch._VF.lstm  # type: ignore[attr-defined]
+"""The torch call of an LSTM, whose meta kernel is slow and not run."""

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from blurify.errors import BlurifyError
 from blurify.graph.copies import copy_model, device_of, meta_copy, to_meta
-from blurify.graph.costs import MultiplyAdds, runs_recurrent
+from blurify.graph.costs import LSTM, MultiplyAdds
 from blurify.graph.quiet import quietly
 from blurify.graph.shapes import on_meta, writes
 from blurify.graph.structure import Inputs, map_tensors, tensors_in
@@ -125,7 +125,7 @@ MAX_STEPS = 200_000
 class Recorder(TorchFunctionMode):
     """Writes each torch call of one forward into a graph."""
 
-    def __init__(self, model: nn.Module, meta: bool = True, *, run: Callable[..., Any] = on_meta) -> None:
+    def __init__(self, model: nn.Module, meta: bool = True, *, run: Callable[..., Any] | None = None) -> None:
         super().__init__()
         self.graph = Graph()
         self.calls: list[Call] = []
@@ -159,8 +159,11 @@ class Recorder(TorchFunctionMode):
         self._step()
         if self._meta:
             try:
-                out = self._run(func, args, kwargs)
-                if runs_recurrent(func):
+                if self._run is None:
+                    out = on_meta(func, args, kwargs, self.costs)
+                else:
+                    out = self._run(func, args, kwargs)
+                if func is LSTM:
                     self.costs.add_recurrent(args[0], args[2])
             except RuntimeError as error:
                 if not _of_meta(error):
@@ -177,7 +180,7 @@ class Recorder(TorchFunctionMode):
                 # returns in its place; give the result another identity to tell the two apart.
                 self._stale.add(id(out))
                 self._keep(out, node)
-                with torch._C.DisableTorchFunction():
+                with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
                     out = out.view_as(out)
             self._keep(out, node)
         elif func in _SIZES and id(args[0]) in self._nodes:
@@ -460,7 +463,7 @@ def _trace(model: nn.Module, inputs: Inputs, training: bool, count: bool, *, met
         model,
         (args, kwargs),
         real=not meta,
-        macs=recorder.costs.total,
+        macs=recorder.costs.total if count else 0,
         strides_read=frozenset(read),
     )
 

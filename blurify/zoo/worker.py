@@ -33,16 +33,14 @@ def main() -> None:
     for name in told["preload"]:
         __import__(name)
     _limit_memory(told["memory"])
-    gc.collect()
-    gc.freeze()  # what is imported stays: the collection after each model looks at that model only
+    _forget()
     pipe.say({"ready": True})
     while (message := pipe.hear()) is not None:
         task = Task(**message)
         gc.disable()  # building and tracing make many objects that all live to the end
         record = carry_out(task, storage)
         gc.enable()
-        gc.collect()
-        _give_back_memory()
+        _forget()
         pipe.say({"record": record})
 
 
@@ -55,6 +53,13 @@ def _limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (used + limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def _give_back_memory() -> None:
+def _forget() -> None:
+    """Free what the last model left, and give the memory back.
+
+    What stays is code, the syntax trees of code and the like, more with every library that a model loads: the next
+    collection is not to look through a million objects for what one model left.
+    """
+    gc.collect()
+    gc.freeze()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
