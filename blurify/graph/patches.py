@@ -67,8 +67,7 @@ def windows_of(node: Node, name_of: Any) -> tuple[tuple[int, ...], tuple[int, ..
         None where it is itself chained to another one, or is called in a form of its own.
     """
     if node.target is F.unfold:
-        names = ("input", "kernel_size", "dilation", "padding", "stride")
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        given = _given(node)
         kernel, stride = (_pair(given.get(key, 1)) for key in ("kernel_size", "stride"))
         return ((2, 3), kernel, stride) if len(given["input"].meta["shape"]) == 4 else None
     if _is_windowing(node.args[0], name_of):
@@ -84,6 +83,12 @@ def windows_of(node: Node, name_of: Any) -> tuple[tuple[int, ...], tuple[int, ..
         current = next(iter(current.users)) if len(current.users) == 1 else None
     dims = tuple(sorted(steps))
     return dims, tuple(steps[dim][0] for dim in dims), tuple(steps[dim][1] for dim in dims)
+
+
+def _given(node: Node) -> dict[str, Any]:
+    """The arguments of `F.unfold` by name."""
+    names = ("input", "kernel_size", "dilation", "padding", "stride")
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
 def _is_windowing(node: Any, name_of: Any) -> bool:
@@ -165,8 +170,7 @@ def _is_folded(node: Node, name_of: Any) -> bool:
 
 def _windowed(shape: Sequence[int], dims: Sequence[int], node: Node) -> _View:
     """What `F.unfold` gives: the windows of (N, C, H, W) as (N, C * k * k, L)."""
-    names = ("input", "kernel_size", "dilation", "padding", "stride")
-    named = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    named = _given(node)
     defaults = {"kernel_size": 1, "dilation": 1, "padding": 0, "stride": 1}
     given = zip(dims, *(_pair(named.get(key, one)) for key, one in defaults.items()), strict=True)
     inside, outside = [], []
