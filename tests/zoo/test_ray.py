@@ -23,7 +23,6 @@ from tests.zoo.object_store import left_in, object_store
 ray = pytest.importorskip("ray", reason="Ray has no wheel for this Python or system: pip install 'blurify[ray]'")
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Ray's clusters of several nodes are for Linux and macOS"),
-    pytest.mark.xdist_group("ray"),  # one cluster is enough for a machine
 ]
 
 MODELS = "python:tests.zoo.models"

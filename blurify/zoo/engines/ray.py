@@ -22,10 +22,11 @@ import blurify
 from blurify.errors import BlurifyError
 from blurify.zoo.engines.base import Begins, Ended, Event, Site, Tick
 from blurify.zoo.engines.child import Child
-from blurify.zoo.engines.local import START_SECONDS, TICK
+from blurify.zoo.engines.local import TICK
 from blurify.zoo.settings import Settings
 from blurify.zoo.task import Task
 
+_CONNECTING = 180.0  # seconds to import Ray, to connect to a cluster and to send it what nodes need
 _FAREWELL = 5.0  # seconds that the driver has to let the cluster go
 
 
@@ -90,14 +91,14 @@ class Ray:
 
     def _heard(self, driver: Child) -> Iterator[dict[str, Any]]:
         if not self.selector.select(TICK):
-            if not self.connected and time.monotonic() - self.begin > START_SECONDS:
-                raise BlurifyError(f"the Ray cluster did not answer in {START_SECONDS:.0f} s: see that it runs")
+            if not self.connected and time.monotonic() - self.begin > _CONNECTING:
+                raise BlurifyError(f"the Ray cluster did not answer in {_CONNECTING:.0f} s: see that it runs")
             return
         try:
             messages = list(driver.hear())
         except EOFError:
             driver.ends_by_itself(_FAREWELL)
-            driver.kill("it closed the pipe to its parent")
+            driver.kill("its head does not answer any more")
             raise BlurifyError(
                 f"the Ray cluster was lost ({driver.cause_of_death()}): run the same again once it is back; what is "
                 "done is kept"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
+import socket
 import time
 from collections import Counter, deque
 from typing import Any
@@ -21,6 +23,7 @@ from blurify.zoo.settings import GIB
 from blurify.zoo.task import Task, unfinished
 
 _LATE = 120.0  # seconds beyond its time after which a post that does not answer counts as lost
+_KNOCK = 20.0  # seconds that a machine has to take a connection
 _COUNT = 2.0  # seconds between two looks at how large the cluster is
 
 
@@ -31,7 +34,9 @@ def main() -> None:
         _connect(pipe.told)
         pipe.say({"connected": True})
         try:
-            _Driver(pipe).work()
+            import ray
+
+            Driver(pipe, ray).work()
         finally:
             _disconnect()
     except BlurifyError as error:
@@ -39,10 +44,13 @@ def main() -> None:
 
 
 def _connect(told: dict[str, Any]) -> None:
-    import ray
-
-    address = told["address"] or "auto"
+    address = told["address"] or os.environ.get("RAY_ADDRESS") or "auto"
+    if address == "local":  # all of the cluster is this run's: its workers are as nice as those of the other engine
+        os.environ.setdefault("RAY_worker_niceness", "0")
     try:
+        import ray
+
+        _knock(address)
         ray.init(
             address=address,
             runtime_env={"py_modules": told["modules"], "excludes": ["**/__pycache__"]},
@@ -50,11 +58,22 @@ def _connect(told: dict[str, Any]) -> None:
             logging_level=logging.ERROR,
         )
     except Exception as error:  # of many kinds: nothing there, another version, a runtime environment of a job
-        where = f"at {told['address']}" if told["address"] else "(RAY_ADDRESS, or one that runs on this machine)"
+        where = f"at {address}" if address != "auto" else "on this machine"
         raise BlurifyError(
-            f"no Ray cluster can be used {where}: {one_line(error, 200)}: start one (ray start --head), or name one "
-            "with --engine-address HOST:PORT; 'local' starts one here for this run"
+            f"no Ray cluster can be used {where} ({one_line(error, 200).rstrip('.')}): start one (ray start --head), "
+            "or name one with --engine-address HOST:PORT or RAY_ADDRESS; 'local' starts one here for this run"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """See that somebody is at an address: Ray itself would wait for minutes.
+
+    Raises:
+        OSError: nobody is.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
 
 
 def _disconnect() -> None:
@@ -83,12 +102,16 @@ class _Place:
         self.begin = time.monotonic()
 
 
-class _Driver:
+class Driver:
     """All posts of a run."""
 
-    def __init__(self, pipe: Pipe) -> None:
-        import ray
+    def __init__(self, pipe: Pipe, ray: Any) -> None:
+        """Nothing is asked of the cluster yet.
 
+        Args:
+            pipe: to the run.
+            ray: the module, connected.
+        """
         told = pipe.told
         self.ray, self.pipe = ray, pipe
         self.jobs, self.retries, self.node = told["jobs"], told["retries"], told["node"]

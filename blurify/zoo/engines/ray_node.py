@@ -21,7 +21,7 @@ class Post:
         Args:
             told: 'timeout' in seconds, 'memory' in bytes or None, 'storage' and 'token' as in `Site`.
         """
-        # A user's module is looked for in the working directory first where that is nowhere on the path: here it is
+        # A user's module is looked for in the working directory first where that is nowhere on the path. Here it is
         # that of whoever started the node, and what was sent comes before it.
         sys.path.append(os.getcwd())
         self.site = Site(told["storage"], told["token"], lock=None)
