@@ -97,7 +97,7 @@ def test_inspect_prints_one_plain_line_a_site(capsys: pytest.CaptureFixture[str]
     assert captured.err == ""
     assert captured.out.isascii() and "\x1b" not in captured.out
     lines = captured.out.splitlines()
-    assert len(lines) == 2 + len(SITES) + 5
+    assert len(lines) == 2 + len(SITES) + 6
     assert lines.pop().startswith("next: blurify convert small -o OUT")
     assert "blurify adapt small --data DIR" in lines.pop()
     assert "--recipe aligned" in lines.pop() and lines.pop().startswith("drift: ")
