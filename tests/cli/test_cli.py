@@ -102,9 +102,9 @@ def test_inspect_prints_one_plain_line_a_site(capsys: pytest.CaptureFixture[str]
     assert "blurify adapt small --data DIR" in lines.pop()
     assert "--recipe aligned" in lines.pop() and lines.pop().startswith("drift: ")
     assert re.fullmatch(r"a forward writes .* -> .*, a training step keeps .* -> .* for its backward", lines.pop())
-    assert lines[1].split()[:7] == ["site", "action", "kind", "k/s", "rule", "+macs", "drift"]
+    assert lines[1].split()[:7] == ["site", "action", "kind", "k/s", "rule", "+macs", "+kept"]
     assert [line.split()[0] for line in lines[2:-1]] == list(SITES)
-    assert lines[2].split()[1:7] == ["blur", "maxpool", "2/2", "maxpool", "+32.8k", "0.5"]
+    assert lines[2].split()[1:7] == ["blur", "maxpool", "2/2", "maxpool", "+32.8k", "-16.4kB"]
     assert lines[-1].startswith("2 sites")
 
 

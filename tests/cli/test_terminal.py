@@ -23,7 +23,8 @@ WIDTHS = (80, 120)
 def on_terminal(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     """What a terminal of each width shows: of a spinner, what is left of it at the end."""
     ours, theirs = pty.openpty()
-    child = _start(tmp_path_factory.mktemp("terminal"), [str(width) for width in WIDTHS], theirs)
+    folder = tmp_path_factory.mktemp("terminal")
+    child = _start(folder, [str(width) for width in WIDTHS], theirs)
     os.close(theirs)
     pieces = []
     while True:
@@ -35,7 +36,8 @@ def on_terminal(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
             break
         pieces.append(piece)
     os.close(ours)
-    assert child.wait(timeout=300) == 0, child.stderr
+    assert child.wait(timeout=300) == 0
+    assert (folder / "errors").read_text() == ""
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(pieces).decode()).replace("\r\n", "\n")
     parts = re.split(r"^##### (\d+)\n", shown, flags=re.MULTILINE)
     return {int(width): text for width, text in zip(parts[1::2], parts[2::2], strict=True)}
@@ -43,9 +45,11 @@ def on_terminal(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 
 @pytest.fixture(scope="module")
 def piped(tmp_path_factory: pytest.TempPathFactory) -> str:
-    child = _start(tmp_path_factory.mktemp("pipe"), ["pipe"], subprocess.PIPE)
+    folder = tmp_path_factory.mktemp("pipe")
+    child = _start(folder, ["pipe"], subprocess.PIPE)
     shown, _ = child.communicate(timeout=300)
     assert child.returncode == 0
+    assert (folder / "errors").read_text() == ""
     return shown.decode().partition("\n")[2]
 
 
@@ -54,7 +58,7 @@ def _start(folder: Path, widths: list[str], out: int) -> subprocess.Popen[bytes]
     paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, HERE / "on_a_terminal.py", folder, *widths],
-        stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL, cwd=folder,
+        stdin=subprocess.DEVNULL, stdout=out, stderr=(folder / "errors").open("wb"), cwd=folder,
         env={**environment, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )  # fmt: skip
 
