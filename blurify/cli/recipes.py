@@ -39,4 +39,5 @@ def recipes(
         console.print_json([{"name": one.name, "description": one.description} for one in found])
         return
     rows = [(one.name, one.description + (" (the default)" if one.name == DEFAULT else "")) for one in found]
-    print_table((Column("recipe"), Column("what it does", prose=True)), rows)
+    columns = (Column("recipe"), Column("what it does", prose=True))
+    print_table(columns, rows, wide=not console.on_terminal())

@@ -105,7 +105,9 @@ class Options:
                 if any(site.action == "skip" for site in sites):
                     continue
                 gain = sum(_by_rule(site) for site in sites)
-                macs = sum(site.extra_macs for site in sites)
+                # A blur that others share in this form is counted where it stands first: here it may stand alone.
+                paths = {path for site in sites for path in site.blur_paths}
+                macs = sum(site.extra_macs for site in there.values() if paths & set(site.blur_paths))
                 # Else it is the same form, by another name.
                 if gain > 0 and (gain, macs) not in [(one.gain, one.macs) for one in known]:
                     known.append(Option({site.name: form for site in sites}, gain, macs))

@@ -96,7 +96,7 @@ def test_convert_adapts_and_writes_the_adapted_model(
     assert "NOT READY FOR USE" not in text and text.count("identity: ") == (0 if verify else 1)
     assert text.count("not verified (--no-verify)") == (1 if verify else 0)
     order = [next(n for n, line in enumerate(lines) if line.startswith(start)) for start in (
-        "blur ", "converted: ", "on 8 pictures", "wrote ", "next: blurify measure net ",
+        "site ", "converted: ", "on 8 pictures", "wrote ", "next: blurify measure net ",
     )]  # fmt: skip
     assert order == sorted(order) and len(set(lines)) == len(lines)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aa.pt", "photos"]  # no state is left behind

@@ -99,7 +99,8 @@ def test_there_is_no_warning_where_nothing_is_lost(
 
 
 def test_inspect_says_so_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
-    last = out_of(capsys, "inspect", "net", *SHAPE).splitlines()[-1]
+    *_, last, then = out_of(capsys, "inspect", "net", *SHAPE).splitlines()
+    assert then.startswith("next: blurify convert net -o OUT")
     assert "not enough" in last and last.endswith("blurify adapt net --data DIR -o OUT")
     data = json.loads(out_of(capsys, "inspect", "net", "--json", *SHAPE))
     assert data["adapt"] == "blurify adapt net --data DIR -o OUT" and data["answers"] is None

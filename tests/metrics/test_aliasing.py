@@ -322,7 +322,8 @@ INSPECT = ["inspect", "torchvision/squeezenet1_1", "--random", "--input-shape", 
 def test_inspect_ranks_sites_by_their_aliasing(folder, capsys):
     assert cli.main([*INSPECT, "--data", str(folder), "--images", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:3] == ["site", "aliasing", "kind"]
+    assert lines[1].split()[:3] == ["site", "aliasing", "action"]
+    assert lines.pop().startswith("next: blurify convert")
     assert "4 pictures" in lines.pop()
     lines = [line for line in lines if not line.startswith(("drift: ", "a forward writes "))]
     sites = [line.split() for line in lines[2:-2]]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ def object_store() -> Iterator[Any]:
     }  # fmt: skip
     with mock.patch.dict(os.environ, ours):
         try:
+            # All servers of a process have the same buckets.
+            urllib.request.urlopen(
+                urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+            ).close()
             files = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
             files.mkdir("bucket")
             yield files

@@ -28,9 +28,9 @@ from blurify import zoo
 from blurify.cli import main
 from blurify.errors import BlurifyError
 from blurify.graph.inputs import given_inputs
-from blurify.zoo import batch
 from blurify.zoo import names as zoo_names
 from blurify.zoo import task as zoo_task
+from blurify.zoo.engines import child
 from blurify.zoo.journal import Directory
 from blurify.zoo.settings import Settings
 from tests import warm
@@ -43,7 +43,7 @@ RANDOM = Settings(pretrained=False)
 @pytest.fixture(autouse=True)
 def workers_are_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a process that has imported torch."""
-    monkeypatch.setattr(batch, "subprocess", warm)
+    monkeypatch.setattr(child, "subprocess", warm)
 
 
 # --- models that worker processes make
