@@ -62,7 +62,7 @@ bench: $(DEV) ## time and memory of converted models, against the published ones
 	$(BIN)/python benchmarks/models.py --rounds 3 --out benchmarks/models.json
 	$(BIN)/python benchmarks/consistency.py --out benchmarks/consistency.json
 
-evidence: $(DEV) ## train small networks, aliased and anti-aliased; writes docs/evidence.md (about half an hour)
+evidence: $(DEV) ## train small networks, aliased and anti-aliased; writes docs/evidence.md (about an hour)
 	$(BIN)/python benchmarks/evidence.py -j $(JOBS)
 
 evidence-real: $(DEV) ## convert and adapt real trained networks; fetches some 500 MB; writes docs/evidence-real.md
