@@ -401,7 +401,8 @@ def test_alternatives_are_paired_with_both_over_the_seeds_that_they_have() -> No
         {
             "family": "VGG", "seed": seed, "arm": arm,
             "figures": figures(
-                consistency=value, accuracy=accuracy[arm][seed], circular_consistency=rolled[arm][seed]
+                consistency=value, accuracy=accuracy[arm][seed], circular_consistency=rolled[arm][seed],
+                flip_rate=0.6 if arm == "aps" else 0.5, worst_steady=0.6 if arm == "aps" else 0.5,
             ),
         }
         for arm, values in consistency.items() for seed, value in enumerate(values)
@@ -427,7 +428,8 @@ def test_alternatives_are_paired_with_both_over_the_seeds_that_they_have() -> No
     assert (
         "- **APS**: consistency higher than the default's in 1 of 1 (VGG +1.00 ± 0.00); accuracy lower than the "
         "default's in 1 of 1 (VGG -19.50 ± 6.35); consistency higher than the aliased network's in 1 of 1 (VGG +10.50 "
-        "± 6.35); accuracy lower than the aliased network's in 1 of 1 (VGG -10.00 ± 0.00)."
+        "± 6.35); accuracy lower than the aliased network's in 1 of 1 (VGG -10.00 ± 0.00); better "
+        "than the default: VGG's steady +10.00 ± 0.00; worse than the default: VGG's flip rate +10.00 ± 0.00."
     ) in text
     assert "Of its 6 aliased and default ones 1 have the figures of those above" in text
     assert "(blurify 3,\ntorch 2; 1 s of training" in text and "what differs" not in text  # no control was trained
