@@ -65,7 +65,7 @@ bench: $(DEV) ## time and memory of converted models, against the published ones
 costs: $(DEV) ## what a conversion costs, predicted and measured on twelve models; writes docs/costs.md
 	$(BIN)/python benchmarks/costs.py --out benchmarks/costs.json --page docs/costs.md
 
-evidence: $(DEV) ## train small networks, aliased and anti-aliased; writes docs/evidence.md (about half an hour)
+evidence: $(DEV) ## train small networks, aliased and anti-aliased; writes docs/evidence.md (about an hour)
 	$(BIN)/python benchmarks/evidence.py -j $(JOBS)
 
 evidence-real: $(DEV) ## convert and adapt real trained networks; fetches some 500 MB; writes docs/evidence-real.md

@@ -9,6 +9,14 @@ a canvas, with several seeds, in five arms:
     finetuned     the first, converted, trained for as many more epochs on the same pictures
     adapted       the first, converted, taught by the first (blurify.adapt) on pictures without labels; half the seeds
 
+and, for half the seeds, each converted before training as `antialiased` is, in alternatives to the default recipe:
+
+    taps3         3 taps, [1 2 1], in place of 4
+    flat          the recipe flat: 7 taps that keep what lies below the new Nyquist frequency
+    flc           the recipe flc: the ideal low-pass, in the Fourier domain
+    aps           the recipe aps: 3 taps, then the phase with the largest norm; all convolutions pad circularly
+    circular      the control of that: as aps, but subsampled at the first sample
+
 What each does on held-out digits is measured with blurify.metrics. Trained weights, and one JSON line for each network
 measured, are kept in .cache/evidence, under a hash of the settings, torch's version, training/ and the metrics' files:
 a run that was stopped goes on where it was, and a change of the metrics trains nothing again. After any other change
@@ -18,6 +26,7 @@ a run that was stopped goes on where it was, and a change of the metrics trains 
     python benchmarks/evidence.py --check    exit code 1 where the page is not what the JSON says
     python benchmarks/evidence.py --pilot    how the settings were found: aliased networks only, seeds of their own
     python benchmarks/evidence.py --adapted  only what is adapted, with its originals; the JSON keeps what else it holds
+    python benchmarks/evidence.py --alternatives    only the alternatives, with what they are compared with; likewise
 """
 
 from __future__ import annotations
@@ -35,6 +44,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,9 +59,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import blurify
 from benchmarks import evidence_page
 from blurify import metrics
+from blurify.metrics.circular import circular_padding
 from blurify.metrics.consistency import consistency
 from blurify.metrics.stability import stability
 from blurify.metrics.worst_case import worst_case
+from blurify.spec.recipes import load_recipe
 from blurify.tuning.examples import Augmentation
 from training import digits
 from training.families import FAMILIES
@@ -62,6 +74,7 @@ DATA = ROOT / "benchmarks" / "evidence.json"
 SEEDS = tuple(range(10))
 PILOT_SEEDS = (1000, 1001)
 ADAPTED_SEEDS = SEEDS[:5]
+ALTERNATIVE_SEEDS = SEEDS[:5]
 PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
 
 SETTINGS: dict[str, Any] = {
@@ -112,13 +125,38 @@ PILOT: tuple[dict[str, dict[str, Any]], ...] = (
     {"training": {"epochs": 16}, "data": {"noise": 0.2}},
 )
 
-ARMS: dict[str, dict[str, Any]] = {
-    "aliased": {"converted": False, "after": None},
-    "antialiased": {"converted": True, "after": None},
-    "control": {"converted": False, "after": "aliased"},
-    "finetuned": {"converted": True, "after": "aliased"},
-    "adapted": {"converted": True, "after": "aliased"},
+
+@dataclass(frozen=True)
+class Arm:
+    """How the networks of an arm come about.
+
+    Attributes:
+        recipe: what blurify converts it by: a name, or a mapping as `blurify.convert` takes it; None: not converted.
+        after: the arm whose trained weights it starts from; None: it is trained from its initial weights.
+        circular: every convolution pads with the other side of the map, from the first step of training on.
+    """
+
+    recipe: str | Mapping[str, Any] | None = None
+    after: str | None = None
+    circular: bool = False
+
+
+DEFAULT = "zhang2019"
+ARMS: dict[str, Arm] = {
+    "aliased": Arm(),
+    "antialiased": Arm(DEFAULT),
+    "control": Arm(after="aliased"),
+    "finetuned": Arm(DEFAULT, after="aliased"),
+    "adapted": Arm(DEFAULT, after="aliased"),
+    "taps3": Arm({"filter": {"size": 3}}),
+    "flat": Arm("flat"),
+    "flc": Arm("flc"),
+    # The recipe aps but for [sampling]: what the choice of the phase does, and what the padding does.
+    "circular": Arm({"filter": {"size": 3, "padding": "circular"}, "conv": {"stem": "convert"}}, circular=True),
+    "aps": Arm("aps", circular=True),
 }
+BASE = evidence_page.BASE
+ALTERNATIVES = tuple(evidence_page.ALTERNATIVES)
 
 Run = dict[str, Any]
 
@@ -262,12 +300,16 @@ def adapt(family: str, seed: int, settings: Mapping[str, Any], start: Mapping[st
 
 
 def network(family: str, arm: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
-    """A network as an arm has it: converted or not."""
+    """A network as an arm has it: converted or not, padded circularly or not."""
     model = FAMILIES[family]()
+    if ARMS[arm].circular:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.padding_mode = "circular"
     if weights is not None:
         model.load_state_dict(weights)
-    if ARMS[arm]["converted"]:
-        model = blurify.convert(model, example_inputs=example_inputs(settings))
+    if ARMS[arm].recipe is not None:
+        model = blurify.convert(model, ARMS[arm].recipe, example_inputs=example_inputs(settings))
     return model.to(memory_format=torch.channels_last)  # quicker on a CPU
 
 
@@ -287,6 +329,8 @@ def measure(model: nn.Module, pictures: metrics.TensorPictures, settings: Mappin
     some = metrics.TensorPictures(pictures.canvases[:: how["every"]], pictures.labels[:: how["every"]], pictures.name)
     steady = stability(subject, some, frames=how["frames"], severities=how["severities"])
     worst = worst_case(subject, some, rotations=how["rotations"])
+    with circular_padding(model):
+        rolls = [consistency(subject, pictures, seed=seed, circular=True) for seed in range(how["crop_seeds"])]
     mean = statistics.fmean
     figures = {
         "accuracy": crops[0].accuracy.value,
@@ -297,6 +341,8 @@ def measure(model: nn.Module, pictures: metrics.TensorPictures, settings: Mappin
         "corruption_accuracy": mean(one.value for found in steady.corruptions for one in found.accuracy),
         "worst_accuracy": worst.worst.value,
         "worst_steady": worst.steady.value,
+        "circular_consistency": mean(found.agreement.value for found in rolls),
+        "circular_change": mean(found.pixel_change.value for found in rolls),
         **{f"flip_rate {found.perturbation}": found.rate.value for found in steady.flip_rates},
         **{f"accuracy {found.corruption}": mean(one.value for one in found.accuracy) for found in steady.corruptions},
     }
@@ -326,7 +372,7 @@ def keys(settings: Mapping[str, Any]) -> tuple[str, str]:
     """(of the trained weights, of what is measured on them)."""
     files = [ROOT / "training" / name for name in ("digits.py", "families.py")]
     trained = hashed({name: settings[name] for name in ("data", "training", "finetuning")}, version("torch"), *files)
-    names = ("consistency", "corruptions", "effects", "perturbations", "stability", "subject", "worst_case")
+    names = ("circular", "consistency", "corruptions", "effects", "perturbations", "stability", "subject", "worst_case")
     package = Path(metrics.__file__).parent
     return trained, hashed(trained, settings["measuring"], *(package / f"{name}.py" for name in names))
 
@@ -411,7 +457,7 @@ def weights_of(
     how = f"-{hashed(settings['adapting'])}" if arm == "adapted" else ""
     path = folder / f"{family}-{seed}-{arm}{how}.safetensors"
     if not path.is_file():
-        before = ARMS[arm]["after"]
+        before = ARMS[arm].after
         start = weights_of(family, seed, before, settings, folder)[0] if before else None
         begin = time.process_time()
         trained = (
@@ -439,7 +485,7 @@ def run_all(
 ) -> list[Run]:
     """Every family, seed and arm, in that order; what an earlier run did is not done again.
 
-    Of the reported seeds only `ADAPTED_SEEDS` are adapted.
+    Of the reported seeds only `ADAPTED_SEEDS` are adapted, and only `ALTERNATIVE_SEEDS` are trained with alternatives.
     """
     todo = [(family, seed, arms_of(seed, arms)) for seed in seeds for family in families]
     names = keys(settings)
@@ -470,8 +516,8 @@ def _words(run: Run, settings: Mapping[str, Any]) -> str:
 
 def arms_of(seed: int, arms: Sequence[str]) -> list[str]:
     """Those of a seed."""
-    left_out = seed in SEEDS and seed not in ADAPTED_SEEDS
-    return [arm for arm in arms if not (arm == "adapted" and left_out)]
+    fewer = {"adapted": ADAPTED_SEEDS, **dict.fromkeys(ALTERNATIVES, ALTERNATIVE_SEEDS)}
+    return [arm for arm in arms if seed not in SEEDS or seed in fewer.get(arm, SEEDS)]
 
 
 def finished(todo: Sequence[tuple[str, int, list[str]]], jobs: int, *common: Any) -> Iterator[list[Run]]:
@@ -496,8 +542,14 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 def record(settings: Mapping[str, Any], runs: Sequence[Run], command: str) -> dict[str, Any]:
     """What is written down."""
+    mine = [run for run in runs if run["arm"] != "adapted" and run["arm"] not in ALTERNATIVES]
     families = list(dict.fromkeys(run["family"] for run in runs))
     training, _ = training_data(settings)
+    parts = {}
+    if any(run["arm"] == "adapted" for run in runs):
+        parts["adapting"] = adapted_part(settings, runs, command)
+    if any(run["arm"] in ALTERNATIVES for run in runs):
+        parts["alternatives"] = alternatives_part(runs, command)
     return {
         "command": command,
         "versions": versions(),
@@ -506,9 +558,30 @@ def record(settings: Mapping[str, Any], runs: Sequence[Run], command: str) -> di
         "held_out_samples": len(held_out(settings)),
         "networks": networks(settings, families),
         "seeds": sorted({run["seed"] for run in runs}),
-        "seconds": {what: round(sum(run["seconds"][what] for run in runs)) for what in ("train", "measure")},
-        "runs": [run for run in runs if run["arm"] != "adapted"],
-        **({"adapting": adapted_part(settings, runs, command)} if any(run["arm"] == "adapted" for run in runs) else {}),
+        "seconds": seconds_of(mine),
+        "runs": mine,
+        **parts,
+    }
+
+
+def seconds_of(runs: Sequence[Run]) -> dict[str, int]:
+    return {what: round(sum(run["seconds"][what] for run in runs)) for what in ("train", "measure")}
+
+
+def alternatives_part(runs: Sequence[Run], command: str) -> dict[str, Any]:
+    """What is written down of the alternatives to the default, with the networks that they are compared with.
+
+    It stands by itself, as what is adapted does: an arm is only compared with those of the same run.
+    """
+    seeds = {run["seed"] for run in runs if run["arm"] in ALTERNATIVES}
+    mine = [run for run in runs if run["seed"] in seeds and run["arm"] in (*BASE, *ALTERNATIVES)]
+    return {
+        "command": command,
+        "versions": versions(),
+        "recipes": {arm: load_recipe(ARMS[arm].recipe).to_dict() for arm in (BASE[1], *ALTERNATIVES)},
+        "seeds": sorted(seeds),
+        "seconds": seconds_of(mine),
+        "runs": mine,
     }
 
 
@@ -530,14 +603,17 @@ def adapted_part(settings: Mapping[str, Any], runs: Sequence[Run], command: str)
     }
 
 
+PARTS = ("adapting", "alternatives")  # of the data, each with runs of its own
+
+
 def text_of(data: Mapping[str, Any]) -> str:
     """JSON with a line for each network measured."""
-    head = json.dumps({key: value for key, value in data.items() if key not in ("runs", "adapting")}, indent=1)
+    head = json.dumps({key: value for key, value in data.items() if key not in ("runs", *PARTS)}, indent=1)
     lines = ",\n".join(f"  {json.dumps(run)}" for run in data["runs"])
     text = f'{head[:-2]},\n "runs": [\n{lines}\n ]'
-    if "adapting" in data:
-        part = text_of(data["adapting"]).rstrip()
-        text += f',\n "adapting": {part}'
+    for name in PARTS:
+        if name in data:
+            text += f',\n "{name}": {text_of(data[name]).rstrip()}'
     return f"{text}\n}}\n"
 
 
@@ -567,6 +643,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only compare the page with the data")
     parser.add_argument("--pilot", action="store_true", help="show how the settings were found; writes no result")
     parser.add_argument("--adapted", action="store_true", help="only what is adapted, beside the data that are there")
+    parser.add_argument(
+        "--alternatives", action="store_true", help="only the alternatives to the default, beside what is there"
+    )
     parser.add_argument("--work", type=Path, default=WORK, help="where unfinished work is (default .cache/evidence)")
     parser.add_argument("--data", type=Path, default=DATA, help="the JSON (default benchmarks/evidence.json)")
     parser.add_argument("--doc", type=Path, default=evidence_page.PAGE, help="the page (default docs/evidence.md)")
@@ -585,6 +664,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = run_all(SETTINGS, options.work, seeds=ADAPTED_SEEDS, arms=("adapted",), jobs=options.jobs)
         data = json.loads(options.data.read_text(encoding="utf-8"))
         data["adapting"] = adapted_part(SETTINGS, runs, f"{command} --adapted")
+    elif options.alternatives:
+        arms = (*BASE, *ALTERNATIVES)
+        runs = run_all(SETTINGS, options.work, seeds=ALTERNATIVE_SEEDS, arms=arms, jobs=options.jobs)
+        data = json.loads(options.data.read_text(encoding="utf-8"))
+        data["alternatives"] = alternatives_part(runs, f"{command} --alternatives")
     else:
         runs = run_all(SETTINGS, options.work, jobs=options.jobs)
         data = record(SETTINGS, runs, command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,20 @@ ARMS = {
     "control": "aliased, trained longer",
     "finetuned": "converted and fine-tuned",
 }
+BASE = ("aliased", "antialiased")  # what alternatives to the default are compared with
+# Trained from scratch as the anti-aliased arm is, by other recipes.
+ALTERNATIVES = {
+    "taps3": "3 taps",
+    "flat": "flat",
+    "flc": "FLC",
+    "circular": "3 taps, circular",
+    "aps": "APS",
+}
+# (arm, arm that it is compared with, what that shows), where the padding is to be told from the phase.
+CONTROLS = (
+    ("aps", "circular", "the phase: APS less its control"),
+    ("circular", "taps3", "the padding: the control less 3 taps"),
+)
 # Name in the data -> (name in a table, whether more is better).
 FIGURES = {
     "accuracy": ("accuracy", True),
@@ -30,15 +44,17 @@ FIGURES = {
     "worst_accuracy": ("worst case", True),
     "worst_steady": ("steady", True),
 }
+CIRCULAR = {"circular_consistency": ("consistency", True), "circular_change": ("one-pixel change", False)}
 
 HEAD = """\
 # The claim, reproduced
 
 Zhang (ICML 2019) found that anti-aliased networks answer more consistently when the picture shifts, and no less
 accurately. This page repeats that in small: VGG-, ResNet-, DenseNet- and MobileNetV2-style networks on scikit-learn's
-digits, {seeds} seeds, aliased and anti-aliased with blurify's default recipe (4 taps). Whatever came out is written
-here: the page is made from [evidence.json](../benchmarks/evidence.json) by a program (`benchmarks/evidence_page.py`),
-and `make evidence` makes both anew.
+digits, {seeds} seeds, aliased and anti-aliased with blurify's default recipe (4 taps); and, with fewer seeds, with
+other filters and with adaptive polyphase sampling. Whatever came out is written here: the page is made from
+[evidence.json](../benchmarks/evidence.json) by a program (`benchmarks/evidence_page.py`), and `make evidence` makes
+both anew.
 """
 
 READING = """\
@@ -59,6 +75,44 @@ COLUMNS = """\
 - **corrupted accuracy**: mean of the {corruptions} corruptions below at severity {severities}.
 - **worst case**: digits that are right at every point of a grid of translations and rotations (Engstrom et al. 2018);
   **steady**: those with one answer all over the grid.
+"""
+
+OTHERS = """\
+The default recipe puts 4 taps, `[1 3 3 1]`, at every site. Here other recipes are in its place, each as blurify ships
+it. Every network is trained as the "anti-aliased from scratch" one of its seed is: converted before training, the same
+initial weights, the same pictures in the same order, the same settings, of which none was chosen for any recipe.
+
+- **3 taps**: `[1 2 1]`, the default otherwise (`--filter-size 3`).
+- **flat**: 7 taps that keep more of what lies below the new Nyquist frequency ([filters.md](filters.md)).
+- **FLC**: the ideal low-pass in the Fourier domain, the recipe `flc` (Grabinski et al. 2022).
+- **APS**: adaptive polyphase sampling behind 3 taps, the recipe `aps` (Chaman and Dokmanic 2021;
+  [certificate.md](certificate.md)). It wants circular padding, so all convolutions of this network pad circularly, in
+  training too: it differs from the aliased network and from the default by its padding as well.
+- **3 taps, circular**: the control of that. The padding and the filter of APS, subsampled at the first sample.
+
+The table has the mean over the seeds that its row rests on, and the paired differences, in points: over the same seeds,
+less the aliased network of the seed, and less the one of the default recipe. Bold is what leaves out 0. As everywhere
+here, one of twenty intervals leaves out a 0 that is true.
+"""
+
+OTHERS_CIRCULAR = """\
+What APS is for are circular shifts, where what leaves at one border comes back at the other. Here the centre crop is
+shifted so: consistency is how often two random shifts get the same answer ({crop_seeds} pairs a picture), one-pixel
+change how much the probability of the answer moves when it is shifted by one pixel. Whatever a network pads is made
+circular for this measurement (`blurify.metrics.circular`), also where it was trained with zeros, so that borders play
+no part. Differences are less the default's.
+"""
+
+OTHERS_CONTROLS = """\
+APS differs from the default in three things: in its filter (what 3 taps do, the table above has), its padding, and its
+phase. The differences that the last two make, in points:
+"""
+
+OTHERS_RERUN = """\
+All networks of this section, the aliased and the default ones too, are from one run, `{command}` (blurify {blurify},
+torch {torch}; {train} s of training and {measure} s of measuring, summed over processes of one thread).
+
+{same}
 """
 
 ADAPTING = """\
@@ -95,8 +149,10 @@ Four networks a family and seed:
 
 PILOT = """\
 Ten seeds were set beforehand. A first run was ended by the clock of its machine after eight of them, with its figures
-in sight; then all {seeds} were run anew, from nothing and with the same settings, on another machine: those are the
-figures here. The noise, the learning rate and the length of training were set in a pilot with two seeds of its own
+in sight; then all ten were run anew, from nothing and with the same settings, on another machine: those are the figures
+here. What was adapted and the alternatives to the default came later, from other machines, each with aliased networks
+of its own run to be compared with; which alternatives, and with how many seeds, was set before any of their figures was
+seen. The noise, the learning rate and the length of training were set in a pilot with two seeds of its own
 (1000 and 1001) that trained **aliased networks only**, and looked at their accuracy and consistency on the held-out
 digits: no setting was chosen by what anti-aliasing does to it. What was wanted were networks that have learnt (accuracy
 above 90%) and whose consistency leaves room to rise. Tried were, in this order:
@@ -119,7 +175,9 @@ The intervals are over initialisations and orders of the data, with the held-out
 other pictures. There are {comparisons} comparisons of each figure, hundreds in all, and no correction for their number:
 some of those in bold are chance. The networks are tiny, their
 pictures artificial, and in training they see digits at all places, which teaches some consistency by itself (the
-paper's networks do too). All end in a global average pool; none was tuned for being anti-aliased.
+paper's networks do too). All end in a global average pool; none was tuned for being anti-aliased. Around a digit there
+is nothing but noise, so that a real shift is nearly a circular one: that suits APS, and circular padding, better than
+photographs would.
 """
 
 RERUN = """\
@@ -159,22 +217,30 @@ def interval(values: Sequence[float]) -> Interval:
 class Results:
     """The figures of all networks, by family, arm and seed."""
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        self.families = list(data["networks"])
-        self.seeds = list(data["seeds"])
-        self._runs = {(run["family"], run["arm"], run["seed"]): run["figures"] for run in data["runs"]}
+    def __init__(self, families: Iterable[str], runs: Iterable[Mapping[str, Any]]) -> None:
+        self.families = list(families)
+        self._runs = {(run["family"], run["arm"], run["seed"]): run["figures"] for run in runs}
+
+    def seeds(self, family: str, *arms: str) -> list[int]:
+        """Those that all of the arms were trained with."""
+        every = [{seed for name, one, seed in self._runs if (name, one) == (family, arm)} for arm in arms]
+        return sorted(set.intersection(*every))
 
     def values(self, family: str, arm: str, figure: str) -> list[float]:
         """One a seed."""
-        return [self._runs[family, arm, seed][figure] for seed in self.seeds]
+        return [self._runs[family, arm, seed][figure] for seed in self.seeds(family, arm)]
 
     def arm(self, family: str, arm: str, figure: str) -> Interval:
         return interval(self.values(family, arm, figure))
 
     def difference(self, family: str, arm: str, other: str, figure: str) -> Interval:
-        """Of the two networks of the same seed."""
-        pairs = zip(self.values(family, arm, figure), self.values(family, other, figure), strict=True)
-        return interval([one - two for one, two in pairs])
+        """Of the two networks of the same seed, over the seeds that both have."""
+        return interval(
+            [
+                self._runs[family, arm, seed][figure] - self._runs[family, other, seed][figure]
+                for seed in self.seeds(family, arm, other)
+            ]
+        )
 
     def detailed(self, prefix: str) -> list[str]:
         """The figures of single perturbations or corruptions."""
@@ -183,8 +249,9 @@ class Results:
 
 def page(data: Mapping[str, Any]) -> str:
     """The page as Markdown."""
-    results = Results(data)
-    seeds = len(results.seeds)
+    results = Results(data["networks"], data["runs"])
+    others = Results(data["networks"], data.get("alternatives", {"runs": []})["runs"])
+    seeds = len(data["seeds"])
     settings = data["settings"]
     measuring, training = settings["measuring"], settings["training"]
     perturbations, corruptions = results.detailed("flip_rate "), results.detailed("accuracy ")
@@ -204,20 +271,21 @@ def page(data: Mapping[str, Any]) -> str:
         HEAD.format(seeds=seeds),
         "## Consistency\n\n" + READING.format(seeds=seeds) + "\n" + _consistency(results) + "\n" + _verdict(results),
         "## Accuracy\n\n" + _accuracy(results),
+        "## Alternatives to the default\n\n" + _alternatives(data, others),
         "## Adapted without labels\n\n" + _adapted(data),
         "## Everything measured\n\n"
         + columns
         + "\n"
         + _losses(results)
         + "\n"
-        + "\n".join(_family(results, name) for name in results.families),
+        + "\n".join(_family(results, others, name) for name in results.families),
         "## By perturbation\n\nThe flip rate by perturbation: the paired difference, in points; below 0 is better.\n\n"
         + _details(results, perturbations)
         + "\nAccuracy by corruption: the paired difference, in points; above 0 is better. A level "
         "near chance (10%) leaves nothing to tell apart.\n\n" + _details(results, corruptions),
         "## How it was done\n\n" + setup + "\n" + _networks(data),
         "## How the settings were found\n\n" + PILOT.format(seeds=seeds),
-        "## What this does not show\n\n" + LIMITS.format(comparisons=len(PAIRS) * len(results.families)),
+        "## What this does not show\n\n" + LIMITS.format(comparisons=_comparisons(results, others)),
         "## Again\n\n" + RERUN.format(command=data["command"], **data["versions"], **data["seconds"]),
     ]
     return "\n".join(parts)
@@ -359,6 +427,108 @@ def _adapted(data: Mapping[str, Any]) -> str:
     return "\n".join((text, table(heads, rows), verdict, again))
 
 
+def alternatives(others: Results, family: str) -> list[str]:
+    """Those that were trained with at least two seeds beside what they are compared with."""
+    return [arm for arm in ALTERNATIVES if len(others.seeds(family, arm, *BASE)) > 1]
+
+
+def _comparisons(results: Results, others: Results) -> int:
+    return sum(len(PAIRS) + 2 * len(alternatives(others, family)) for family in results.families)
+
+
+def _alternatives(data: Mapping[str, Any], others: Results) -> str:
+    if not any(alternatives(others, family) for family in others.families):
+        return "Not measured yet: `python benchmarks/evidence.py --alternatives` does it.\n"
+    part = data["alternatives"]
+    rows, rolled, controls = [], [], []
+    for family in others.families:
+        trained = alternatives(others, family)
+        for arm in (*BASE, *trained) if trained else ():
+            label = {"aliased": "*aliased*", "antialiased": "*default, 4 taps*"}.get(arm) or ALTERNATIVES[arm]
+            seeds = str(len(others.seeds(family, arm)))
+            cells = []
+            for figure in ("consistency", "accuracy"):
+                cells.append(shown(others.arm(family, arm, figure)))
+                cells += [signed(others.difference(family, arm, it, figure)) if it != arm else "" for it in BASE]
+            if arm == "aliased":
+                cells[2] = cells[5] = ""  # it is in the row below, the other way round
+            rows.append((family, label, seeds, *cells))
+            cells = []
+            for figure in CIRCULAR:
+                cells.append(shown(others.arm(family, arm, figure)))
+                cells.append(signed(others.difference(family, arm, BASE[1], figure)) if arm != BASE[1] else "")
+            rolled.append((family, label, seeds, *cells))
+        for arm, other, what in CONTROLS:
+            if {arm, other} <= set(trained):
+                figures = ("accuracy", "consistency", "pixel_flips", *CIRCULAR)
+                found = [signed(others.difference(family, arm, other, figure)) for figure in figures]
+                controls.append((family, what, str(len(others.seeds(family, arm, other))), *found))
+    heads = ("family", "network", "seeds")
+    each = ("less aliased", "less default")
+    parts = [
+        OTHERS,
+        table((*heads, "consistency ↑", *each, "accuracy ↑", *each), rows),
+        _against_default(others),
+        OTHERS_CIRCULAR.format(crop_seeds=data["settings"]["measuring"]["crop_seeds"]),
+        table((*heads, "consistency ↑", "less default", "one-pixel change ↓", "less default"), rolled),
+    ]
+    if controls:
+        columns = ("accuracy ↑", "consistency ↑", "one-pixel flips ↓", "circular consistency ↑", "circular change ↓")
+        parts += [OTHERS_CONTROLS, table(("family", "what differs", "seeds", *columns), controls)]
+    parts.append(OTHERS_RERUN.format(**part, **part["versions"], **part["seconds"], same=_same(data)))
+    return "\n".join(parts)
+
+
+def _against_default(others: Results) -> str:
+    """For each alternative, what differs from the default's figures, and consistency and accuracy from the aliased."""
+    lines = [
+        "What the intervals of the paired differences tell: consistency and accuracy against both, then whatever else "
+        'is better or worse than the default\'s (all of it is in the tables of "Everything measured").\n'
+    ]
+    for arm, label in ALTERNATIVES.items():
+        families = [family for family in others.families if arm in alternatives(others, family)]
+        told = []
+        for other, name in ((BASE[1], "the default"), (BASE[0], "the aliased network")):
+            for figure in ("consistency", "accuracy"):
+                found = {family: others.difference(family, arm, other, figure) for family in families}
+                for way in ("higher", "lower"):
+                    mine = [f"{family} {signed(one).strip('*')}" for family, one in found.items() if _way(one) == way]
+                    if mine:
+                        where = f"in {len(mine)} of {len(families)} ({', '.join(mine)})"
+                        told.append(f"{figure} {way} than {name}'s {where}")
+        rest = [figure for figure in FIGURES if figure not in ("consistency", "accuracy")]
+        for verdict in ("better", "worse"):
+            mine = []
+            for figure in rest:
+                name, more = FIGURES[figure]
+                for family in families:
+                    difference = others.difference(family, arm, BASE[1], figure)
+                    if _way(difference) == ("higher" if more == (verdict == "better") else "lower"):
+                        mine.append(f"{family}'s {name} {signed(difference).strip('*')}")
+            if mine:
+                told.append(f"{verdict} than the default: {', '.join(mine)}")
+        if families:
+            lines.append(f"- **{label}**: {'; '.join(told) or 'no difference from either can be told'}.")
+    return "\n".join(lines) + "\n"
+
+
+def _way(difference: Interval) -> str | None:
+    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else None
+
+
+def _same(data: Mapping[str, Any]) -> str:
+    """Whether this section's aliased and default networks are those of the tables above."""
+    above = {(run["family"], run["arm"], run["seed"]): run["figures"] for run in data["runs"]}
+    mine = [run for run in data["alternatives"]["runs"] if run["arm"] in BASE]
+    same = sum(above.get((run["family"], run["arm"], run["seed"])) == run["figures"] for run in mine)
+    if same == len(mine):
+        return f"The {same} aliased and default ones are those of the tables above, of the same seeds."
+    return (
+        f"Of its {len(mine)} aliased and default ones {same} have the figures of those above: other processors train "
+        "other networks, and only those of one run are compared."
+    )
+
+
 def _losses(results: Results) -> str:
     """Where anti-aliasing made a figure worse, in words."""
     found = []
@@ -373,14 +543,28 @@ def _losses(results: Results) -> str:
     return "Worse for anti-aliasing, by the interval of the paired difference: " + "; ".join(found) + ".\n"
 
 
-def _family(results: Results, family: str) -> str:
-    """All figures of a family: a row an arm, and a row for each paired difference."""
+def _family(results: Results, others: Results, family: str) -> str:
+    """All figures of a family: a row an arm, and a row for each paired difference; then those of the alternatives."""
+    heads = [name + (" ↑" if more else " ↓") for name, more in FIGURES.values()]
     rows = [(label, *(shown(results.arm(family, arm, figure)) for figure in FIGURES)) for arm, label in ARMS.items()]
     for arm, other, how in PAIRS:
         found = [results.difference(family, arm, other, figure) for figure in FIGURES]
         rows.append((f"*difference, {how}*", *map(signed, found)))
-    heads = [name + (" ↑" if more else " ↓") for name, more in FIGURES.values()]
-    return f"### {family}\n\n" + table(("network", *heads), rows)
+    text = f"### {family}\n\n" + table(("network", *heads), rows)
+    trained = alternatives(others, family)
+    if not trained:
+        return text
+    rows = []
+    for arm in (*BASE, *trained):
+        seeds = str(len(others.seeds(family, arm)))
+        label = ALTERNATIVES.get(arm) or ARMS[arm]
+        rows.append((label, seeds, *(shown(others.arm(family, arm, figure)) for figure in FIGURES)))
+    for other, name in ((BASE[0], "aliased"), (BASE[1], "default")):
+        for arm in trained:
+            found = [others.difference(family, arm, other, figure) for figure in FIGURES]
+            seeds = str(len(others.seeds(family, arm, other)))
+            rows.append((f"*{ALTERNATIVES[arm]}, less {name}*", seeds, *map(signed, found)))
+    return f"{text}\nThe alternatives to the default, all from scratch:\n\n" + table(("network", "seeds", *heads), rows)
 
 
 def _details(results: Results, figures: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import statistics
@@ -16,10 +17,15 @@ import pytest
 import torch
 
 import blurify
+from blurify import metrics
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import evidence, evidence_page
+from blurify.nn.aps import ApsPool
+from blurify.nn.blurpool import BlurPool
+from blurify.nn.fourier import FourierPool2d
+from blurify.spec.recipes import load_recipe
 from training import digits, families
 
 # Two-sided 95% points of Student's t, from a printed table, by degrees of freedom.
@@ -120,8 +126,9 @@ def test_all_arms_start_alike_and_see_the_same_pictures(monkeypatch: pytest.Monk
     for arm, description in evidence.ARMS.items():
         if arm == "adapted":  # not by this function
             continue
-        evidence.train("ResNet", 3, arm, evidence.SETTINGS, start if description["after"] else None)
-    for arm, other in (("antialiased", "aliased"), ("finetuned", "control")):
+        evidence.train("ResNet", 3, arm, evidence.SETTINGS, start if description.after else None)
+    scratch = [(arm, "aliased") for arm in ("antialiased", *evidence.ALTERNATIVES)]
+    for arm, other in (*scratch, ("finetuned", "control")):
         (new, pictures, options), (old, same_pictures, same_options) = seen[arm], seen[other]
         assert torch.equal(pictures, same_pictures) and options == same_options
         mine, theirs = new.state_dict(), old.state_dict()
@@ -130,6 +137,45 @@ def test_all_arms_start_alike_and_see_the_same_pictures(monkeypatch: pytest.Monk
     assert all(torch.equal(start[name], tensor) for name, tensor in seen["finetuned"][0].state_dict().items())
     assert seen["aliased"][2]["epochs"] == evidence.SETTINGS["training"]["epochs"]
     assert seen["control"][2]["epochs"] == evidence.SETTINGS["finetuning"]["epochs"]
+
+
+# What stands behind a stride of 2 in each: (filter, padding of the filter, phase, padding of the convolutions).
+RECIPES = {
+    "antialiased": ((1, 3, 3, 1), "reflect", None, "zeros"),
+    "taps3": ((1, 2, 1), "reflect", None, "zeros"),
+    "flat": ((-1, 0, 9, 16, 9, 0, -1), "reflect", None, "zeros"),
+    "flc": (None, "reflect", None, "zeros"),
+    "circular": ((1, 2, 1), "circular", None, "circular"),
+    "aps": ((1, 2, 1), "circular", "aps", "circular"),
+}
+
+
+@pytest.mark.parametrize("arm", RECIPES)
+def test_alternatives_are_what_they_are_called(arm: str) -> None:
+    taps, padding, phase, convolutions = RECIPES[arm]
+    model = evidence.network("MobileNetV2", arm, evidence.SETTINGS, None)
+    assert {layer.padding_mode for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)} == {convolutions}
+    blurs = [layer for layer in model.modules() if isinstance(layer, BlurPool) and max(layer.stride) > 1]
+    assert len(blurs) == 3
+    for blur in blurs:
+        assert (phase == "aps") == isinstance(blur, ApsPool)
+        lowpass = blur.lowpass if isinstance(blur, ApsPool) else blur
+        assert lowpass.padding == padding
+        # A filter's answer to an impulse far from all borders, along one dimension, read at every sample.
+        lowpass = copy.deepcopy(lowpass)
+        assert isinstance(lowpass, FourierPool2d) == (taps is None)
+        if taps is not None:
+            lowpass.stride = (1, 1)
+            answer = lowpass(torch.eye(31)[15].expand(1, 1, 31, 31).contiguous())[0, 0, 15]
+            wanted = torch.tensor(taps) / sum(taps)
+            assert torch.allclose(answer[answer.abs() > 1e-7], wanted[wanted != 0], atol=1e-6)
+
+
+def test_the_control_of_adaptive_sampling_differs_from_it_in_the_phase_alone() -> None:
+    aps, control = (load_recipe(evidence.ARMS[arm].recipe) for arm in ("aps", "circular"))
+    assert aps.sampling == "aps" and control.sampling is None
+    alike = {"sampling": None, "norm": None, "name": "", "description": ""}
+    assert dataclasses.replace(aps, **alike) == dataclasses.replace(control, **alike)
 
 
 def few_digits(patch: pytest.MonkeyPatch) -> None:
@@ -143,6 +189,10 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     few_digits(monkeypatch)
 
 
+# Of the alternatives only one, for time: the one that is most unlike the default.
+SMALL_ARMS = (*evidence_page.ARMS, "adapted", "aps")
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, list[dict[str, Any]]]:
     """(settings, folder, runs) of a run with one family, two seeds, 200 samples to train on, one epoch."""
@@ -154,20 +204,23 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     work = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         few_digits(patch)
-        return settings, work, evidence.run_all(settings, work, families=("ResNet",), seeds=(0, 1))
+        return settings, work, evidence.run_all(settings, work, families=("ResNet",), seeds=(0, 1), arms=SMALL_ARMS)
 
 
 @pytest.mark.usefixtures("few")
 def test_a_small_run_writes_data_and_page(small: Any, tmp_path: Path) -> None:
     settings, _, runs = small
-    assert [(run["seed"], run["arm"]) for run in runs] == [(seed, arm) for seed in (0, 1) for arm in evidence.ARMS]
+    assert [(run["seed"], run["arm"]) for run in runs] == [(seed, arm) for seed in (0, 1) for arm in SMALL_ARMS]
     data, doc = tmp_path / "evidence.json", tmp_path / "docs" / "evidence.md"
     data.write_text(evidence.text_of(evidence.record(settings, runs, "a command")))
     record = json.loads(data.read_text())
-    assert record["runs"] == [run for run in runs if run["arm"] != "adapted"]
+    assert record["runs"] == [run for run in runs if run["arm"] in evidence_page.ARMS]
     assert record["adapting"]["runs"] == [run for run in runs if run["arm"] == "adapted"]
     assert record["adapting"]["steps"] == {"original": 3, "adapted": 1}  # one at least
-    assert record["seeds"] == record["adapting"]["seeds"] == [0, 1] and record["held_out_samples"] == 100
+    compared = (*evidence.BASE, "aps")
+    assert record["alternatives"]["runs"] == [run for run in runs if run["arm"] in compared]
+    assert all(record[part]["seeds"] == [0, 1] for part in ("adapting", "alternatives"))
+    assert record["seeds"] == [0, 1] and record["held_out_samples"] == 100
     assert record["training_samples"] == 200 and record["networks"]["ResNet"]["parameters"] == 19810
     assert all(0 <= value <= 1 for run in record["runs"] for value in run["figures"].values())
 
@@ -175,10 +228,62 @@ def test_a_small_run_writes_data_and_page(small: Any, tmp_path: Path) -> None:
     assert evidence.main(["--check", *arguments]) == 1
     assert evidence.main(["--page", *arguments]) == 0
     assert evidence.main(["--check", *arguments]) == 0
-    assert "| ResNet | from scratch |" in doc.read_text()
+    assert "| ResNet | from scratch |" in doc.read_text() and "| ResNet | APS | 2 |" in doc.read_text()
+    assert "The 4 aliased and default ones are those of the tables above" in doc.read_text()
     record["runs"][0]["figures"]["consistency"] += 0.01
     data.write_text(evidence.text_of(record))
     assert evidence.main(["--check", *arguments]) == 1
+
+
+@pytest.mark.parametrize("arm", ["aliased", "circular", "aps"])
+def test_only_adaptive_sampling_is_measured_to_be_exact_under_circular_shifts(arm: str) -> None:
+    """Untrained weights, with the statistics of the pictures in batch norm, so that answers differ."""
+    settings = copy.deepcopy(evidence.SETTINGS)
+    settings["measuring"].update(every=20, crop_seeds=1, frames=2, rotations=[0])
+    pictures = evidence.held_out(settings)
+    pictures = metrics.TensorPictures(pictures.canvases[::10], pictures.labels[::10], "some digits")
+    torch.manual_seed(0)
+    model = evidence.network("MobileNetV2", arm, settings, None).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model(pictures.canvases[:, :, 6:38, 6:38])
+    found = evidence.measure(model.eval(), pictures, settings)
+    if arm == "aps":
+        assert found["circular_consistency"] == 1 and found["circular_change"] <= 1e-6
+        assert found["pixel_change"] > 1e-3, "new content comes in: no exactness is to be seen here"
+    else:
+        assert found["circular_consistency"] < 1 and found["circular_change"] > 1e-3
+
+
+@pytest.mark.usefixtures("few")
+def test_only_the_alternatives_are_measured_and_the_data_keep_the_rest(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, work, runs = small
+    monkeypatch.setattr(evidence, "SETTINGS", settings)
+    monkeypatch.setattr(evidence, "ALTERNATIVE_SEEDS", (0, 1))
+    asked: dict[str, Any] = {}
+
+    def ran(settings: Any, work: Path, **options: Any) -> list[dict[str, Any]]:
+        asked.update(options)
+        return [run for run in runs if run["arm"] in options["arms"]]
+
+    monkeypatch.setattr(evidence, "run_all", ran)
+    data, doc = tmp_path / "evidence.json", tmp_path / "evidence.md"
+    before = invented(small, {arm: [0.9, 0.95] for arm in evidence_page.ARMS})
+    data.write_text(evidence.text_of(before))
+    assert "evidence.py --alternatives` does it" in evidence_page.page(before)
+    monkeypatch.setattr(evidence, "versions", lambda: {**before["versions"], "blurify": "9"})
+    arguments = ["--alternatives", "--work", str(work), "--data", str(data), "--doc", str(doc)]
+    assert evidence.main(arguments) == 0
+    after = json.loads(data.read_text())
+    part = after.pop("alternatives")
+    assert after == before and part["versions"]["blurify"] == "9"
+    assert {run["arm"] for run in part["runs"]} == {*evidence.BASE, "aps"}
+    assert set(asked["arms"]) == {*evidence.BASE, *evidence.ALTERNATIVES}
+    assert asked["seeds"] == (0, 1) and "Of its 4 aliased and default ones 0 have the figures" in doc.read_text()
 
 
 @pytest.mark.usefixtures("few")
@@ -193,10 +298,10 @@ def test_a_run_goes_on_where_it_was(small: Any, monkeypatch: pytest.MonkeyPatch)
     whole = lines.read_text()
     with monkeypatch.context() as patch:
         patch.setattr(evidence, "measure", never)
-        assert evidence.run_all(settings, work, families=("ResNet",), seeds=(0, 1)) == runs
+        assert evidence.run_all(settings, work, families=("ResNet",), seeds=(0, 1), arms=SMALL_ARMS) == runs
     # The machine went down in the middle of a line: that network is measured again, with the same result.
     lines.write_text(whole.rstrip()[:-20])
-    again = evidence.run_all(settings, work, families=("ResNet",), seeds=(0, 1))
+    again = evidence.run_all(settings, work, families=("ResNet",), seeds=(0, 1), arms=SMALL_ARMS)
     assert [run.get("figures", run.get("adapted")) for run in again] == [
         run.get("figures", run.get("adapted")) for run in runs
     ]
@@ -213,7 +318,7 @@ def test_a_run_goes_on_where_it_was(small: Any, monkeypatch: pytest.MonkeyPatch)
 def invented(small: Any, consistency: dict[str, list[float]]) -> dict[str, Any]:
     """The data of the small run, with other figures of consistency by arm."""
     settings, _, runs = small
-    runs = [copy.deepcopy(run) for run in runs if run["arm"] != "adapted"]
+    runs = [copy.deepcopy(run) for run in runs if run["arm"] in consistency]
     for run in runs:
         run["figures"]["consistency"] = consistency[run["arm"]][run["seed"]]
     return json.loads(evidence.text_of(evidence.record(settings, runs, "a command")))
@@ -273,12 +378,61 @@ def test_adapted_otherwise_is_not_adapted_yet(small: Any) -> None:
     assert sorted(found[lines]) == sorted(map(evidence._name, runs))
     other = copy.deepcopy(settings)
     other["adapting"]["learning_rate"] = 0.1
-    assert {arm for _, _, arm in evidence.recorded(work, lines.stem, other)} == set(evidence.ARMS) - {"adapted"}
+    assert {arm for _, _, arm in evidence.recorded(work, lines.stem, other)} == set(SMALL_ARMS) - {"adapted"}
 
 
-def test_only_five_of_the_reported_seeds_are_adapted() -> None:
-    adapted = [seed for seed in (*evidence.SEEDS, *evidence.PILOT_SEEDS) if evidence.arms_of(seed, ["adapted"])]
-    assert adapted == [0, 1, 2, 3, 4, *evidence.PILOT_SEEDS]
+@pytest.mark.parametrize("arm", ["adapted", *evidence.ALTERNATIVES])
+def test_only_five_of_the_reported_seeds_have_every_arm(arm: str) -> None:
+    seeds = [seed for seed in (*evidence.SEEDS, *evidence.PILOT_SEEDS) if evidence.arms_of(seed, [arm])]
+    assert seeds == [0, 1, 2, 3, 4, *evidence.PILOT_SEEDS]
+    assert all(evidence.arms_of(seed, evidence.BASE) == list(evidence.BASE) for seed in evidence.SEEDS)
+
+
+def figures(**given: float) -> dict[str, float]:
+    return {**dict.fromkeys((*evidence_page.FIGURES, *evidence_page.CIRCULAR), 0.5), **given}
+
+
+def test_alternatives_are_paired_with_both_over_the_seeds_that_they_have() -> None:
+    """Half-widths of two values: 12.706 * |difference| / 2."""
+    consistency = {"aliased": [0.80, 0.90, 0.10], "antialiased": [0.90, 0.99, 0.20], "aps": [0.91, 1.00]}
+    accuracy = {"aliased": [0.80, 0.90, 0.10], "antialiased": [0.90, 0.99, 0.20], "aps": [0.70, 0.80]}
+    rolled = {"aliased": [0.5, 0.5, 0.5], "antialiased": [0.6, 0.7, 0.6], "aps": [1.0, 1.0]}
+    runs = [
+        {
+            "family": "VGG", "seed": seed, "arm": arm,
+            "figures": figures(
+                consistency=value, accuracy=accuracy[arm][seed], circular_consistency=rolled[arm][seed],
+                flip_rate=0.6 if arm == "aps" else 0.5, worst_steady=0.6 if arm == "aps" else 0.5,
+            ),
+        }
+        for arm, values in consistency.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    part = {
+        "runs": runs, "command": "a command", "versions": {"blurify": "3", "torch": "2"},
+        "seconds": {"train": 1, "measure": 2},
+    }  # fmt: skip
+    data = {
+        "networks": {"VGG": {}, "ResNet": {}}, "alternatives": part, "runs": runs[:1],
+        "settings": {"measuring": {"crop_seeds": 5}},
+    }  # fmt: skip
+    others = evidence_page.Results(data["networks"], runs)
+    assert others.seeds("VGG", "antialiased") == [0, 1, 2] and evidence_page.alternatives(others, "VGG") == ["aps"]
+    text = evidence_page._alternatives(data, others)
+    # Differences: 0.11 and 0.10 from the aliased, 0.01 twice from the default; accuracy -0.1 twice, -0.2 and -0.19.
+    assert (
+        "| VGG | APS | 2 | 95.50 ± 57.18 | **+10.50 ± 6.35** | **+1.00 ± 0.00** "
+        "| 75.00 ± 63.53 | **-10.00 ± 0.00** | **-19.50 ± 6.35** |"
+    ) in text
+    assert "| VGG | *default, 4 taps* | 3 | " in text and "| VGG | 3 taps |" not in text and "| ResNet |" not in text
+    assert "| VGG | APS | 2 | 100.00 ± 0.00 | +35.00 ± 63.53 | 50.00 ± 0.00 | 0.00 ± 0.00 |" in text
+    assert (
+        "- **APS**: consistency higher than the default's in 1 of 1 (VGG +1.00 ± 0.00); accuracy lower than the "
+        "default's in 1 of 1 (VGG -19.50 ± 6.35); consistency higher than the aliased network's in 1 of 1 (VGG +10.50 "
+        "± 6.35); accuracy lower than the aliased network's in 1 of 1 (VGG -10.00 ± 0.00); better "
+        "than the default: VGG's steady +10.00 ± 0.00; worse than the default: VGG's flip rate +10.00 ± 0.00."
+    ) in text
+    assert "Of its 6 aliased and default ones 1 have the figures of those above" in text
+    assert "(blurify 3,\ntorch 2; 1 s of training" in text and "what differs" not in text  # no control was trained
 
 
 def pairs(right: list[tuple[str, str]], agreeing: list[tuple[str, str]]) -> dict[str, Any]:
@@ -328,12 +482,20 @@ def test_the_committed_data_leave_nothing_out() -> None:
     data = json.loads(evidence.DATA.read_text())
     settings = json.loads(json.dumps(evidence.SETTINGS))
     adapting = settings.pop("adapting")
+    arms = list(evidence_page.ARMS)
     assert data["settings"] == settings and data["seeds"] == list(evidence.SEEDS)
     assert not set(evidence.SEEDS) & set(evidence.PILOT_SEEDS)
-    arms = [arm for arm in evidence.ARMS if arm != "adapted"]
     wanted = {(family, seed, arm) for family in families.FAMILIES for seed in evidence.SEEDS for arm in arms}
     assert Counter((run["family"], run["seed"], run["arm"]) for run in data["runs"]) == Counter(wanted)
     assert data["networks"] == evidence.networks(evidence.SETTINGS, tuple(families.FAMILIES))
+    part = data["alternatives"]
+    arms = [*evidence.BASE, *evidence.ALTERNATIVES]
+    wanted = {
+        (family, seed, arm) for family in families.FAMILIES for seed in evidence.ALTERNATIVE_SEEDS for arm in arms
+    }
+    assert Counter(map(evidence._name, part["runs"])) == Counter(wanted)
+    assert part["seeds"] == list(evidence.ALTERNATIVE_SEEDS)
+    assert part["recipes"] == {arm: load_recipe(evidence.ARMS[arm].recipe).to_dict() for arm in arms[1:]}
     if data["adapting"]:  # measured by itself: evidence.py --adapted
         part = data["adapting"]
         assert part["settings"] == adapting and part["seeds"] == list(evidence.ADAPTED_SEEDS)
@@ -362,3 +524,22 @@ def test_the_committed_page_has_the_means_of_the_committed_data() -> None:
             assert shown == [pytest.approx(cell, abs=0.0051) for cell in cells]
             above = cells[1][0] - cells[1][1] > cells[0][0] + cells[0][1]
             assert row.rstrip().endswith("| yes |" if above else "| **no** |")
+
+
+def test_the_committed_page_has_the_differences_of_the_committed_alternatives() -> None:
+    """Worked out here again, by hand."""
+    data, text = json.loads(evidence.DATA.read_text())["alternatives"], evidence_page.PAGE.read_text()
+    section = text.partition("## Alternatives to the default")[2].partition("\n## ")[0]
+    found = {evidence._name(run): 100 * run["figures"]["consistency"] for run in data["runs"]}
+    seeds = data["seeds"]
+    points = {2: 12.7062, 3: 4.30265, 4: 3.18245, 5: 2.77645}[len(seeds)]  # t(n - 1) at 97.5%
+    for family in families.FAMILIES:
+        for arm, label in evidence_page.ALTERNATIVES.items():
+            row = next(line for line in section.splitlines() if line.startswith(f"| {family} | {label} |"))
+            cells = [cell.strip(" *") for cell in row.split("|")[3:]]
+            assert cells[0] == str(len(seeds))
+            for cell, other in zip(cells[2:4], evidence.BASE, strict=True):
+                values = [found[family, seed, arm] - found[family, seed, other] for seed in seeds]
+                half = points * statistics.stdev(values) / len(seeds) ** 0.5
+                shown = tuple(map(float, cell.split("±")))
+                assert shown == pytest.approx((statistics.mean(values), half), abs=0.0051)

@@ -91,7 +91,10 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-def test_inspect_prints_one_plain_line_a_site(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_prints_one_plain_line_a_site(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert cli.main(["inspect", "small", *SHAPE]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""

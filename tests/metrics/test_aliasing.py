@@ -326,7 +326,7 @@ def test_inspect_ranks_sites_by_their_aliasing(folder, capsys):
     assert lines.pop().startswith("next: blurify convert")
     assert "4 pictures" in lines.pop()
     lines = [line for line in lines if not line.startswith(("drift: ", "a forward writes "))]
-    sites = [line.split() for line in lines[2:-2]]
+    sites = [line.split() for line in lines[2:-2] if line.startswith("features.")]
     shares = [float(cells[1].removesuffix("%")) for cells in sites]
     assert len(shares) == 4 and shares == sorted(shares, reverse=True) and shares[0] > shares[-1]
     assert "4 sites" in lines[-2] and "4 images" in lines[-1] and "Nyquist" in lines[-1]

@@ -484,7 +484,7 @@ def test_ctrl_c_and_sigterm_stop_cleanly(tmp_path: Path) -> None:
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         running = start(tmp_path, specs)
         wait_until(
-            lambda: (tmp_path / "journal.jsonl").exists() and b"tiny" in (tmp_path / "journal.jsonl").read_bytes()
+            lambda: (tmp_path / "journal.jsonl").exists() and b'"status"' in (tmp_path / "journal.jsonl").read_bytes()
         )
         wait_until(lambda running=running: children(running.pid) != [])
         workers = children(running.pid)
