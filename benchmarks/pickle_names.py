@@ -20,6 +20,7 @@ import ast
 import contextlib
 import dataclasses
 import enum
+import functools
 import importlib
 import inspect
 import io
@@ -28,7 +29,6 @@ import multiprocessing
 import pkgutil
 import platform
 import sys
-import textwrap
 import types
 import warnings
 import zipfile
@@ -269,13 +269,37 @@ def runs_text(cls: type) -> str:
     """What in a class could run text, files or programs; '' where nothing does."""
     if cls is nn.Module:
         return ""
-    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls)))):
+    for node in ast.walk(source_of(cls)):
         if isinstance(node, ast.Call):
             function = node.func
             plain = isinstance(function, ast.Name) and function.id in RUNS
             if plain or (isinstance(function, ast.Attribute) and function.attr in RUNS_OF):
                 return f"calls {ast.unparse(function)}"
     return ""
+
+
+def source_of(cls: type) -> ast.AST:
+    """The statement that defines a class. `inspect.getsource` reads the whole file for each class in it."""
+    return classes_in(inspect.getsourcefile(cls) or "")[cls.__qualname__]
+
+
+@functools.cache
+def classes_in(path: str) -> dict[str, ast.ClassDef]:
+    """The statements that define classes in a file, by the qualified names of the classes."""
+    found: dict[str, ast.ClassDef] = {}
+
+    def look(node: ast.AST, inside: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                found.setdefault(inside + child.name, child)
+                look(child, f"{inside}{child.name}.")
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                look(child, f"{inside}{child.name}.<locals>.")
+            else:
+                look(child, inside)
+
+    look(ast.parse(Path(path).read_bytes()), "")
+    return found
 
 
 def common_values() -> set[str]:

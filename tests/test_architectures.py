@@ -46,7 +46,6 @@ TIMM: dict[str, int | None] = {
     "darknet17": 97,
     "densenet121": 97,
     "rdnet_tiny": None,
-    "vgg11": 97,
     "vgg11_bn": 97,
     "repvgg_a0": 97,
     "mobileone_s0": 97,

@@ -349,7 +349,7 @@ def test_torch_save_and_load_in_a_new_process(pairs, name, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     done = warm.run(
         [sys.executable, "-c", _LOAD, tmp_path / "model.pt", tmp_path / "sample.pt"],
-        capture_output=True, text=True, env=environment, timeout=120, check=False,
+        capture_output=True, text=True, env=environment, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     module, qualname, error = done.stdout.split()
@@ -443,7 +443,7 @@ torch.set_num_threads(1)
 file = os.path.join(tempfile.mkdtemp(), "store")
 try:
     dist.init_process_group("gloo", init_method="file://" + file, rank=0, world_size=1,
-                            timeout=datetime.timedelta(seconds=30))
+                            timeout=datetime.timedelta(seconds=300))
 except Exception as error:
     print("no gloo:", error)
     sys.exit(77)
@@ -470,7 +470,7 @@ def test_distributed_data_parallel():
         pytest.skip("torch is built without gloo")
     root = os.path.dirname(os.path.dirname(blurify.__file__))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    done = warm.run([sys.executable, "-c", _DDP], capture_output=True, text=True, env=environment, timeout=120)
+    done = warm.run([sys.executable, "-c", _DDP], capture_output=True, text=True, env=environment, timeout=900)
     if done.returncode == 77:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stderr

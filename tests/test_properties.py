@@ -61,13 +61,14 @@ def check(
     """
     prepared(net)
     example_inputs = signal(sizes[0], channels)
-    plan = blurify.inspect(net, example_inputs, recipe)
+    blurred = blurify.convert(net, recipe, filter_size=4, example_inputs=example_inputs, verify=False)
+    plan = blurify.plan_of(blurred)
+    assert plan is not None
     assert len(plan.sites) == sites, plan.sites
     for site in plan.sites:
         assert site.reason
         if rules is not None:
             assert site.rule in rules, site
-    blurred = blurify.convert(net, recipe, filter_size=4, example_inputs=example_inputs, verify=False)
     same = blurify.convert(net, recipe, filter_size=1, example_inputs=example_inputs, verify=False)
     for size in sizes:
         x = signal(size, channels)

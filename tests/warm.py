@@ -6,7 +6,7 @@ one process a session imports them (other people's packages: nothing of blurify,
 arguments, environment, directory, files and signals that were asked for, which runs its program as `__main__` and ends
 as Python ends. Processes that it starts in turn are forked from itself.
 
-Not for tests about what is imported, about hash seeds, or about the memory of a process. Where there is no Linux,
+Not for tests about what is imported, about hash seeds, or about all the memory of a process. Where there is no Linux,
 ordinary processes are started.
 """
 

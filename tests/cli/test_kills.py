@@ -125,7 +125,7 @@ def stopped(output: Path, answer: str, name: str, grace: float = 1000) -> tuple[
         try:
             assert process.stdout is not None and process.stdout.readline() == "writing\n"
             process.send_signal(getattr(signal, name))
-            _, errors = process.communicate(timeout=100)
+            _, errors = process.communicate(timeout=900)
         finally:
             process.kill()  # of one that has ended nothing is left to kill
     assert [entry.name for entry in output.parent.iterdir()] == [output.name] and output.read_text() == "before"

@@ -6,6 +6,7 @@ import gzip
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch import nn
 import blurify
 from blurify.errors import BlurifyError
 from blurify.files import checkpoints, formats, opening
+from tests import warm
 
+ROOT = Path(__file__).parents[2]
 ARCH = "timm/test_resnet?num_classes=10"
 IMAGE = (1, 3, 64, 64)
 
@@ -138,7 +141,9 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_a_distributed_checkpoint_of_two_processes(tmp_path):
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    program = "import sys; from tests.files.test_directories import _process; _process(int(sys.argv[1]), sys.argv[2])"
+    processes = [warm.Popen([sys.executable, "-c", program, str(rank), str(tmp_path)], cwd=ROOT) for rank in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     assert len(list((tmp_path / "dcp").glob("*.distcp"))) == 2
     comes_back(tmp_path / "dcp", network(), tmp_path, arch=ARCH)
 

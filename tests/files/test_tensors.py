@@ -2,7 +2,6 @@ import io
 import itertools
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import nn
 import blurify
 from blurify.errors import BlurifyError
 from blurify.files import checkpoints, tensors
+from tests import warm
 
 TYPES = list(tensors._NAMES)
 
@@ -181,8 +181,8 @@ def test_memory(tmp_path, name, most):
 
     def mebibytes(action):
         return float(
-            subprocess.run(
-                [sys.executable, "-c", MEMORY, str(tmp_path / name), action],
+            warm.run(
+                [sys.executable, "-c", MEMORY, tmp_path / name, action],
                 capture_output=True,
                 text=True,
                 check=True,

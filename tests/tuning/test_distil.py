@@ -153,7 +153,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
         for rank in range(2)
     ]  # fmt: skip
     for worker in workers:
-        _, errors = worker.communicate(timeout=300)
+        _, errors = worker.communicate(timeout=900)
         assert worker.returncode == 0, errors[-3000:]
     both = [torch.load(f"{tmp_path / 'result'}.{rank}", weights_only=True) for rank in range(2)]
     for name, value in one.state_dict().items():
