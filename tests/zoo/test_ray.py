@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,8 +21,10 @@ from blurify import zoo
 from blurify.zoo.settings import Settings
 from tests.zoo.object_store import left_in, object_store
 
-ray = pytest.importorskip("ray", reason="Ray has no wheel for this Python or system: pip install 'blurify[ray]'")
 pytestmark = [
+    pytest.mark.skipif(
+        find_spec("ray") is None, reason="Ray is not installed: it has no wheel for this Python or system"
+    ),
     pytest.mark.skipif(sys.platform == "win32", reason="Ray's clusters of several nodes are for Linux and macOS"),
 ]
 
