@@ -143,9 +143,15 @@ class Directory:
             BlurifyError: it can't be written (a full disk).
         """
         data = {"record": entry.record, "looked": entry.looked, "made": entry.made}
-        with self._writing(JOURNAL):
-            self.storage.append(JOURNAL, json.dumps(data, sort_keys=True).encode())
-        self.entries[entry.record["model"]] = entry
+        name, before = entry.record["model"], dict(self.entries)
+        # Known first: a signal that comes once the line is on the disk must find it in the summary, too.
+        self.entries[name] = entry
+        try:
+            with self._writing(JOURNAL):
+                self.storage.append(JOURNAL, json.dumps(data, sort_keys=True).encode())
+        except BlurifyError:
+            self.entries = before
+            raise
 
     def summarize(self, selected: Iterable[str]) -> Summary:
         """Write `summary.json` and `summary.csv` and return the same."""
