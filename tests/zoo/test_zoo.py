@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import functools
 import json
@@ -31,7 +32,7 @@ from blurify.graph.inputs import given_inputs
 from blurify.zoo import names as zoo_names
 from blurify.zoo import task as zoo_task
 from blurify.zoo.engines import child
-from blurify.zoo.journal import Directory
+from blurify.zoo.journal import Directory, Entry
 from blurify.zoo.settings import Settings
 from tests import warm
 
@@ -451,6 +452,14 @@ def alive(pid: int) -> bool:
         return False
 
 
+def lockable(file: Any) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def wait_until(true: Any, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not true():
@@ -494,6 +503,39 @@ def test_ctrl_c_and_sigterm_stop_cleanly(tmp_path: Path) -> None:
         assert [record["status"] for record in result(tmp_path)["models"]] == ["converted"]
 
 
+def test_a_signal_right_after_a_model_was_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Directory(tmp_path)
+    place.open()
+    append = place.storage.append
+
+    def interrupted(name: str, line: bytes) -> None:
+        append(name, line)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place.storage, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        place.append(Entry({"model": "a", "status": "failed", "seconds": {}}, "looked", "made"))
+    assert [record["model"] for record in place.summarize(["a"]).models] == ["a"]
+    place.close()
+
+
+def test_a_model_that_could_not_be_written_down_is_not_in_the_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Directory(tmp_path)
+    place.open()
+
+    def full(name: str, line: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place.storage, "append", full)
+        with pytest.raises(BlurifyError, match="make room"):
+            place.append(Entry({"model": "a", "status": "failed", "seconds": {}}, "looked", "made"))
+    assert not place.summarize(["a"]).models
+    place.close()
+
+
 @linux
 def test_ctrl_c_is_not_for_a_job_in_the_background(tmp_path: Path) -> None:
     """Which inherits that SIGINT is ignored: it goes on, and ends as if nothing had been."""
@@ -513,7 +555,8 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     running.wait()
     wait_until(lambda: not any(map(alive, workers)))
     with open(tmp_path / ".lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A process counts as a zombie once its first thread has ended; its files close with its last, a little later.
+        wait_until(lambda: lockable(lock))
 
 
 KILLS = int(os.environ.get("BLURIFY_TEST_KILLS", "9"))  # a sample: each costs some seconds
