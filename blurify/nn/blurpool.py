@@ -10,25 +10,48 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from blurify.errors import BlurifyError
 from blurify.nn.arguments import numbers_per_dim, per_dim, short
-from blurify.nn.autograd import CHANNELS_LAST, is_channels_last, lean
-from blurify.nn.padding import PADDINGS, extend_by
+from blurify.nn.autograd import CHANNELS_LAST, Input, is_channels_last, is_exported, is_traced, lean, on_the_cpu
+from blurify.nn.blocks import Max, filtered, spread
+from blurify.nn.lines import Line, lines_of
+from blurify.nn.padding import PADDINGS, extend_by, flat_pads, fold_by
 from blurify.spec.filters import binomial_taps, centred_taps, compose_taps, is_box, resolve_taps
 from blurify.spec.methods import Fourier, Method, Taps, method_from_dict, method_to_dict
 
 # One N-d kernel beats one 1-d convolution a dimension up to about this many taps (benchmarks/blurpool.py).
 _JOINT_TAPS = 400
 
+# Maps of fewer numbers take less time than it takes to set up a sum of slices.
+_LARGE = 1 << 20
+# Longer filters are left to convolutions.
+_LONGEST = 64
+
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _AVG_POOL: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+# Kernels that were found to be what their layer made: (version, filters).
+_checked: Any = WeakIdKeyDictionary()
+
+
+class DenseMax(Protocol):
+    """A dense max pool that may run together with a blur."""
+
+    stages: Max
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Pool (N, C, *spatial)."""
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same by one of torch's operators."""
 
 
 class BlurPool(nn.Module):
@@ -167,8 +190,61 @@ class BlurPool(nn.Module):
         elif extend is None:
             extend = (0,) * self.ndim
 
-        blur = partial(self._blur, extend=tuple(extend))
-        return lean(blur, x, linear=True) if self._groups else blur(x)
+        return self._run(x, tuple(extend))
+
+    def _run(self, x: Tensor, extend: tuple[int, ...], pool: DenseMax | None = None) -> Tensor:
+        """Max pool densely (if asked to), filter and subsample (N, C, *spatial), in the way that is fastest for x."""
+        blur = partial(self._blur, extend=extend)
+        traced = is_traced(x)
+        lines = self._lines(x, extend) if self._groups and not traced else None
+        if lines is None:
+            x = x if pool is None else pool(x)
+            return lean(blur, x, linear=True) if self._groups and not traced else blur(x)
+        last = is_channels_last(x)
+        # Small maps, and those with the channels innermost, are as fast by a convolution; not in half precision.
+        sums = x.dtype == torch.float16 or (not last and x.numel() >= _LARGE)
+        if on_the_cpu(x) and (pool is not None or sums):
+            stages = None if pool is None else pool.stages
+            run = partial(filtered, lines=lines, pool=stages, channels_last=last)
+            back = partial(self._back, lines=lines, pool=stages)
+            whole = blur if pool is None else lambda x: blur(pool.plain(x))
+            return lean(whole, x, run=run, back=back, linear=pool is None)
+        return lean(blur, x if pool is None else pool(x), linear=True, back=partial(self._back, lines=lines, pool=None))
+
+    def _back(self, grad: Tensor, of: Input, *, lines: tuple[Line, ...], pool: Max | None) -> Tensor | None:
+        """The gradient of the input of `_run`."""
+        if on_the_cpu(grad):
+            return spread(grad, lines, pool, of.shape[2:], of.x, of.channels_last)
+        return self._spread(grad, of, lines) if pool is None else None
+
+    def _lines(self, x: Tensor, extend: tuple[int, ...]) -> tuple[Line, ...] | None:
+        """What is done to each dimension, where the layer does just what its numbers say and sizes are numbers."""
+        if type(self)._blur is not BlurPool._blur or type(self)._filtered is not BlurPool._filtered:
+            return None
+        if x.is_complex() or max(map(len, self._filters)) > _LONGEST or not self._has_its_own_taps():
+            return None
+        lines = lines_of(self._filters, self.stride, self._pads(extend), self.padding)
+        if not isinstance(x, Proxy) and any(one.size(n) < 1 for one, n in zip(lines, x.shape[2:], strict=True)):
+            return None
+        return lines
+
+    def _has_its_own_taps(self) -> bool:
+        """Whether the buffers hold what the layer made them with; who writes other taps there means it."""
+        filtered = [dim for dim in range(self.ndim) if len(self._filters[dim]) > 1]
+        if [dim for group in self._groups for dim in group] != filtered:
+            return False
+        for i, group in enumerate(self._groups):
+            kernel = cast(Tensor, getattr(self, f"kernel{i}"))
+            if kernel.is_meta or torch.compiler.is_compiling():
+                continue
+            version = None if kernel.is_inference() else kernel._version
+            known = _checked.get(kernel)
+            if known is None or version is None or known != (version, self._filters):
+                own = self._kernel(group, kernel.dtype, kernel.device)
+                if kernel.shape != own.shape or not torch.equal(kernel, own):
+                    return False
+                _checked[kernel] = (version, self._filters)
+        return True
 
     def _blur(self, x: Tensor, extend: tuple[int, ...]) -> Tensor:
         """Filter and subsample (N, C, *spatial)."""
@@ -184,6 +260,8 @@ class BlurPool(nn.Module):
         if not self._groups and not channels_last:
             x = x.contiguous()
 
+        if is_traced(x) and not is_exported(x) and not x.is_complex() and type(self)._filtered is BlurPool._filtered:
+            return self._summed(x, [pads[dim] if dim not in rest else (0, 0) for dim in range(self.ndim)])
         x = self._filtered(x, pads)
         return x.contiguous(memory_format=CHANNELS_LAST[self.ndim]) if channels_last else x
 
@@ -194,6 +272,20 @@ class BlurPool(nn.Module):
             left = ((len(taps) - 1) // 2 if origins is None else origins[dim]) - shift
             pads.append((left, len(taps) - 1 - left + more))
         return pads
+
+    def _summed(self, x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
+        """Filter and subsample as sums of slices, which a compiler makes one loop with what comes before and after."""
+        for dim in (dim for group in self._groups for dim in group):
+            taps, step = self._filters[dim], self.stride[dim]
+            x = extend_by(x, [pads[dim] if d == dim else (0, 0) for d in range(self.ndim)], self.padding)
+            count = (x.shape[dim + 2] - len(taps)) // step + 1
+            total: Any = 0
+            for k, tap in enumerate(taps):
+                if tap:
+                    part = slice(k, k + step * (count - 1) + 1, step)
+                    total = total + tap * x[(slice(None),) * (dim + 2) + (part,)]
+            x = total
+        return cast(Tensor, x)
 
     def _filtered(self, x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
         """Filter and subsample the dimensions that have a filter."""
@@ -214,8 +306,39 @@ class BlurPool(nn.Module):
                 x = extend_by(x, padding, self.padding)
             # The tracing ONNX exporter needs to know the kernel's shape.
             channels = int(x.shape[1]) if torch.jit.is_tracing() else x.shape[1]
-            x = _CONV[self.ndim](x, kernel.expand(channels, *kernel.shape[1:]), None, stride, own, 1, channels)
+            kernel = kernel.expand(channels, *kernel.shape[1:])
+            if not is_traced(x):  # else the result is not laid out as x is
+                kernel = kernel.contiguous()
+            x = _CONV[self.ndim](x, kernel, None, stride, own, 1, channels)
         return x
+
+    def _spread(self, grad: Tensor, of: Input, lines: tuple[Line, ...]) -> Tensor:
+        """The transpose of `_blur`, by the operators with which autograd would go back, and without its forward."""
+        layout = CHANNELS_LAST[self.ndim] if of.channels_last else torch.contiguous_format
+        grad = grad.contiguous(memory_format=layout)
+        sizes, m = list(of.shape[2:]), [one.size(n) for one, n in zip(lines, of.shape[2:], strict=True)]
+        reads = [one.stride * (count - 1) + len(one.taps) for one, count in zip(lines, m, strict=True)]
+        channels = of.shape[1]
+        for i in reversed(range(len(self._groups))):
+            group = self._groups[i]
+            shape = [*grad.shape[:2], *(reads[dim] if dim in group else n for dim, n in enumerate(grad.shape[2:]))]
+            step = [self.stride[dim] if dim in group else 1 for dim in range(self.ndim)]
+            like = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+            kernel = self._kernel_for(grad, i)
+            grad = torch.ops.aten.convolution_backward(
+                grad, like, kernel.expand(channels, *kernel.shape[1:]), None, step, [0] * self.ndim, [1] * self.ndim,
+                False, [0] * self.ndim, channels, [True, False, False],
+            )[0]  # fmt: skip
+        for dim, line in enumerate(lines):
+            if len(line.taps) == 1 and line.stride > 1:
+                apart = grad.new_zeros([*grad.shape[: dim + 2], reads[dim], *grad.shape[dim + 3 :]])
+                apart[(slice(None),) * (dim + 2) + (slice(None, None, line.stride),)] = grad
+                grad = apart
+        # Samples that no window reads.
+        pads = [(one.left, one.right) for one in lines]
+        rest = [n + left + right - read for n, (left, right), read in zip(sizes, pads, reads, strict=True)]
+        grad = F.pad(grad, flat_pads([(0, more) for more in rest])) if any(rest) else grad
+        return fold_by(grad, pads, self.padding).contiguous(memory_format=layout)
 
     def unstrided(self) -> BlurPool:
         """The same filter at stride 1, on the CPU: what there is before this layer subsamples."""
