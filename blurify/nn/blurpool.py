@@ -20,18 +20,33 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from blurify.errors import BlurifyError
 from blurify.nn.arguments import numbers_per_dim, per_dim, short
-from blurify.nn.autograd import CHANNELS_LAST, Input, is_channels_last, is_exported, is_traced, lean, on_the_cpu
+from blurify.nn.autograd import (
+    CHANNELS_LAST,
+    Input,
+    TensorFunction,
+    is_channels_last,
+    is_exported,
+    is_traced,
+    lean,
+    on_the_cpu,
+)
 from blurify.nn.blocks import Max, filtered, spread
-from blurify.nn.lines import Line, lines_of
+from blurify.nn.lines import Line, lines_of, source
 from blurify.nn.padding import PADDINGS, extend_by, flat_pads, fold_by
 from blurify.spec.filters import binomial_taps, centred_taps, compose_taps, is_box, resolve_taps
 from blurify.spec.methods import Fourier, Method, Taps, method_from_dict, method_to_dict
 
-# One N-d kernel beats one 1-d convolution a dimension up to about this many taps (benchmarks/blurpool.py).
+# One N-d kernel beats one 1-d convolution a dimension up to about this many taps (make bench).
 _JOINT_TAPS = 400
 
 # Maps of fewer numbers take less time than it takes to set up a sum of slices.
 _LARGE = 1 << 20
+# Maps with the channels innermost of more numbers are not copied to be padded.
+_WIDE = 1 << 22
+# Outputs at the borders that are done apart, at most.
+_FEW = 4
+# A compiler is given filters of at most so many taps as sums.
+_MOST_SUMMED = 16
 # Longer filters are left to convolutions.
 _LONGEST = 64
 
@@ -209,7 +224,40 @@ class BlurPool(nn.Module):
             back = partial(self._back, lines=lines, pool=stages)
             whole = blur if pool is None else lambda x: blur(pool.plain(x))
             return lean(whole, x, run=run, back=back, linear=pool is None)
-        return lean(blur, x if pool is None else pool(x), linear=True, back=partial(self._back, lines=lines, pool=None))
+        x = x if pool is None else pool(x)
+        uncopied = partial(self._uncopied, lines=lines, blur=blur) if last and len(self._groups) == 1 and self._is_wide(x) else None
+        return lean(blur, x, linear=True, run=uncopied, back=partial(self._back, lines=lines, pool=None))
+
+    def _is_wide(self, x: Tensor) -> bool:
+        """Whether a padded copy of x would cost more than to do the borders apart."""
+        return on_the_cpu(x) and x.numel() >= _WIDE and not self._said("_average")
+
+    def _uncopied(self, x: Tensor, lines: tuple[Line, ...], blur: TensorFunction) -> Tensor:
+        """`_blur` without a padded copy: a convolution with its own zeros, and then the outputs at the borders anew."""
+        own, todo = [], []
+        for dim, line in enumerate(lines):
+            n, left = x.shape[dim + 2], line.left
+            length, step, m = len(line.taps), line.stride, line.size(n)
+            if left < 0 or (n + 2 * left - length) // step + 1 != m:
+                return blur(x)
+            own.append(left)
+            outside = [j for j in range(m) if step * j < left or step * j - left + length > n]
+            if len(outside) > _FEW:
+                return blur(x)
+            todo += [(dim, j) for j in outside] if line.padding != "zeros" else []
+        kernel = self._kernel_for(x, 0)
+        channels = x.shape[1]
+        kernel = kernel.expand(channels, *kernel.shape[1:]).contiguous()
+        y = _CONV[self.ndim](x, kernel, None, self.stride, tuple(own), 1, channels)
+        for dim, j in todo:
+            line, n = lines[dim], x.shape[dim + 2]
+            begin = line.stride * j - line.left
+            at = [source(i, n, line.padding) for i in range(begin, begin + len(line.taps))]
+            strip = torch.cat([x.narrow(dim + 2, cast(int, i), 1) for i in at], dim + 2)
+            pads = [(0, 0) if d == dim else (other.left, other.right) for d, other in enumerate(lines)]
+            strip = _CONV[self.ndim](extend_by(strip, pads, self.padding), kernel, None, self.stride, 0, 1, channels)
+            y.narrow(dim + 2, j, 1).copy_(strip)
+        return y
 
     def _back(self, grad: Tensor, of: Input, *, lines: tuple[Line, ...], pool: Max | None) -> Tensor | None:
         """The gradient of the input of `_run`."""
@@ -235,7 +283,7 @@ class BlurPool(nn.Module):
             return False
         for i, group in enumerate(self._groups):
             kernel = cast(Tensor, getattr(self, f"kernel{i}"))
-            if kernel.is_meta or torch.compiler.is_compiling():
+            if kernel.is_meta:
                 continue
             version = None if kernel.is_inference() else kernel._version
             known = _checked.get(kernel)
@@ -260,7 +308,7 @@ class BlurPool(nn.Module):
         if not self._groups and not channels_last:
             x = x.contiguous()
 
-        if is_traced(x) and not is_exported(x) and not x.is_complex() and type(self)._filtered is BlurPool._filtered:
+        if is_traced(x) and self._may_be_summed(x):
             return self._summed(x, [pads[dim] if dim not in rest else (0, 0) for dim in range(self.ndim)])
         x = self._filtered(x, pads)
         return x.contiguous(memory_format=CHANNELS_LAST[self.ndim]) if channels_last else x
@@ -273,19 +321,22 @@ class BlurPool(nn.Module):
             pads.append((left, len(taps) - 1 - left + more))
         return pads
 
+    def _may_be_summed(self, x: Tensor) -> bool:
+        """Whether sums of slices are for a compiler to see, and not a convolution, which others read."""
+        if is_exported(x) or x.is_complex() or type(self)._filtered is not BlurPool._filtered:
+            return False
+        return max(map(len, self._filters)) <= _MOST_SUMMED and _constantly_its_own_taps(self)
+
     def _summed(self, x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
         """Filter and subsample as sums of slices, which a compiler makes one loop with what comes before and after."""
         for dim in (dim for group in self._groups for dim in group):
             taps, step = self._filters[dim], self.stride[dim]
             x = extend_by(x, [pads[dim] if d == dim else (0, 0) for d in range(self.ndim)], self.padding)
             count = (x.shape[dim + 2] - len(taps)) // step + 1
-            total: Any = 0
-            for k, tap in enumerate(taps):
-                if tap:
-                    part = slice(k, k + step * (count - 1) + 1, step)
-                    total = total + tap * x[(slice(None),) * (dim + 2) + (part,)]
-            x = total
-        return cast(Tensor, x)
+            starts = [k for k, tap in enumerate(taps) if tap]
+            parts = [(slice(None),) * (dim + 2) + (slice(k, k + step * (count - 1) + 1, step),) for k in starts]
+            x = sum((taps[k] * x[part] for k, part in zip(starts[1:], parts[1:], strict=True)), taps[starts[0]] * x[parts[0]])
+        return x
 
     def _filtered(self, x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
         """Filter and subsample the dimensions that have a filter."""
@@ -404,6 +455,12 @@ class BlurPool(nn.Module):
         parts += ["channels_last=True"] * self.of_tokens
         parts += [f"centre={short(centre)}" for centre in (self._said("centre"),) if centre is not None]
         return ", ".join(parts)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constantly_its_own_taps(layer: BlurPool) -> bool:
+    """Asked while a compiler traces, of the layer as it is then."""
+    return layer._has_its_own_taps()
 
 
 def _default_device() -> torch.device:
