@@ -100,18 +100,29 @@ def is_plain(x: Tensor) -> bool:
     """Whether x is memory and nothing more, and nobody looks on: no tracer, no mode, no transform, no subclass."""
     if type(x) not in (Tensor, torch.nn.Parameter) or is_traced(x):
         return False
-    if forward_ad._current_level >= 0 or x.is_meta or x.layout != torch.strided or x.is_quantized or is_functorch_wrapped_tensor(x):
+    if (
+        forward_ad._current_level >= 0
+        or x.is_meta
+        or x.layout != torch.strided
+        or x.is_quantized
+        or is_functorch_wrapped_tensor(x)
+    ):
         return False
     return not torch._C._len_torch_function_stack() and not _len_torch_dispatch_stack()
 
 
-def on_the_cpu(x: Tensor) -> bool:
-    """Whether x is plain, real and on the CPU, and autocast would leave it as it is."""
-    if not is_plain(x) or x.device.type != "cpu" or not x.is_floating_point() or not x.numel():
+def is_plain_on(x: Tensor, device: str) -> bool:
+    """Whether x is plain, real and on a device of this type, and autocast would leave it as it is."""
+    if not is_plain(x) or x.device.type != device or not x.is_floating_point() or not x.numel():
         return False
-    if torch.is_autocast_enabled("cpu"):
-        return x.dtype in (torch.get_autocast_dtype("cpu"), torch.float64)
+    if torch.is_autocast_enabled(device):
+        return x.dtype in (torch.get_autocast_dtype(device), torch.float64)
     return True
+
+
+def on_the_cpu(x: Tensor) -> bool:
+    """`is_plain_on` the CPU."""
+    return is_plain_on(x, "cpu")
 
 
 def is_traced(x: Tensor) -> bool:

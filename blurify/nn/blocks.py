@@ -1,7 +1,7 @@
-"""Blurs and dense max pools on the CPU, outside of any compiler: block by block, so that what lies between is in the cache.
+"""Blurs and dense max pools on the CPU, outside of any compiler: in blocks, so that all between stays in the cache.
 
-A convolution pays for a padded copy, for a layout of its own and for fresh memory for both; sums of slices of a block that
-fits the cache need none of them. The result has the channels where the input has them.
+A convolution pays for a padded copy, for a layout of its own and for fresh memory for both; sums of slices of a block
+that fits the cache need none of them. The result has the channels where the input has them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from blurify.nn.lines import Line, Step, source, spread_of, steps, unit
 
 BLOCK = 1 << 18
-"""Numbers of a block, for each thread: about a megabyte (benchmarks/layers.py)."""
+"""Numbers of a block, for each thread: about a megabyte (make bench)."""
 
 
 class Max:
@@ -30,6 +30,7 @@ class Max:
     def __init__(
         self, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int], extra: Sequence[int]
     ) -> None:
+        self.kernel, self.padding, self.dilation = tuple(kernel), tuple(padding), tuple(dilation)
         self.pads = [(left, left + more) for left, more in zip(padding, extra, strict=True)]
         self.stages: list[tuple[int, int]] = []  # (dimension of a block, offset), the last dimension first
         for dim in reversed(range(len(kernel))):
@@ -151,7 +152,9 @@ class _Forward:
             inner = inside
             m, first = line.size(n), left - line.left
             slices = [
-                padded.narrow(dim, first + k, line.stride * (m - 1) + 1)[(slice(None),) * dim + (slice(None, None, line.stride),)]
+                padded.narrow(dim, first + k, line.stride * (m - 1) + 1)[
+                    (slice(None),) * dim + (slice(None, None, line.stride),)
+                ]
                 for k in range(len(line.taps))
             ]
             shape[dim] = m
@@ -221,9 +224,7 @@ class _MaxForward:
 class _Backward:
     """The buffers of one size of block for its backward."""
 
-    def __init__(
-        self, grad: Tensor, target: Tensor, lines: Sequence[Line], pool: Max | None, dense: list[int]
-    ) -> None:
+    def __init__(self, grad: Tensor, target: Tensor, lines: Sequence[Line], pool: Max | None, dense: list[int]) -> None:
         dtype = _room(grad)
         todo = [(dim, line) for dim, line in enumerate(lines, start=1) if not line.is_nothing]
         shape = list(grad.shape)
@@ -301,9 +302,8 @@ class _MaxBackward:
 
     def run(self, grad: Tensor, block: Tensor, into: Tensor) -> None:
         again = self.again
-        if self.stages:
-            if len(self.stages) > 1 or again.padded is not None:
-                again.run(block, None)
+        if self.stages and (len(self.stages) > 1 or again.padded is not None):
+            again.run(block, None)
         values = [again.padded if again.padded is not None else block, *again.made]
         for i, (dim, offset) in enumerate(reversed(self.stages)):
             value = values[len(self.stages) - 1 - i]

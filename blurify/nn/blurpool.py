@@ -8,6 +8,7 @@ torch.export and ONNX keep every size dynamic.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Protocol, cast
@@ -26,6 +27,7 @@ from blurify.nn.autograd import (
     TensorFunction,
     is_channels_last,
     is_exported,
+    is_plain_on,
     is_traced,
     lean,
     on_the_cpu,
@@ -60,10 +62,15 @@ _checked: Any = WeakIdKeyDictionary()
 class DenseMax(Protocol):
     """A dense max pool that may run together with a blur."""
 
-    stages: Max
+    @property
+    def stages(self) -> Max:
+        """It as maxima of slices."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pool (N, C, *spatial)."""
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether maxima of slices do for x."""
 
     def plain(self, x: Tensor) -> Tensor:
         """The same by one of torch's operators."""
@@ -216,16 +223,26 @@ class BlurPool(nn.Module):
             x = x if pool is None else pool(x)
             return lean(blur, x, linear=True) if self._groups and not traced else blur(x)
         last = is_channels_last(x)
+        triton = _kernels(x)
+        if triton is not None and triton.fits(lines, None if pool is None else pool.stages, x):
+            stages = None if pool is None else pool.stages
+            x = x.contiguous(memory_format=CHANNELS_LAST[self.ndim] if last else torch.contiguous_format)
+            run = partial(triton.filtered, lines=lines, pool=stages, channels_last=last)
+            back = partial(self._back, lines=lines, pool=stages)
+            return lean(self._whole(blur, pool), x, run=run, back=back, linear=pool is None)
         # Small maps, and those with the channels innermost, are as fast by a convolution; not in half precision.
         sums = x.dtype == torch.float16 or (not last and x.numel() >= _LARGE)
-        if on_the_cpu(x) and (pool is not None or sums):
+        if on_the_cpu(x) and (sums if pool is None else pool.fits(x)):
             stages = None if pool is None else pool.stages
             run = partial(filtered, lines=lines, pool=stages, channels_last=last)
             back = partial(self._back, lines=lines, pool=stages)
-            whole = blur if pool is None else lambda x: blur(pool.plain(x))
-            return lean(whole, x, run=run, back=back, linear=pool is None)
+            return lean(self._whole(blur, pool), x, run=run, back=back, linear=pool is None)
         x = x if pool is None else pool(x)
-        uncopied = partial(self._uncopied, lines=lines, blur=blur) if last and len(self._groups) == 1 and self._is_wide(x) else None
+        uncopied = (
+            partial(self._uncopied, lines=lines, blur=blur)
+            if last and len(self._groups) == 1 and self._is_wide(x)
+            else None
+        )
         return lean(blur, x, linear=True, run=uncopied, back=partial(self._back, lines=lines, pool=None))
 
     def _is_wide(self, x: Tensor) -> bool:
@@ -259,10 +276,24 @@ class BlurPool(nn.Module):
             y.narrow(dim + 2, j, 1).copy_(strip)
         return y
 
+    def pools(self, x: Tensor, pool: DenseMax) -> bool:
+        """Whether `_run` does a dense max pool of x in the same pass."""
+        if pool.fits(x):
+            return True
+        triton = _kernels(x)
+        return triton is not None and min(pool.stages.sizes(x.shape[2:])) > 0
+
+    @staticmethod
+    def _whole(blur: TensorFunction, pool: DenseMax | None) -> TensorFunction:
+        return blur if pool is None else lambda x: blur(pool.plain(x))
+
     def _back(self, grad: Tensor, of: Input, *, lines: tuple[Line, ...], pool: Max | None) -> Tensor | None:
         """The gradient of the input of `_run`."""
         if on_the_cpu(grad):
             return spread(grad, lines, pool, of.shape[2:], of.x, of.channels_last)
+        triton = _kernels(grad)
+        if triton is not None and triton.fits(lines, pool, grad):
+            return cast(Tensor, triton.spread(grad, lines, pool, of.shape[2:], of.x, of.channels_last))
         return self._spread(grad, of, lines) if pool is None else None
 
     def _lines(self, x: Tensor, extend: tuple[int, ...]) -> tuple[Line, ...] | None:
@@ -335,7 +366,10 @@ class BlurPool(nn.Module):
             count = (x.shape[dim + 2] - len(taps)) // step + 1
             starts = [k for k, tap in enumerate(taps) if tap]
             parts = [(slice(None),) * (dim + 2) + (slice(k, k + step * (count - 1) + 1, step),) for k in starts]
-            x = sum((taps[k] * x[part] for k, part in zip(starts[1:], parts[1:], strict=True)), taps[starts[0]] * x[parts[0]])
+            x = sum(
+                (taps[k] * x[part] for k, part in zip(starts[1:], parts[1:], strict=True)),
+                taps[starts[0]] * x[parts[0]],
+            )
         return x
 
     def _filtered(self, x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
@@ -455,6 +489,17 @@ class BlurPool(nn.Module):
         parts += ["channels_last=True"] * self.of_tokens
         parts += [f"centre={short(centre)}" for centre in (self._said("centre"),) if centre is not None]
         return ", ".join(parts)
+
+
+def _kernels(x: Tensor) -> Any:
+    """The Triton kernels, where the environment asks for them (BLURIFY_TRITON=1) and x is on CUDA; else None."""
+    if os.environ.get("BLURIFY_TRITON") != "1" or not is_plain_on(x, "cuda"):
+        return None
+    try:
+        from blurify.nn import kernels
+    except ImportError:
+        raise BlurifyError("BLURIFY_TRITON=1 needs the package triton: install it, or unset the variable") from None
+    return kernels
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""How one dimension is filtered and subsampled, as numbers: sizes, borders and the order of the sums. No torch in here."""
+"""How one dimension is filtered and subsampled, in numbers: sizes, borders, the order of the sums. No torch in here."""
 
 from __future__ import annotations
 

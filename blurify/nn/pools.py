@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -104,9 +103,10 @@ class _DenseMax:
 
 def _blurred_max(x: Tensor, pool: _DenseMax, layer: BlurPool, extend: Sequence[int] | None = None) -> Tensor:
     """A dense max pool and a blur, in one pass where that can be."""
-    if type(layer) in (BlurPool1d, BlurPool2d, BlurPool3d) and layer._groups and not layer.of_tokens:
-        if not is_traced(x) and not is_watched(layer) and x.dim() == layer.ndim + 2 and pool.fits(x):
-            return layer._run(x, tuple(extend or (0,) * layer.ndim), pool)
+    whole = type(layer) in (BlurPool1d, BlurPool2d, BlurPool3d) and layer._groups and not layer.of_tokens
+    seen = not whole or is_traced(x) or is_watched(layer)  # by somebody who wants what is between the two
+    if not seen and x.dim() == layer.ndim + 2 and layer.pools(x, pool):
+        return layer._run(x, tuple(extend or (0,) * layer.ndim), pool)
     x = dense_max_pool(x, pool.kernel, pool.padding, pool.dilation, pool.extra)
     return cast(Tensor, layer(x) if extend is None else layer(x, extend=extend))
 

@@ -49,7 +49,9 @@ def test_forward_and_backward_are_those_of_a_convolution(seed: int, monkeypatch:
     dense = x if pool is None else pool.plain(x)
     lines = lines_of(layer._filters, layer.stride, layer._pads(extend), layer.padding)
     ends = zip(lines, dense.shape[2:], strict=True)
-    if not dense.isfinite().all() or any(one.size(n) < 1 or n + min(one.left, 0) + min(one.right, 0) < 1 for one, n in ends):
+    if not dense.isfinite().all() or any(
+        one.size(n) < 1 or n + min(one.left, 0) + min(one.right, 0) < 1 for one, n in ends
+    ):
         pytest.skip("nothing is left to filter, or a window of nothing but padding")
     expected = layer._blur(dense, extend)
     stages = None if pool is None else pool.stages
