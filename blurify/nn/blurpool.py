@@ -217,33 +217,31 @@ class BlurPool(nn.Module):
     def _run(self, x: Tensor, extend: tuple[int, ...], pool: DenseMax | None = None) -> Tensor:
         """Max pool densely (if asked to), filter and subsample (N, C, *spatial), in the way that is fastest for x."""
         blur = partial(self._blur, extend=extend)
-        traced = is_traced(x)
-        lines = self._lines(x, extend) if self._groups and not traced else None
-        if lines is None:
-            x = x if pool is None else pool(x)
-            return lean(blur, x, linear=True) if self._groups and not traced else blur(x)
+        if not self._groups or is_traced(x):
+            return blur(x if pool is None else pool(x))
         last = is_channels_last(x)
-        triton = _kernels(x)
-        if triton is not None and triton.fits(lines, None if pool is None else pool.stages, x):
-            stages = None if pool is None else pool.stages
-            x = x.contiguous(memory_format=CHANNELS_LAST[self.ndim] if last else torch.contiguous_format)
-            run = partial(triton.filtered, lines=lines, pool=stages, channels_last=last)
-            back = partial(self._back, lines=lines, pool=stages)
-            return lean(self._whole(blur, pool), x, run=run, back=back, linear=pool is None)
         # Small maps, and those with the channels innermost, are as fast by a convolution; not in half precision.
         sums = x.dtype == torch.float16 or (not last and x.numel() >= _LARGE)
+        needs_back = torch.is_grad_enabled() and x.requires_grad
+        if pool is None and not sums and not needs_back and not x.is_cuda and x.numel() < _WIDE:
+            return blur(x)
+        lines = self._lines(x, extend)
+        if lines is None:
+            return lean(blur, x if pool is None else pool(x), linear=True)
+        stages, triton = None if pool is None else pool.stages, _kernels(x)
+        back = partial(self._back, lines=lines, pool=stages)
+        if triton is not None and triton.fits(lines, stages, x):
+            x = x.contiguous(memory_format=CHANNELS_LAST[self.ndim] if last else torch.contiguous_format)
+            run = partial(triton.filtered, lines=lines, pool=stages, channels_last=last)
+            return lean(self._whole(blur, pool), x, run=run, back=back, linear=pool is None)
         if on_the_cpu(x) and (sums if pool is None else pool.fits(x)):
-            stages = None if pool is None else pool.stages
             run = partial(filtered, lines=lines, pool=stages, channels_last=last)
-            back = partial(self._back, lines=lines, pool=stages)
             return lean(self._whole(blur, pool), x, run=run, back=back, linear=pool is None)
         x = x if pool is None else pool(x)
-        uncopied = (
-            partial(self._uncopied, lines=lines, blur=blur)
-            if last and len(self._groups) == 1 and self._is_wide(x)
-            else None
-        )
-        return lean(blur, x, linear=True, run=uncopied, back=partial(self._back, lines=lines, pool=None))
+        uncopied = partial(self._uncopied, lines=lines, blur=blur)
+        apart = last and len(self._groups) == 1 and self._is_wide(x)
+        back = partial(self._back, lines=lines, pool=None)
+        return lean(blur, x, linear=True, run=uncopied if apart else None, back=back)
 
     def _is_wide(self, x: Tensor) -> bool:
         """Whether a padded copy of x would cost more than to do the borders apart."""
@@ -493,7 +491,7 @@ class BlurPool(nn.Module):
 
 def _kernels(x: Tensor) -> Any:
     """The Triton kernels, where the environment asks for them (BLURIFY_TRITON=1) and x is on CUDA; else None."""
-    if os.environ.get("BLURIFY_TRITON") != "1" or not is_plain_on(x, "cuda"):
+    if not x.is_cuda or os.environ.get("BLURIFY_TRITON") != "1" or not is_plain_on(x, "cuda"):
         return None
     try:
         from blurify.nn import kernels
