@@ -279,6 +279,7 @@ def page(report: dict[str, Any]) -> str:
         f"{report['rounds']} rounds in which all take turns, CPU seconds. A cell is a",
         "ratio of medians and, in brackets, the lowest and highest ratio of a round. *Again* is the original against",
         "itself: the noise. The published models are those of `antialiased_cnns`; a dash is one that does not run so.",
+        *(["Stopped before: " + ", ".join(report["unfinished"]) + "."] if report.get("unfinished") else []),
         f"Versions: {', '.join(f'{name} {number}' for name, number in report['versions'].items())}.",
         "",
     ]
@@ -360,6 +361,7 @@ def main() -> None:
 
     def keep() -> None:
         report["summary"] = summary(report["models"])
+        report["unfinished"] = names[len(report["models"]) :]
         if options.out:
             options.out.write_text(json.dumps(report, indent=1) + "\n")
 
