@@ -59,7 +59,8 @@ parity: $(DEV) ## all published models against antialiased-cnns
 	$(BIN)/python benchmarks/parity.py --out benchmarks/parity.json
 
 bench: $(DEV) ## time and memory of converted models, against the published ones; time of measuring
-	$(BIN)/python benchmarks/models.py --rounds 3 --out benchmarks/models.json
+	$(BIN)/python benchmarks/speed.py --out benchmarks/speed.json
+	$(BIN)/python benchmarks/speed.py --page
 	$(BIN)/python benchmarks/consistency.py --out benchmarks/consistency.json
 
 costs: $(DEV) ## what a conversion costs, predicted and measured on twelve models; writes docs/costs.md

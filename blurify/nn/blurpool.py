@@ -8,27 +8,72 @@ torch.export and ONNX keep every size dynamic.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from blurify.errors import BlurifyError
 from blurify.nn.arguments import numbers_per_dim, per_dim, short
-from blurify.nn.autograd import CHANNELS_LAST, is_channels_last, lean
-from blurify.nn.padding import PADDINGS, extend_by
+from blurify.nn.autograd import (
+    CHANNELS_LAST,
+    Input,
+    TensorFunction,
+    is_channels_last,
+    is_exported,
+    is_plain_on,
+    is_traced,
+    lean,
+    on_the_cpu,
+)
+from blurify.nn.blocks import Max, filtered, spread
+from blurify.nn.lines import Line, lines_of, source
+from blurify.nn.padding import PADDINGS, extend_by, flat_pads, fold_by
 from blurify.spec.filters import binomial_taps, centred_taps, compose_taps, is_box, resolve_taps
 from blurify.spec.methods import Fourier, Method, Taps, method_from_dict, method_to_dict
 
-# One N-d kernel beats one 1-d convolution a dimension up to about this many taps (benchmarks/blurpool.py).
+# One N-d kernel beats one 1-d convolution a dimension up to about this many taps (make bench).
 _JOINT_TAPS = 400
+
+# Maps of fewer numbers take less time than it takes to set up a sum of slices.
+_LARGE = 1 << 20
+# Maps with the channels innermost of more numbers are not copied to be padded.
+_WIDE = 1 << 22
+# Outputs at the borders that are done apart, at most.
+_FEW = 4
+# A compiler is given filters of at most so many taps as sums.
+_MOST_SUMMED = 16
+# Longer filters are left to convolutions.
+_LONGEST = 64
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _AVG_POOL: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+# Kernels that were found to be what their layer made: (version, filters).
+_checked: Any = WeakIdKeyDictionary()
+
+
+class DenseMax(Protocol):
+    """A dense max pool that may run together with a blur."""
+
+    @property
+    def stages(self) -> Max:
+        """It as maxima of slices."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Pool (N, C, *spatial)."""
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether maxima of slices do for x."""
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same by one of torch's operators."""
 
 
 MARK = "blurify"
@@ -171,8 +216,116 @@ class BlurPool(nn.Module):
         elif extend is None:
             extend = (0,) * self.ndim
 
-        blur = partial(self._blur, extend=tuple(extend))
-        return lean(blur, x, linear=True) if self._groups else blur(x)
+        return self._run(x, tuple(extend))
+
+    def _run(self, x: Tensor, extend: tuple[int, ...], pool: DenseMax | None = None) -> Tensor:
+        """Max pool densely (if asked to), filter and subsample (N, C, *spatial), in the way that is fastest for x."""
+        blur = partial(self._blur, extend=extend)
+        if not self._groups or is_traced(x):
+            return blur(x if pool is None else pool(x))
+        last = is_channels_last(x)
+        # Small maps, and those with the channels innermost, are as fast by a convolution; not in half precision.
+        sums = x.dtype == torch.float16 or (not last and x.numel() >= _LARGE)
+        needs_back = torch.is_grad_enabled() and x.requires_grad
+        if pool is None and not sums and not needs_back and not x.is_cuda and x.numel() < _WIDE:
+            return blur(x)
+        lines = self._lines(x, extend)
+        if lines is None:
+            return lean(blur, x if pool is None else pool(x), linear=True)
+        stages, triton = None if pool is None else pool.stages, _kernels(x)
+        back = partial(self._back, lines=lines, pool=stages)
+        if triton is not None and triton.fits(lines, stages, x):
+            x = x.contiguous(memory_format=CHANNELS_LAST[self.ndim] if last else torch.contiguous_format)
+            run = partial(triton.filtered, lines=lines, pool=stages, channels_last=last)
+            return lean(self._whole(blur, pool), x, run=run, back=back, linear=pool is None)
+        if on_the_cpu(x) and (sums if pool is None else pool.fits(x)):
+            run = partial(filtered, lines=lines, pool=stages, channels_last=last)
+            return lean(self._whole(blur, pool), x, run=run, back=back, linear=pool is None)
+        x = x if pool is None else pool(x)
+        uncopied = partial(self._uncopied, lines=lines, blur=blur)
+        apart = last and len(self._groups) == 1 and self._is_wide(x)
+        back = partial(self._back, lines=lines, pool=None)
+        return lean(blur, x, linear=True, run=uncopied if apart else None, back=back)
+
+    def _is_wide(self, x: Tensor) -> bool:
+        """Whether a padded copy of x would cost more than to do the borders apart."""
+        return on_the_cpu(x) and x.numel() >= _WIDE and not self._said("_average")
+
+    def _uncopied(self, x: Tensor, lines: tuple[Line, ...], blur: TensorFunction) -> Tensor:
+        """`_blur` without a padded copy: a convolution with its own zeros, and then the outputs at the borders anew."""
+        own, todo = [], []
+        for dim, line in enumerate(lines):
+            n, left = x.shape[dim + 2], line.left
+            length, step, m = len(line.taps), line.stride, line.size(n)
+            if left < 0 or (n + 2 * left - length) // step + 1 != m:
+                return blur(x)
+            own.append(left)
+            outside = [j for j in range(m) if step * j < left or step * j - left + length > n]
+            if len(outside) > _FEW:
+                return blur(x)
+            todo += [(dim, j) for j in outside] if line.padding != "zeros" else []
+        kernel = self._kernel_for(x, 0)
+        channels = x.shape[1]
+        kernel = kernel.expand(channels, *kernel.shape[1:]).contiguous()
+        y = _CONV[self.ndim](x, kernel, None, self.stride, tuple(own), 1, channels)
+        for dim, j in todo:
+            line, n = lines[dim], x.shape[dim + 2]
+            begin = line.stride * j - line.left
+            at = [source(i, n, line.padding) for i in range(begin, begin + len(line.taps))]
+            strip = torch.cat([x.narrow(dim + 2, cast(int, i), 1) for i in at], dim + 2)
+            pads = [(0, 0) if d == dim else (other.left, other.right) for d, other in enumerate(lines)]
+            strip = _CONV[self.ndim](extend_by(strip, pads, self.padding), kernel, None, self.stride, 0, 1, channels)
+            y.narrow(dim + 2, j, 1).copy_(strip)
+        return y
+
+    def pools(self, x: Tensor, pool: DenseMax) -> bool:
+        """Whether `_run` does a dense max pool of x in the same pass."""
+        if pool.fits(x):
+            return True
+        triton = _kernels(x)
+        return triton is not None and min(pool.stages.sizes(x.shape[2:])) > 0
+
+    @staticmethod
+    def _whole(blur: TensorFunction, pool: DenseMax | None) -> TensorFunction:
+        return blur if pool is None else lambda x: blur(pool.plain(x))
+
+    def _back(self, grad: Tensor, of: Input, *, lines: tuple[Line, ...], pool: Max | None) -> Tensor | None:
+        """The gradient of the input of `_run`."""
+        if on_the_cpu(grad):
+            return spread(grad, lines, pool, of.shape[2:], of.x, of.channels_last)
+        triton = _kernels(grad)
+        if triton is not None and triton.fits(lines, pool, grad):
+            return cast(Tensor, triton.spread(grad, lines, pool, of.shape[2:], of.x, of.channels_last))
+        return self._spread(grad, of, lines) if pool is None else None
+
+    def _lines(self, x: Tensor, extend: tuple[int, ...]) -> tuple[Line, ...] | None:
+        """What is done to each dimension, where the layer does just what its numbers say and sizes are numbers."""
+        if type(self)._blur is not BlurPool._blur or type(self)._filtered is not BlurPool._filtered:
+            return None
+        if x.is_complex() or max(map(len, self._filters)) > _LONGEST or not self._has_its_own_taps():
+            return None
+        lines = lines_of(self._filters, self.stride, self._pads(extend), self.padding)
+        if not isinstance(x, Proxy) and any(one.size(n) < 1 for one, n in zip(lines, x.shape[2:], strict=True)):
+            return None
+        return lines
+
+    def _has_its_own_taps(self) -> bool:
+        """Whether the buffers hold what the layer made them with; who writes other taps there means it."""
+        filtered = [dim for dim in range(self.ndim) if len(self._filters[dim]) > 1]
+        if [dim for group in self._groups for dim in group] != filtered:
+            return False
+        for i, group in enumerate(self._groups):
+            kernel = cast(Tensor, getattr(self, f"kernel{i}"))
+            if kernel.is_meta:
+                continue
+            version = None if kernel.is_inference() else kernel._version
+            known = _checked.get(kernel)
+            if known is None or version is None or known != (version, self._filters):
+                own = self._kernel(group, kernel.dtype, kernel.device)
+                if kernel.shape != own.shape or not torch.equal(kernel, own):
+                    return False
+                _checked[kernel] = (version, self._filters)
+        return True
 
     def _blur(self, x: Tensor, extend: tuple[int, ...]) -> Tensor:
         """Filter and subsample (N, C, *spatial)."""
@@ -188,6 +341,8 @@ class BlurPool(nn.Module):
         if not self._groups and not channels_last:
             x = x.contiguous()
 
+        if is_traced(x) and self._may_be_summed(x):
+            return self._summed(x, [pads[dim] if dim not in rest else (0, 0) for dim in range(self.ndim)])
         x = self._filtered(x, pads)
         return x.contiguous(memory_format=CHANNELS_LAST[self.ndim]) if channels_last else x
 
@@ -198,6 +353,26 @@ class BlurPool(nn.Module):
             left = ((len(taps) - 1) // 2 if origins is None else origins[dim]) - shift
             pads.append((left, len(taps) - 1 - left + more))
         return pads
+
+    def _may_be_summed(self, x: Tensor) -> bool:
+        """Whether sums of slices are for a compiler to see, and not a convolution, which others read."""
+        if is_exported(x) or x.is_complex() or type(self)._filtered is not BlurPool._filtered:
+            return False
+        return max(map(len, self._filters)) <= _MOST_SUMMED and _constantly_its_own_taps(self)
+
+    def _summed(self, x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
+        """Filter and subsample as sums of slices, which a compiler makes one loop with what comes before and after."""
+        for dim in (dim for group in self._groups for dim in group):
+            taps, step = self._filters[dim], self.stride[dim]
+            x = extend_by(x, [pads[dim] if d == dim else (0, 0) for d in range(self.ndim)], self.padding)
+            count = (x.shape[dim + 2] - len(taps)) // step + 1
+            starts = [k for k, tap in enumerate(taps) if tap]
+            parts = [(slice(None),) * (dim + 2) + (slice(k, k + step * (count - 1) + 1, step),) for k in starts]
+            x = sum(
+                (taps[k] * x[part] for k, part in zip(starts[1:], parts[1:], strict=True)),
+                taps[starts[0]] * x[parts[0]],
+            )
+        return x
 
     def _filtered(self, x: Tensor, pads: list[tuple[int, int]]) -> Tensor:
         """Filter and subsample the dimensions that have a filter."""
@@ -218,8 +393,39 @@ class BlurPool(nn.Module):
                 x = extend_by(x, padding, self.padding)
             # The tracing ONNX exporter needs to know the kernel's shape.
             channels = int(x.shape[1]) if torch.jit.is_tracing() else x.shape[1]
-            x = _CONV[self.ndim](x, kernel.expand(channels, *kernel.shape[1:]), None, stride, own, 1, channels)
+            kernel = kernel.expand(channels, *kernel.shape[1:])
+            if not is_traced(x):  # else the result is not laid out as x is
+                kernel = kernel.contiguous()
+            x = _CONV[self.ndim](x, kernel, None, stride, own, 1, channels)
         return x
+
+    def _spread(self, grad: Tensor, of: Input, lines: tuple[Line, ...]) -> Tensor:
+        """The transpose of `_blur`, by the operators with which autograd would go back, and without its forward."""
+        layout = CHANNELS_LAST[self.ndim] if of.channels_last else torch.contiguous_format
+        grad = grad.contiguous(memory_format=layout)
+        sizes, m = list(of.shape[2:]), [one.size(n) for one, n in zip(lines, of.shape[2:], strict=True)]
+        reads = [one.stride * (count - 1) + len(one.taps) for one, count in zip(lines, m, strict=True)]
+        channels = of.shape[1]
+        for i in reversed(range(len(self._groups))):
+            group = self._groups[i]
+            shape = [*grad.shape[:2], *(reads[dim] if dim in group else n for dim, n in enumerate(grad.shape[2:]))]
+            step = [self.stride[dim] if dim in group else 1 for dim in range(self.ndim)]
+            like = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+            kernel = self._kernel_for(grad, i)
+            grad = torch.ops.aten.convolution_backward(
+                grad, like, kernel.expand(channels, *kernel.shape[1:]), None, step, [0] * self.ndim, [1] * self.ndim,
+                False, [0] * self.ndim, channels, [True, False, False],
+            )[0]  # fmt: skip
+        for dim, line in enumerate(lines):
+            if len(line.taps) == 1 and line.stride > 1:
+                apart = grad.new_zeros([*grad.shape[: dim + 2], reads[dim], *grad.shape[dim + 3 :]])
+                apart[(slice(None),) * (dim + 2) + (slice(None, None, line.stride),)] = grad
+                grad = apart
+        # Samples that no window reads.
+        pads = [(one.left, one.right) for one in lines]
+        rest = [n + left + right - read for n, (left, right), read in zip(sizes, pads, reads, strict=True)]
+        grad = F.pad(grad, flat_pads([(0, more) for more in rest])) if any(rest) else grad
+        return fold_by(grad, pads, self.padding).contiguous(memory_format=layout)
 
     def unstrided(self) -> BlurPool:
         """The same filter at stride 1, on the CPU: what there is before this layer subsamples."""
@@ -291,6 +497,23 @@ class BlurPool(nn.Module):
         parts += ["channels_last=True"] * self.of_tokens
         parts += [f"centre={short(centre)}" for centre in (self._said("centre"),) if centre is not None]
         return ", ".join(parts)
+
+
+def _kernels(x: Tensor) -> Any:
+    """The Triton kernels, where the environment asks for them (BLURIFY_TRITON=1) and x is on CUDA; else None."""
+    if not x.is_cuda or os.environ.get("BLURIFY_TRITON") != "1" or not is_plain_on(x, "cuda"):
+        return None
+    try:
+        from blurify.nn import kernels
+    except ImportError:
+        raise BlurifyError("BLURIFY_TRITON=1 needs the package triton: install it, or unset the variable") from None
+    return kernels
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constantly_its_own_taps(layer: BlurPool) -> bool:
+    """Asked while a compiler traces, of the layer as it is then."""
+    return layer._has_its_own_taps()
 
 
 def _default_device() -> torch.device:

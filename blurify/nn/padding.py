@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blurify.nn.lines import source
+
 PADDINGS = ("reflect", "replicate", "zeros", "circular", "causal")
 
 
@@ -31,6 +33,29 @@ def extend_by(x: Tensor, pads: Sequence[tuple[int, int]], padding: str) -> Tenso
         if left < 0 or right < 0:
             x = x.narrow(dim + 2, max(-left, 0), x.shape[dim + 2] - max(-left, 0) - max(-right, 0))
     return x
+
+
+def fold_by(grad: Tensor, pads: Sequence[tuple[int, int]], padding: str) -> Tensor:
+    """The transpose of `extend_by`: what reached the samples beyond the borders goes to the samples they were made of.
+
+    Args:
+        grad: (N, C, *spatial), of what `extend_by` returned.
+        pads, padding: as given to it.
+    """
+    if padding == "causal":
+        grad = fold_by(grad, [*[(0, 0)] * (len(pads) - 1), pads[-1]], "replicate")
+        return fold_by(grad, [*pads[:-1], (0, 0)], "reflect")
+    for dim, (left, right) in enumerate(pads, start=2):
+        if not left and not right:
+            continue
+        n = grad.shape[dim] - left - right
+        inner = F.pad(grad, [0, 0] * (grad.dim() - 1 - dim) + [-left, -right])  # negative amounts crop, in a new tensor
+        for place in (*range(-left, 0), *range(n, n + right)):
+            at = source(place, n, padding)
+            if at is not None:
+                inner.select(dim, at).add_(grad.select(dim, left + place))
+        grad = inner
+    return grad
 
 
 def _extend_periodically(x: Tensor, dim: int, left: int, right: int, padding: str) -> Tensor:

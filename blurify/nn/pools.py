@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from blurify.errors import BlurifyError
 from blurify.nn.arguments import per_dim, short
-from blurify.nn.autograd import is_traced, lean
-from blurify.nn.blurpool import BlurPool, blurpool
+from blurify.nn.autograd import Input, is_channels_last, is_traced, is_watched, lean, on_the_cpu
+from blurify.nn.blocks import Max, filtered, spread
+from blurify.nn.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d, blurpool
 from blurify.nn.padding import extend_by, flat_pads
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -54,41 +54,61 @@ def dense_max_pool(
         kernel_size, padding, dilation: one entry a spatial dimension.
         extra: samples to append at the end of the output, whose windows reach beyond the right padding (`ceil_mode`).
 
-    PyTorch does not vectorise this pool for contiguous CPU tensors: there, maxima of shifted copies, one dimension
-    after the other, are several times faster (benchmarks/blurpool.py).
+    PyTorch does not vectorise this pool on the CPU: there, maxima of slices, one dimension after the other, are several
+    times faster (see `blurify.nn.blocks`).
     """
     ndim = len(kernel_size)
     extra = extra or (0,) * ndim
     if all(size == 1 for size in kernel_size) and not any(extra):
         return x
-    pool = partial(_max_pool, kernel=tuple(kernel_size), padding=tuple(padding), dilation=tuple(dilation), extra=extra)
-    if not is_traced(x) and x.device.type == "cpu" and x.is_floating_point() and x.is_contiguous():
-        return lean(pool, x, run=partial(_shifted_max, **pool.keywords))
-    return lean(pool, x)
+    pool = _DenseMax(kernel_size, padding, dilation, extra)
+    return pool(x) if x.dim() == ndim + 2 else pool(x.unsqueeze(0)).squeeze(0)
 
 
-def _max_pool(
-    x: Tensor, kernel: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], extra: Sequence[int]
-) -> Tensor:
-    if any(extra):
-        x = F.pad(x, flat_pads([(0, more) for more in extra]), value=-math.inf)
-    return _MAX_POOL[len(kernel)](x, kernel, 1, padding, dilation)
+class _DenseMax:
+    """A dense max pool of (N, C, *spatial); the arguments are those of `dense_max_pool`."""
+
+    def __init__(
+        self, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int], extra: Sequence[int]
+    ) -> None:
+        self.kernel, self.padding, self.dilation = tuple(kernel), tuple(padding), tuple(dilation)
+        self.extra = tuple(extra)
+
+    @cached_property
+    def stages(self) -> Max:
+        """It as maxima of slices."""
+        return Max(self.kernel, self.padding, self.dilation, self.extra)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """It by PyTorch's own pool."""
+        if any(self.extra):
+            x = F.pad(x, flat_pads([(0, more) for more in self.extra]), value=-math.inf)
+        return _MAX_POOL[len(self.kernel)](x, self.kernel, 1, self.padding, self.dilation)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.fits(x):
+            return lean(self.plain, x)
+        run = partial(filtered, lines=(), pool=self.stages, channels_last=is_channels_last(x))
+        return lean(self.plain, x, run=run, back=self._back)
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether maxima of slices do for x: on the CPU, where PyTorch's own pool is slow, and where a window fits."""
+        if not on_the_cpu(x) or not self.stages.stages:
+            return False
+        return min(self.stages.sizes(x.shape[2:])) > 0
+
+    def _back(self, grad: Tensor, of: Input) -> Tensor | None:
+        return spread(grad, (), self.stages, of.shape[2:], of.x, of.channels_last) if on_the_cpu(grad) else None
 
 
-def _shifted_max(
-    x: Tensor, kernel: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], extra: Sequence[int]
-) -> Tensor:
-    pads = [(left, left + more) for left, more in zip(padding, extra, strict=True)]
-    if any(map(any, pads)):
-        x = F.pad(x, flat_pads(pads), value=-math.inf)
-    for dim, (size, step) in enumerate(zip(kernel, dilation, strict=True), start=x.dim() - len(kernel)):
-        width = 1  # x[i] is the maximum of `width` samples from i on; double that until it is the kernel
-        while width < size:
-            more = min(width, size - width)
-            length = x.shape[dim] - step * more
-            x = torch.maximum(x.narrow(dim, 0, length), x.narrow(dim, step * more, length))
-            width += more
-    return x
+def _blurred_max(x: Tensor, pool: _DenseMax, layer: BlurPool, extend: Sequence[int] | None = None) -> Tensor:
+    """A dense max pool and a blur, in one pass where that can be."""
+    whole = type(layer) in (BlurPool1d, BlurPool2d, BlurPool3d) and layer._groups and not layer.of_tokens
+    seen = not whole or is_traced(x) or is_watched(layer)  # by somebody who wants what is between the two
+    if not seen and x.dim() == layer.ndim + 2 and layer.pools(x, pool):
+        return layer._run(x, tuple(extend or (0,) * layer.ndim), pool)
+    x = dense_max_pool(x, pool.kernel, pool.padding, pool.dilation, pool.extra)
+    return cast(Tensor, layer(x) if extend is None else layer(x, extend=extend))
 
 
 def max_blur_pool(
@@ -131,8 +151,8 @@ def max_blur_pool(
     dense = [_pool_extend(k, 1, p, g, False) for k, p, g in zip(kernel, pad, gap, strict=True)]
     missing = [total - done for total, done in zip(size, dense, strict=True)]
     if dense_kernel_size is not None:
-        return cast(Tensor, layer(dense_max_pool(x, kernel, pad, gap), extend=missing))
-    return cast(Tensor, layer(dense_max_pool(x, kernel, pad, gap, missing)))
+        return _blurred_max(x, _DenseMax(kernel, pad, gap, (0,) * layer.ndim), layer, missing)
+    return _blurred_max(x, _DenseMax(kernel, pad, gap, missing), layer)
 
 
 def avg_blur_pool(
