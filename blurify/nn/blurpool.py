@@ -394,7 +394,7 @@ class BlurPool(nn.Module):
             # The tracing ONNX exporter needs to know the kernel's shape.
             channels = int(x.shape[1]) if torch.jit.is_tracing() else x.shape[1]
             kernel = kernel.expand(channels, *kernel.shape[1:])
-            if not is_traced(x):  # else the result is not laid out as x is
+            if is_channels_last(x):  # else the result is not laid out as x is
                 kernel = kernel.contiguous()
             x = _CONV[self.ndim](x, kernel, None, stride, own, 1, channels)
         return x
