@@ -509,7 +509,8 @@ def test_torchvision_feature_extractor(name, recipe, nodes):
             outputs = extractor(x)
         assert list(outputs) == nodes
         for node, out in expected.items():
-            assert torch.equal(outputs[node], out), (node, size)
+            # Not to the bit: what a tracer reads is a convolution, and what runs by itself sums of slices.
+            assert (outputs[node] - out).norm() < 1e-5 * out.norm(), (node, size)
     blurs_seen = [n for n in extractor.graph.nodes if n.op == "call_module" and "blur" in str(n.target)]
     assert blurs_seen
 
@@ -529,4 +530,4 @@ def test_symbolic_tracing_keeps_sizes_open(pool):
     traced = torch.fx.symbolic_trace(nn.Sequential(pool))
     for size in (8, 9, 33):
         x = image(1, 2, size, size + 1)
-        assert torch.equal(traced(x), pool(x))
+        torch.testing.assert_close(traced(x), pool(x))

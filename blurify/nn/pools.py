@@ -62,7 +62,8 @@ def dense_max_pool(
     if all(size == 1 for size in kernel_size) and not any(extra):
         return x
     pool = _DenseMax(kernel_size, padding, dilation, extra)
-    return pool(x) if x.dim() == ndim + 2 else pool(x.unsqueeze(0)).squeeze(0)
+    # A tracer sees no number of dimensions, and PyTorch's own pool, which it is given, takes (C, *spatial) too.
+    return pool(x) if is_traced(x) or x.dim() == ndim + 2 else pool(x.unsqueeze(0)).squeeze(0)
 
 
 class _DenseMax:
