@@ -203,7 +203,8 @@ training step keeps for its backward, for the model and for each site (`--json`:
 
 All are for the traced input in NCHW, as on the CPU. A site's figures are what it adds to the sites before it: what
 two sites share counts at the first. Nothing is assumed of the layers that blur: each is run by itself on a map of few
-channels, and counted.
+channels, and counted. That is their plain form, as tracers and other devices have it, with padded copies of their
+inputs; where nobody looks on, large maps on the CPU are blurred block by block and write less than is said here.
 
 The table is what `{command}` found (torch {torch}): the original and the default conversion, measured on real
 numbers with `FlopCounterMode`, with a `TorchDispatchMode` that sums the bytes of newly allocated outputs, and with
