@@ -20,7 +20,7 @@ from blurify.graph.banks import keeps_everything
 from blurify.graph.branches import partners
 from blurify.graph.filters import is_filtered, reads_image
 from blurify.graph.inputs import traced
-from blurify.graph.recorder import Key, Trace, trace
+from blurify.graph.recorder import Call, Key, Trace, trace
 from blurify.graph.regions import blur_points
 from blurify.graph.resampling import Resampler, find_resampling, is_smoothed
 from blurify.graph.sites import (
@@ -314,7 +314,7 @@ class _Planner:
             return self._skip_resampler(site, op)
         if any(other.stride != op.stride or other.kernel_size != op.kernel_size for other in site.ops):
             return "varies", ""
-        if op.call is not None and len(site.ops) != len(self.placer.calls_of[op.call.path]):
+        if op.call is not None and len(site.ops) != self._count_of_calls(op.call):
             return "varies", ""
         if is_filtered(site, self.traces, self.model):
             return "already-filtered", ""
@@ -343,6 +343,11 @@ class _Planner:
                 return ("patchify-stem", "") if recipe.stem != "convert" else None
             return ("merging", "") if recipe.merging == recipe.resampling == "skip" else None
         return None
+
+    def _count_of_calls(self, call: Call) -> int:
+        """How often a call's module runs; one that the forward made for itself is another one in each trace."""
+        calls = self.placer.calls_of[call.path]
+        return len(calls) if call.path is not None else sum(other.module is call.module for other in calls)
 
     def _skip_resampler(self, site: Found, op: Resampler) -> tuple[str, str] | None:
         """The same, for what upsamples, or subsamples in another way than by a stride."""

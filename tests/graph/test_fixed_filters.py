@@ -250,3 +250,30 @@ def test_weights_that_are_buffers_make_no_stems() -> None:
         del layer.weight
         layer.register_buffer("weight", weight)
     assert [site.rule for site in blurify.inspect(net, IMAGE).sites] == ["stem", "after-activation"]
+
+
+class Halved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kernel", FIR.view(1, 1, 4))
+
+    def forward(self, x):
+        return F.conv1d(x, self.kernel, stride=2, padding=1)
+
+
+class Made(nn.Module):
+    """Makes its resamplers in its forward, as julius does for Demucs: modules that are none of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(1, 4, 3, padding=1), nn.Conv1d(4, 4, 3, 2, 1)
+
+    def forward(self, x):
+        x = Halved().to(x.device)(x)
+        y = self.b(self.a(x).relu()).relu()
+        return Halved().to(x.device)(y[:, :1])
+
+
+def test_a_filter_that_the_forward_makes_is_one_too():
+    rules = [site.rule for site in blurify.inspect(Made(), torch.zeros(1, 1, 64)).sites]
+    assert rules == ["already-filtered", "after-activation", "already-filtered"]
