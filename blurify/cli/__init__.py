@@ -9,19 +9,7 @@ from typing import Annotated
 import typer
 
 from blurify.cli import console, signals
-from blurify.cli.adapt import adapt
-from blurify.cli.certify import certify
-from blurify.cli.check import check
-from blurify.cli.convert import convert
-from blurify.cli.demo import demo
-from blurify.cli.diff import diff
-from blurify.cli.fuse import fuse
-from blurify.cli.inspect import inspect
-from blurify.cli.measure import measure
-from blurify.cli.recipes import recipes
-from blurify.cli.report import report
-from blurify.cli.revert import revert
-from blurify.cli.zoo import zoo
+from blurify.cli.commands import Commands
 from blurify.versions import version_of
 
 
@@ -46,6 +34,7 @@ def build_app() -> typer.Typer:
     """The typer application; its help is boxed on a terminal and plain in a pipe."""
     app = typer.Typer(
         name="blurify",
+        cls=Commands,
         rich_markup_mode="rich" if console.on_terminal() else None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -54,19 +43,6 @@ def build_app() -> typer.Typer:
         invoke_without_command=True,
         epilog="Start with: blurify demo, then: blurify inspect timm/resnet18",
     )(_root)
-    app.command(epilog="Example: blurify inspect torchvision/vgg16 --recipe light --json")(inspect)
-    app.command(epilog="Example: blurify recipes light > mine.toml")(recipes)
-    app.command(epilog="Example: blurify convert model.pt -o model_aa.pt --arch timm/resnet18")(convert)
-    app.command(epilog="Example: blurify adapt model_aa.pt --data photos -o model_adapted.pt --minutes 10")(adapt)
-    app.command(epilog="Example: blurify check model_aa.pt --json")(check)
-    app.command(epilog="Example: blurify diff plan.json model_aa.pt --json")(diff)
-    app.command(epilog="Example: blurify revert model_aa.pt -o model.pt")(revert)
-    app.command(epilog="Example: blurify fuse model_aa.pt -o model_aa.onnx")(fuse)
-    app.command(epilog="Example: blurify measure timm/resnet18 --convert --data photos --images 500")(measure)
-    app.command(epilog="Example: blurify certify torchvision/resnet18 --recipe aps --circular --random")(certify)
-    app.command(epilog="Example: blurify report timm/resnet18 --convert --data photos -o report.html")(report)
-    app.command(epilog="Example: blurify demo --json")(demo)
-    app.command(epilog="Example: blurify zoo 'timm/resnet*' -o converted -j 2 --random")(zoo)
     return app
 
 
