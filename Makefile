@@ -58,8 +58,15 @@ format: $(DEV) ## let ruff fix and format
 parity: $(DEV) ## all published models against antialiased-cnns
 	$(BIN)/python benchmarks/parity.py --out benchmarks/parity.json
 
-bench: $(DEV) ## time and memory of converted models, against the published ones; time of measuring
-	$(BIN)/python benchmarks/speed.py --out benchmarks/speed.json
+# Layers of other libraries, to be timed beside ours; without what they depend on.
+OTHERS := .cache/bench-packages
+$(OTHERS)/.installed: $(DEV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OTHERS) \
+		kornia kornia_rs mosaicml
+	@touch $@
+
+bench: $(OTHERS)/.installed ## time and memory of all 23 published models, converted and theirs; time of measuring (hours)
+	PYTHONPATH=$(OTHERS) $(BIN)/python benchmarks/speed.py --models all --out benchmarks/speed.json
 	$(BIN)/python benchmarks/speed.py --page
 	$(BIN)/python benchmarks/consistency.py --out benchmarks/consistency.json
 

@@ -13,6 +13,7 @@ said so.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -23,7 +24,8 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import antialiased_cnns
 import torch
@@ -178,6 +180,19 @@ def of_model(name: str, parts: list[str], batch: int, size: int, rounds: int) ->
     return row
 
 
+def composer_layers() -> ModuleType:
+    """composer's file of layers by itself: the package's own import asks for much that has nothing to do with them."""
+    package = importlib.util.find_spec("composer")
+    if package is None or package.origin is None:
+        raise ImportError("No module named 'composer'")
+    path = Path(package.origin).parent / "algorithms" / "blurpool" / "blurpool_layers.py"
+    file = importlib.util.spec_from_file_location("composer_blurpool_layers", path)
+    assert file is not None and file.loader is not None
+    module = importlib.util.module_from_spec(file)
+    file.loader.exec_module(module)
+    return module
+
+
 def other_layers(channels: int) -> dict[str, dict[str, Callable[[], nn.Module]]]:
     """The layers of other libraries that do what BlurPool2d and MaxBlurPool2d do (or the nearest thing)."""
 
@@ -192,9 +207,7 @@ def other_layers(channels: int) -> dict[str, dict[str, Callable[[], nn.Module]]]
         return MaxBlurPool2D(kernel_size=4, stride=2, max_pool_size=3)
 
     def composer_max() -> nn.Module:
-        from composer.algorithms.blurpool.blurpool_layers import BlurMaxPool2d
-
-        return BlurMaxPool2d(3, 2, 1)
+        return cast(nn.Module, composer_layers().BlurMaxPool2d(3, 2, 1))
 
     def published() -> nn.Module:
         return antialiased_cnns.BlurPool(channels, filt_size=4, stride=2)
