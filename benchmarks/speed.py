@@ -43,7 +43,10 @@ from blurify.nn import BlurPool2d, MaxBlurPool2d
 ROOT = Path(__file__).resolve().parent
 PARTS = ("nchw", "channels_last", "compiled", "training", "kept", "layers")
 SIX = "resnet18,resnet50,vgg16,mobilenet_v2,densenet121,alexnet"
-PAIRS = (("published", "original"), ("blurify", "original"), ("blurify", "published"), ("again", "original"))
+PAIRS = (
+    ("published", "original"), ("blurify", "original"), ("blurify", "published"), ("dense", "published"),
+    ("again", "original"),
+)  # fmt: skip
 
 Runs = dict[str, Callable[[], Any]]
 
@@ -130,13 +133,15 @@ def working(runs: Runs) -> tuple[Runs, dict[str, str]]:
 
 
 def built(name: str) -> dict[str, nn.Module]:
-    """The original, the published model with its weights, and the converted one."""
+    """The original, the published model with its weights, the converted one, and that with filters of one tap."""
     torch.manual_seed(0)
     original = lively(torchvision.models.get_model(name, weights=None))
     published = getattr(antialiased_cnns, name)(filter_size=4).eval()
     give_weights(published, original)
-    converted = blurify.convert(original, f"published/{MODELS[name]}", verify=False)
-    return {"original": original, "published": published, "blurify": converted}
+    converted, dense = (
+        blurify.convert(original, f"published/{MODELS[name]}", filter_size=taps, verify=False) for taps in (4, 1)
+    )
+    return {"original": original, "published": published, "blurify": converted, "dense": dense}
 
 
 def of_model(name: str, parts: list[str], batch: int, size: int, rounds: int) -> dict[str, Any]:
@@ -166,7 +171,7 @@ def of_model(name: str, parts: list[str], batch: int, size: int, rounds: int) ->
     if "kept" in parts:
         kept = {key: kept_for_backward(model, x[:2]) for key, model in models.items()}
         row["kept"] = {"original_mib": round(kept["original"] / 2**20, 1)} | {
-            f"{one}/{other}": round(kept[one] / kept[other], 3) for one, other in PAIRS[:3]
+            f"{one}/{other}": round(kept[one] / kept[other], 3) for one, other in PAIRS[:4]
         }
     if "channels_last" in parts:
         for model in models.values():
@@ -290,8 +295,10 @@ def page(report: dict[str, Any]) -> str:
         "",
         f"wrote: batch {report['batch']} at {report['size']} pixels, {report['threads']} thread(s), "
         f"{report['rounds']} rounds in which all take turns, CPU seconds. A cell is a",
-        "ratio of medians and, in brackets, the lowest and highest ratio of a round. *Again* is the original against",
-        "itself: the noise. The published models are those of `antialiased_cnns`; a dash is one that does not run so.",
+        "ratio of medians and, in brackets, the lowest and highest ratio of a round. *Dense* is the conversion with",
+        "filters of one tap: the same operations at stride 1 and no blur, so about what is left where blurs cost",
+        "nothing. *Again* is the original against itself: the noise. The published models are those of",
+        "`antialiased_cnns`; a dash is one that does not run so.",
         *(["Stopped before: " + ", ".join(report["unfinished"]) + "."] if report.get("unfinished") else []),
         f"Versions: {', '.join(f'{name} {number}' for name, number in report['versions'].items())}.",
         "",
@@ -301,7 +308,8 @@ def page(report: dict[str, Any]) -> str:
         "training": "One training step", "kept": "Bytes kept for the backward",
     }  # fmt: skip
     names = {"published/original": "published / original", "blurify/original": "blurify / original",
-             "blurify/published": "blurify / published", "again/original": "again"}  # fmt: skip
+             "blurify/published": "blurify / published", "dense/published": "dense / published",
+             "again/original": "again"}  # fmt: skip
     for part, title in titles.items():
         rows = [row for row in report["models"] if part in row]
         if not rows:
