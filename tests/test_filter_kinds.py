@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import blurify
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, VerificationError
 from blurify.nn.fourier import FourierPool
+from blurify.proof.averages import check_averages
 from blurify.spec.methods import Area, Flat, Fourier, Sinc, Wavelet
 from blurify.spec.plan import Plan
 from blurify.spec.recipes import Recipe
@@ -180,3 +181,16 @@ class _Turned(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.transpose(-1, -2)).transpose(-1, -2)
+
+
+@pytest.mark.parametrize("stride", [16, 300, 2000])
+def test_an_ideal_filter_in_place_of_a_long_average(stride):
+    """Its ringing, which the proof must not take for a shift, grows with the stride."""
+    net = nn.Sequential(nn.Conv1d(1, 2, 3, padding=1), nn.ReLU(), nn.AvgPool1d(stride)).eval()
+    converted = blurify.convert(net, Recipe(filter=Fourier()), example_inputs=torch.zeros(1, 1, 4 * stride))
+    assert [site.name for site in blurify.plan_of(converted).converted] == ["2"]
+    shifted = copy.deepcopy(converted)
+    move = 1 + stride // 50
+    shifted[2].register_forward_pre_hook(lambda module, given: (given[0].roll(move, -1),))
+    with pytest.raises(VerificationError, match="beside where the average pool looked"):
+        check_averages(net, shifted, blurify.plan_of(converted))
