@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from blurify.graph.modes import DispatchMode
 
-class MultiplyAdds(TorchDispatchMode):
+
+class MultiplyAdds(DispatchMode):
     """Counts the multiply-adds of the convolutions and matrix products that run while it is active.
 
     By torch's own formulas (`torch.utils.flop_counter`). Its `FlopCounterMode` is not used: it follows modules by

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blurify.graph.copies import copy_model, device_of, meta_copy
+from blurify.graph.modes import DispatchMode
 from blurify.graph.recorder import Key, Recorder, recording
 from blurify.graph.structure import Inputs, map_tensors, tensors_in
 
@@ -67,7 +67,7 @@ class Memory:
         return sum(one.bytes for one in self.stored if one.kept_by)
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(DispatchMode):
     """Sees every storage that is allocated, and is told of those that autograd saves.
 
     Args:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+from blurify.graph.modes import DispatchMode
 
 _PART = 2**25  # bytes of a convolution's weights that are used at a time
 
@@ -74,7 +75,7 @@ def seed_of(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-class _Supplying(TorchDispatchMode):
+class _Supplying(DispatchMode):
     """Puts a tensor with data in the place of one without, for one operation."""
 
     def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], change: Change | None) -> None:

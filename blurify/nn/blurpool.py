@@ -510,10 +510,13 @@ def _kernels(x: Tensor) -> Any:
     return kernels
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constantly_its_own_taps(layer: BlurPool) -> bool:
     """Asked while a compiler traces, of the layer as it is then."""
     return layer._has_its_own_taps()
+
+
+# What torch.compiler.assume_constant_result does, which imports the whole compiler for it (two seconds).
+_constantly_its_own_taps._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _default_device() -> torch.device:
