@@ -13,7 +13,17 @@ from blurify.metrics.sizes import dimensions
 
 if TYPE_CHECKING:
     from blurify.metrics.differences import Difference
-    from blurify.metrics.results import Consistency, Estimate, HalfPatch, Measurement, Stability, WorstCase
+    from blurify.metrics.results import (
+        Consistency,
+        DenseDrift,
+        DetectionShifts,
+        EmbeddingDrift,
+        Estimate,
+        HalfPatch,
+        Measurement,
+        Stability,
+        WorstCase,
+    )
 
 _CLEAR = " *"  # marks a difference that is beyond chance
 _MEANINGS = {
@@ -41,14 +51,16 @@ class Figure:
     remark: str = ""
 
     @classmethod
-    def of(cls, name: str, estimate: Estimate, remark: str = "") -> Figure:
-        """A share that was estimated."""
-        return cls(name, estimate.value, (estimate.low, estimate.high), remark=remark)
+    def of(cls, name: str, estimate: Estimate, remark: str = "", *, share: bool = True) -> Figure:
+        """A share that was estimated, or another number."""
+        return cls(name, estimate.value, (estimate.low, estimate.high), share=share, remark=remark)
 
     def text(self, *, interval: bool = True) -> str:
         """'91.32% (89.70..92.61)', or '0.132'."""
         if not self.share:
             shown = f"{self.value:.4f}"
+            if self.interval is not None and interval:
+                shown += f" ({self.interval[0]:.4f}..{self.interval[1]:.4f})"
         elif self.interval is None or not interval:
             shown = f"{self.value:.2%}"
         else:
@@ -73,6 +85,9 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
         "95% intervals in brackets",
         style="bold",
     )
+    taken = {one.model: str(one.output) for one in measurements if one.output is not None}
+    for model, text in taken.items() if len(set(taken.values())) > 1 else dict.fromkeys(taken.values(), "").items():
+        console.say(f"{model}: {text}" if text else model)
     found = differences(*measurements) if len(measurements) == 2 else {}
     sections: tuple[tuple[str, tuple[Column, ...], Callable[[Measurement], Figures]], ...] = (
         ("", (Column("figure"),), _figures),
@@ -194,6 +209,12 @@ def _figures(measurement: Measurement) -> Figures:
     pairs: list[tuple[str, Figure]] = []
     if measurement.consistency is not None:
         pairs += _of_consistency(measurement.consistency)
+    if measurement.embedding is not None:
+        pairs += _of_embedding(measurement.embedding)
+    if measurement.dense is not None:
+        pairs += _of_dense(measurement.dense)
+    if measurement.detections is not None:
+        pairs += _of_detections(measurement.detections)
     if measurement.stability is not None:
         pairs += _of_stability(measurement.stability)
     if measurement.worst_case is not None:
@@ -214,6 +235,40 @@ def _of_consistency(found: Consistency) -> Iterator[tuple[str, Figure]]:
         Figure.of("consistency.pixel_flips", found.pixel_flips),
     )
     yield "shift by one pixel: change of the top probability", Figure.of("consistency.pixel_change", found.pixel_change)
+
+
+def _of_embedding(found: EmbeddingDrift) -> Iterator[tuple[str, Figure]]:
+    where = "two circular shifts" if found.circular else "two random crops"
+    for what, name, share in (
+        (f"embedding: cosine drift between {where}", "crops", False),
+        ("embedding: cosine drift, shift by one pixel", "pixel", False),
+        ("embedding: cosine distance to the other pictures", "apart", False),
+        (f"embedding: own picture is nearest, {where}", "crops_nearest", True),
+        ("embedding: own picture is nearest, shift by one pixel", "pixel_nearest", True),
+    ):
+        estimate = getattr(found, name)
+        if estimate is not None:
+            yield what, Figure.of(f"embedding.{name}", estimate, share=share)
+
+
+def _of_dense(found: DenseDrift) -> Iterator[tuple[str, Figure]]:
+    where = "two circular shifts" if found.circular else "two random crops"
+    yield f"map: relative error between {where}", Figure.of("dense.crops", found.crops, share=False)
+    yield "map: relative error, shift by one pixel", Figure.of("dense.pixel", found.pixel, share=False)
+
+
+def _of_detections(found: DetectionShifts) -> Iterator[tuple[str, Figure]]:
+    yield f"boxes of a score of {found.least_score:g} or more", Figure.of("detections.boxes", found.boxes, share=False)
+    for where, prefix in (("two random crops", "crops"), ("shift by one pixel", "pixel")):
+        for what, name, share in (
+            ("boxes matched", "matched", True),
+            ("overlap of matched boxes (IoU)", "overlap", True),
+            ("change of their scores", "score_change", True),
+            ("change of the number of boxes", "count_change", False),
+        ):
+            estimate = getattr(found, f"{prefix}_{name}")
+            if estimate is not None:
+                yield f"{where}: {what}", Figure.of(f"detections.{prefix}_{name}", estimate, share=share)
 
 
 def _of_stability(found: Stability) -> Iterator[tuple[str, Figure]]:

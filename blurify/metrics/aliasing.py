@@ -208,8 +208,7 @@ class _Scheme:
 
 def _scheme(subject: Subject, count: int, only: Collection[str] | None) -> _Scheme:
     """Trace the model on `count` pictures, and find its sites, or only those of some names."""
-    geometry = subject.preprocessing
-    example = torch.zeros(count, geometry.channels, *geometry.crop, dtype=subject.dtype)
+    example = (subject.example(count),)
     seen = traced(subject.model, example)
     found = find_sites(seen)
     blurs: dict[str, list[str]] = defaultdict(list)

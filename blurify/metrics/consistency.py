@@ -12,7 +12,9 @@ from torch import Tensor
 from blurify.errors import BlurifyError
 from blurify.metrics.results import Consistency, Estimate
 from blurify.metrics.sizes import dimensions
-from blurify.metrics.subject import Pictures, Preprocessing, Subject, Watch, no_answer
+from blurify.metrics.subject import Batch, Pictures, Preprocessing, Subject, Watch, no_answer
+
+NO_OVERLAP = "no two crops of a picture overlap: give a smaller --canvas"
 
 
 def consistency(
@@ -53,16 +55,11 @@ def consistency(
             finite.
     """
     geometry = subject.preprocessing
-    places = _places(len(pictures), geometry, seed, circular=circular)
+    places = places_of(len(pictures), geometry, seed, circular=circular)
     agree, change, flips, right, broken = [], [], [], [], []
     dense = False
     for number, batch in enumerate(pictures.batches(batch_size)):
-        if batch.canvases.shape[2:] != geometry.canvas:
-            raise BlurifyError(
-                f"the pictures are {dimensions(batch.canvases.shape[2:])}, the canvas {dimensions(geometry.canvas)}: "
-                "bring the pictures to the canvas, or give --canvas"
-            )
-        canvases = batch.canvases.to(subject.device, non_blocking=True)
+        canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
         first, second, beside = (
             subject(seen_at(canvases, place[batch.indices], geometry, circular=circular))
             for place in (places.first, places.second, places.beside)
@@ -102,16 +99,26 @@ def consistency(
     )
 
 
+def on_canvas(batch: Batch, geometry: Preprocessing) -> Tensor:
+    """The canvases of a batch, (N, C, H, W). Raises BlurifyError where they are of another size."""
+    if batch.canvases.shape[2:] != geometry.canvas:
+        raise BlurifyError(
+            f"the pictures are {dimensions(batch.canvases.shape[2:])}, the canvas {dimensions(geometry.canvas)}: "
+            "bring the pictures to the canvas, or give --canvas"
+        )
+    return batch.canvases
+
+
 @dataclass(frozen=True)
-class _Places:
-    """Where each picture is seen: (N, 2) int64 each, (y, x) of the window's corner."""
+class Places:
+    """Where each picture is seen: (N, 2) int64 each, (y, x) of the window's corner; `beside` is next to `first`."""
 
     first: Tensor
     second: Tensor
     beside: Tensor
 
 
-def _places(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -> _Places:
+def places_of(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -> Places:
     """Random places: any corner that keeps the window on the canvas; any shift at all where it is circular."""
     spare = torch.tensor(geometry.canvas) - torch.tensor(geometry.crop)
     if circular:
@@ -136,7 +143,7 @@ def _places(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -
         sign = torch.where(at == 0, 1, torch.where(at == spare[axis], -1, sign))
     beside = first.clone()
     beside[rows, axis] += sign
-    return _Places(first, second, beside)
+    return Places(first, second, beside)
 
 
 def seen_at(canvases: Tensor, corners: Tensor, geometry: Preprocessing, *, circular: bool) -> Tensor:
@@ -210,5 +217,5 @@ def estimate(parts: list[Tensor], *, yes_or_no: bool = True) -> Estimate:
     values = torch.cat(parts)
     kept = values[~values.isnan()].tolist()
     if not kept:
-        raise BlurifyError("no two crops of a picture overlap: give a smaller --canvas")
+        raise BlurifyError(NO_OVERLAP)
     return Estimate.of(kept, yes_or_no=yes_or_no)

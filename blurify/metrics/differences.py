@@ -30,6 +30,13 @@ _ESTIMATES = {
     "consistency": ("accuracy", "agreement", "pixel_flips", "pixel_change"),
     "worst_case": ("unmoved", "mean", "worst", "steady"),
     "half_patch": ("half", "half_change", "grid", "whole"),
+    "embedding": ("crops", "pixel", "crops_nearest", "pixel_nearest", "apart"),
+    "dense": ("crops", "pixel"),
+    "detections": tuple(
+        f"{where}_{what}"
+        for where in ("crops", "pixel")
+        for what in ("matched", "overlap", "score_change", "count_change")
+    ),
 }
 _SHOWN_ALIKE = ("seed", "crop", "canvas", "channels", "interpolation", "circular", "labels")
 

@@ -125,8 +125,8 @@ def preprocessing_of(
         crop=size,
         canvas=canvas,
         channels=channels,
-        mean=_statistic("mean", mean, says.mean or (default.mean if default else (0.0,)), channels),
-        std=_statistic("std", std, says.std or (default.std if default else (1.0,)), channels),
+        mean=statistic("mean", mean, says.mean or (default.mean if default else (0.0,)), channels),
+        std=statistic("std", std, says.std or (default.std if default else (1.0,)), channels),
         interpolation=says.interpolation if says.interpolation in ("nearest", "bicubic", "lanczos") else "bilinear",
     )
 
@@ -190,7 +190,7 @@ def _channels(model: nn.Module, size: tuple[int, int], first: int | None) -> int
     ) from problem
 
 
-def _statistic(
+def statistic(
     name: str, given: Sequence[float] | None, fallback: tuple[float, ...], channels: int
 ) -> tuple[float, ...]:
     """One number a channel."""
