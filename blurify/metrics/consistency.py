@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -210,6 +211,12 @@ def _same_and_moved(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     same = (top == other.argmax(1, keepdim=True)).cpu().double()
     moved = (one.softmax(1).gather(1, top) - other.softmax(1).gather(1, top)).abs().cpu().double()
     return same.flatten(1).mean(1), moved.flatten(1).mean(1)
+
+
+def amounts(values: Sequence[float]) -> Estimate:
+    """The mean of values that are never below 0, as no end of its interval is."""
+    found = Estimate.of(values, bounded=False, yes_or_no=False)
+    return replace(found, low=max(found.low, 0.0))
 
 
 def estimate(parts: list[Tensor], *, yes_or_no: bool = True) -> Estimate:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blurify.errors import BlurifyError
-from blurify.metrics.consistency import NO_OVERLAP, on_canvas, places_of, seen_at
+from blurify.metrics.consistency import NO_OVERLAP, amounts, on_canvas, places_of, seen_at
 from blurify.metrics.results import DenseDrift, Estimate
 from blurify.metrics.subject import Pictures, Subject, Watch
 
@@ -154,4 +154,4 @@ def _relative(errors: list[float], variance: float) -> Estimate:
     kept = [error for error in errors if not math.isnan(error)]
     if not kept:
         raise BlurifyError(NO_OVERLAP)
-    return Estimate.of([error / variance if error else 0.0 for error in kept], bounded=False, yes_or_no=False)
+    return amounts([error / variance if error else 0.0 for error in kept])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from blurify.errors import BlurifyError
 from blurify.metrics.boxes import Boxes, matched, within
-from blurify.metrics.consistency import on_canvas, places_of, seen_at
+from blurify.metrics.consistency import amounts, on_canvas, places_of, seen_at
 from blurify.metrics.results import DetectionShifts, Estimate
 from blurify.metrics.subject import Pictures, Subject, Watch
 
@@ -82,7 +82,7 @@ def detection_shifts(
         )
     return DetectionShifts(
         **estimates,  # type: ignore[arg-type]
-        boxes=Estimate.of(counts, bounded=False, yes_or_no=False),
+        boxes=amounts(counts),
         least_score=least_score,
         least_overlap=least_overlap,
     )
@@ -120,6 +120,6 @@ def _estimate(values: Sequence[float], *, bounded: bool) -> Estimate | None:
     kept = [value for value in values if not math.isnan(value)]
     if not kept:
         return None
-    found = Estimate.of(kept, bounded=bounded, yes_or_no=False)
+    found = Estimate.of(kept, yes_or_no=False) if bounded else amounts(kept)
     # Where something was left out single values are not kept: another model's would be of other pictures.
     return found if len(kept) == len(values) else dataclasses.replace(found, packed="")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blurify.errors import BlurifyError
-from blurify.metrics.consistency import on_canvas, places_of, seen_at
+from blurify.metrics.consistency import amounts, on_canvas, places_of, seen_at
 from blurify.metrics.results import EmbeddingDrift, Estimate
 from blurify.metrics.subject import Pictures, Subject, Watch
 
@@ -82,7 +82,7 @@ def _distances(one: Tensor, other: Tensor) -> Estimate:
     half_squared = (one - other).square().sum(1) / 2
     empty = (one == 0).all(1) | (other == 0).all(1)
     values = half_squared.where(~empty, torch.ones(()).double()).tolist()
-    return Estimate.of(values, bounded=False, yes_or_no=False)
+    return amounts(values)
 
 
 def nearest_is_own(queries: Tensor, gallery: Tensor) -> list[float]:
@@ -104,4 +104,4 @@ def nearest_is_own(queries: Tensor, gallery: Tensor) -> list[float]:
 def _apart(vectors: Tensor) -> Estimate:
     """Of each vector, the mean cosine distance to the others: 1 less its likeness to their sum."""
     others = (vectors @ vectors.sum(0) - vectors.square().sum(1)) / (len(vectors) - 1)
-    return Estimate.of((1 - others).tolist(), bounded=False, yes_or_no=False)
+    return amounts((1 - others).tolist())

@@ -55,9 +55,25 @@ def declared(model: nn.Module, arch: str | None = None) -> Declared:
             config.get("interpolation"),
             tuple(config.get("label_names") or ()),
         )
+    if (detector := _detector(model)) is not None:
+        return detector
     if arch is not None and arch.startswith("torchvision/"):
         return _torchvision(arch)
     return Declared()
+
+
+def _detector(model: nn.Module) -> Declared | None:
+    """What detectors say, whose pictures are in 0..1: torchvision's normalise and resize by themselves."""
+    plain: dict[str, Any] = {"channels": 3, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    homes = [kind.__module__ for kind in type(model).__mro__]
+    if any(home.startswith("torchvision.models.detection") for home in homes):
+        transform: Any = getattr(model, "transform", None)
+        fixed, sides = getattr(transform, "fixed_size", None), getattr(transform, "min_size", None)
+        size = (fixed[1], fixed[0]) if fixed else (sides[-1], sides[-1]) if sides else None
+        return Declared(size=size, **plain)
+    if any(home.startswith("ultralytics.") for home in homes):
+        return Declared(**plain)
+    return None
 
 
 def _torchvision(arch: str) -> Declared:
