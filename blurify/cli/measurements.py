@@ -58,14 +58,19 @@ class Figure:
     def text(self, *, interval: bool = True) -> str:
         """'91.32% (89.70..92.61)', or '0.132'."""
         if not self.share:
-            shown = f"{self.value:.4f}"
+            shown = _number(self.value)
             if self.interval is not None and interval:
-                shown += f" ({self.interval[0]:.4f}..{self.interval[1]:.4f})"
+                shown += f" ({_number(self.interval[0])}..{_number(self.interval[1])})"
         elif self.interval is None or not interval:
             shown = f"{self.value:.2%}"
         else:
             shown = f"{self.value:.2%} ({100 * self.interval[0]:.2f}..{100 * self.interval[1]:.2f})"
         return f"{shown} {self.remark}".rstrip()
+
+
+def _number(value: float, sign: str = "") -> str:
+    """'0.1320', or '4.2e-05' of what four digits would round away."""
+    return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 5e-4 else f"{value:{sign}.1e}"
 
 
 Figures = dict[tuple[str, ...], Figure]
@@ -80,8 +85,11 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     first = measurements[0]
     settings = first.settings
     crop, canvas = (dimensions(settings[name]) for name in ("crop", "canvas"))
+    what = "pictures"
+    if settings.get("signal"):
+        what, crop, canvas = "signals", f"{settings['crop'][1]} samples", str(settings["canvas"][1])
     console.say(
-        f"{first.images} pictures ({first.data}), {crop} from {canvas}, seed {settings['seed']}; "
+        f"{first.images} {what} ({first.data}), {crop} from {canvas}, seed {settings['seed']}; "
         "95% intervals in brackets",
         style="bold",
     )
@@ -197,11 +205,11 @@ def _difference(one: Figure | None, other: Figure | None, found: Mapping[str, Di
         return ""
     difference = found.get(one.name)
     change = other.value - one.value if difference is None else difference.value
-    text = f"{100 * change:+.2f} points" if one.share else f"{change:+.4f}"
+    text = f"{100 * change:+.2f} points" if one.share else _number(change, "+")
     if difference is None:
         return text
     low, high = difference.low, difference.high
-    ends = f"{100 * low:+.2f}..{100 * high:+.2f}" if one.share else f"{low:+.4f}..{high:+.4f}"
+    ends = f"{100 * low:+.2f}..{100 * high:+.2f}" if one.share else f"{_number(low, '+')}..{_number(high, '+')}"
     return f"{text} ({ends}){_CLEAR * difference.clear}"
 
 
@@ -221,7 +229,17 @@ def _figures(measurement: Measurement) -> Figures:
         pairs += _of_worst_case(measurement.worst_case)
     if measurement.half_patch is not None:
         pairs += _of_half_patch(measurement.half_patch)
-    return {(name,): figure for name, figure in pairs}
+    words = _OF_SIGNALS if measurement.settings.get("signal") else {}
+    return {(_in_words(name, words),): figure for name, figure in pairs}
+
+
+_OF_SIGNALS = {"one pixel": "one sample", "random crops": "random windows", "picture": "signal"}
+
+
+def _in_words(name: str, words: Mapping[str, str]) -> str:
+    for one, other in words.items():
+        name = name.replace(one, other)
+    return name
 
 
 def _of_consistency(found: Consistency) -> Iterator[tuple[str, Figure]]:

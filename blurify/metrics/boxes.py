@@ -30,6 +30,12 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def cut(self, size: tuple[int, int]) -> Boxes:
+        """The same, cut to a picture of (height, width)."""
+        from torchvision.ops import clip_boxes_to_image
+
+        return Boxes(clip_boxes_to_image(self.corners, size), self.scores, self.labels)
+
     def some(self, which: Tensor) -> Boxes:
         """Those of a mask or of places."""
         return Boxes(self.corners[which], self.scores[which], self.labels[which])

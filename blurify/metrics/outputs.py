@@ -270,7 +270,11 @@ def _best(entries: Sequence[Entry], told: Mapping[str, _Told | None]) -> Entry |
     for pattern in (_CLASSES, _EMBEDDING, _DENSE):
         named = [entry for entry in meant if re.fullmatch(pattern, entry.last_name)]
         if len(named) > 1:
-            named = [entry for entry in named if entry.last_name == entry.name and entry.name in ("logits", "out")]
+            named = [
+                entry
+                for entry in named
+                if entry.last_name == entry.name and entry.name in ("logits", "out", "last_hidden_state")
+            ]
         if len(named) == 1 and told[named[0].name] is not None:
             return named[0]
     if len(meant) == 1:
@@ -418,7 +422,12 @@ def _by_origin(entry: Entry, layout: str, known: Known) -> _Told | None:
     if origin.function in origins.SOFTMAX:
         return _Told("classes", layout, f"it comes from a {origin.function}")
     if origin.function == "sigmoid":
-        return _Told("classes", layout, "each value is a probability of its own, by a sigmoid", "probabilities")
+        return _Told(
+            "classes",
+            layout,
+            "each value is a probability of its own, by a sigmoid (shown as shares of their sum)",
+            "probabilities",
+        )
     if origin.function in origins.NORMALISED:
         return _Told("embedding", layout, f"the last layer{where} normalises, none scores classes")
     if origin.function in origins.SCORING:
@@ -551,8 +560,10 @@ def logarithms(probabilities: Tensor) -> Tensor:
 def boxes_in(output: Any, taken: Output, model: nn.Module, crop: tuple[int, int]) -> list[boxes.Boxes]:
     """The boxes in what a detector returned, of each picture."""
     if taken.layout == "torchvision":
-        return boxes.listed(output)
-    if taken.layout == "queries":
+        found = boxes.listed(output)
+    elif taken.layout == "queries":
         labels = getattr(getattr(model, "config", None), "num_labels", None)
-        return boxes.of_queries(output, crop, labels)
-    return boxes.of_ultralytics(output)
+        found = boxes.of_queries(output, crop, labels)
+    else:
+        found = boxes.of_ultralytics(output)
+    return [one.cut(crop) for one in found]
