@@ -32,10 +32,11 @@ _DENSE = (
     r"reconstruction|sample|waveform|audio_values|alpha|pixel_values)(_?\d+)?"
 )
 _ASIDE = r"((.*_)?(hidden_states|attentions|past_key_values)|aux.*|(.*_)?loss)(\..*)?"  # never what is meant
-_EMBEDDING_LAYER = r"(.*[._])?(embed\w*|proj\w*|feat\w*|neck|bottleneck)(\.\w+)?"
-_CLASSIFIER = r"(.*[._])?(classifiers?|cls\w*|logits?|head|heads|fc\d*|scores?|pred\w*)(\.\w+)*"
+_EMBEDDING_LAYER = r"(.*_)?(embed\w*|proj\w*|feat\w*|neck|bottleneck)"
+_CLASSIFIER = r"(.*_)?(classifiers?|cls\w*|logits?|heads?|fc\d*|scores?)"
+_TOKENS = r"(.*_)?(hidden_state|tokens?|sequence_output)"
 _SHORT_VECTOR = 8  # a vector of fewer numbers may have length 1 without being an embedding
-_MOST_PREFIX = 8  # tokens that are no part of the picture: class, distillation, registers
+_MOST_PREFIX = 5  # tokens that are no part of the picture: class, distillation, registers
 _MOST_LISTED = 5
 
 
@@ -322,7 +323,10 @@ def _refuse(entries: Sequence[Entry], known: Known, name: str, returned: str, *,
 
 def _may_be(entry: Entry, known: Known) -> tuple[str, ...]:
     """What an entry can be by its shape."""
-    return tuple(kind for kind in KINDS[:-1] if _layout_for(entry, kind, known) is not None) or ("nothing known",)
+    found = [kind for kind in KINDS[:-1] if _layout_for(entry, kind, known) is not None]
+    if "classes" in found and _map_layout(entry, known) is None:
+        found.remove("dense")  # it may be, but hardly is
+    return tuple(found) or ("nothing known",)
 
 
 def _layout_for(entry: Entry, kind: str, known: Known) -> str | None:
@@ -362,9 +366,9 @@ def _map_layout(entry: Entry, known: Known) -> str | None:
         first, last = (_of_picture(part, (height, width)) for part in (shape[1:], shape[:2]))
         return "N,h,w,K" if last and not first else "N,K,h,w"
     if len(shape) == 2:
-        if _grid(shape[0], known.crop) is not None:
-            return "N,T,K"
-        return "N,h,w" if _of_picture(shape, (height, width)) else None
+        if _of_picture(shape, (height, width)) and not re.fullmatch(_TOKENS, entry.last_name):
+            return "N,h,w"
+        return "N,T,K" if _grid(shape[0], known.crop) is not None else None
     return None
 
 
@@ -431,11 +435,11 @@ def _by_origin(entry: Entry, layout: str, known: Known) -> _Told | None:
     if origin.function in origins.NORMALISED:
         return _Told("embedding", layout, f"the last layer{where} normalises, none scores classes")
     if origin.function in origins.SCORING:
-        if re.fullmatch(_EMBEDDING_LAYER, path) and not re.fullmatch(_CLASSIFIER, path):
+        if re.fullmatch(_EMBEDDING_LAYER, _layer(path)):
             return _Told("embedding", layout, f"it comes from the layer {path}")
         return _Told("classes", layout, f"the last layer{where} is linear, with a score for each of {entry.shape[0]}")
     if origin.function in origins.POOLED:
-        if re.fullmatch(_CLASSIFIER, path) or origin.before in origins.SCORING:
+        if re.fullmatch(_CLASSIFIER, _layer(path)) or origin.before in origins.SCORING:
             return _Told("classes", layout, f"the last layer{where} averages scores over positions")
         if origin.before and not known.labelled:
             return _Told("embedding", layout, f"it is pooled features, after {origin.before}: no layer scores classes")
@@ -443,6 +447,11 @@ def _by_origin(entry: Entry, layout: str, known: Known) -> _Told | None:
     if origin.function in origins.ACTIVATED | {"tanh"}:
         return _Told("embedding", layout, f"it comes from {origin.function}{where}: no layer scores classes after it")
     return _labelled(layout, known)
+
+
+def _layer(path: str) -> str:
+    """The last word of a module's path that is no number: 'classifier' of 'net.classifier.1'."""
+    return next((word for word in reversed(path.split(".")) if not word.isdecimal()), "")
 
 
 def _labelled(layout: str, known: Known) -> _Told | None:
@@ -482,7 +491,7 @@ def _tell_map(entry: Entry, known: Known) -> _Told | None:
     if origin.function in ("add", "mul", "concat"):
         return _Told("dense", layout, f"it comes from {origin.function}{where}: no layer scores classes after it")
     if origin.function in origins.SCORING:
-        if re.fullmatch(_EMBEDDING_LAYER, origin.path) and not re.fullmatch(_CLASSIFIER, origin.path):
+        if re.fullmatch(_EMBEDDING_LAYER, _layer(origin.path)):
             return _Told("dense", layout, f"it comes from the layer {origin.path}")
         if count == known.channels:  # a picture, as denoisers give, or that many classes
             return None
