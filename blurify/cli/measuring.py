@@ -224,7 +224,8 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
             results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
         table = None if choices.pareto is None else _pareto(subjects, opened, shown, choices, choices.pareto)
         about = about and dataclasses.replace(about, pareto=table)
-    notes = [*(loaded.note for _, loaded in opened), note, UNCHANGED.format(*results) if unchanged else ""]
+    remark = getattr(shown, "remark", "")
+    notes = [*(loaded.note for _, loaded in opened), remark, note, UNCHANGED.format(*results) if unchanged else ""]
     for one, (_, model) in zip(results, models, strict=True):
         record = adapted_of(model)
         notes.append(f"{one.model} was {record.summary()}" if record is not None else "")
@@ -476,7 +477,7 @@ def _pictures(subject: Subject, loaded: LoadedModel, choices: Choices) -> Pictur
             choices.data, used, count=choices.images, seed=choices.seed, classes=wanted, categories=categories
         )
         if labels and not heard.labelled:
-            raise BlurifyError(f"--labels can't be had: {heard.note.rpartition('no labels: ')[2]}")
+            raise BlurifyError(f"--labels can't be had: {heard.note.removeprefix('no labels: ')}")
         return heard
     found = pictures.open_folder(
         choices.data,

@@ -71,7 +71,9 @@ def report(
     if json:
         raise BlurifyError("a report is a page: for JSON, blurify measure has --json")
     if any(_is_file(source) for source in sources):
-        found = _read([*sources, *_given(context, "metrics", *vars(choices))])
+        # --output may have named the page, and then says nothing of a model.
+        options = [name for name in vars(choices) if name != "entry" or choices.entry is not None]
+        found = _read([*sources, *_given(context, "metrics", *options)])
     else:
         found = _measured(sources, metrics, choices, command_line(context))
     with console.working("drawing"):

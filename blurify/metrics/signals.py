@@ -65,7 +65,8 @@ class Signals:
         preprocessing: canvas and channels count here.
         name: what to call them.
         classes: the model's class for each class folder.
-        note: how the labels were found, or why there are none; and what is to be known of the rate.
+        note: how the labels were found, or why there are none.
+        remark: what is to be known of the rate.
     """
 
     stretches: tuple[tuple[Recording, int], ...]
@@ -73,6 +74,7 @@ class Signals:
     name: str = "signals"
     classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     note: str = ""
+    remark: str = ""
 
     @property
     def labelled(self) -> bool:
@@ -144,7 +146,7 @@ def open_signals(
     assert signal is not None
     files = _files(root)
     recordings = [one for file in files for one in _recordings(file, root, preprocessing.channels)]
-    note = _rates(recordings, signal.rate)
+    remark = _rates(recordings, signal.rate)
     length = preprocessing.canvas[1]
     stretches = [(one, start) for one in recordings for start in range(0, one.samples - length + 1, length)]
     if not stretches:
@@ -154,13 +156,13 @@ def open_signals(
             "smaller --canvas or --size, or longer signals"
         )
     mapping: Mapping[str, int] | None = None
+    note = ""
     if classes is not None:
         folders = sorted({one.folder for one in recordings} - {""})
         nested = any(one.folder and one.path.parent != root / one.folder for one in recordings)
-        mapping, labels = class_labels(folders, classes, categories, nested=nested)
-        note = "; ".join(filter(None, (note, labels)))
+        mapping, note = class_labels(folders, classes, categories, nested=nested)
     chosen = tuple(stretches[index] for index in spread_choice(len(stretches), count, seed))
-    return Signals(chosen, preprocessing, str(path), mapping or {}, note)
+    return Signals(chosen, preprocessing, str(path), mapping or {}, note, remark)
 
 
 def _files(root: Path) -> list[Path]:

@@ -161,7 +161,7 @@ def test_known_figures_of_one_picture() -> None:
 
 
 def test_only_what_both_see_counts() -> None:
-    """The other crop starts 10 pixels to the right: what lies left of that is cut, and left out where little is left."""
+    """The other crop starts 10 pixels to the right: boxes are cut there, and left out where little of them is left."""
     one = boxes((0, 4, 8, 12, 0.9, 1), (6, 4, 16, 12, 0.8, 1), (8, 20, 18, 28, 0.7, 1))
     other = boxes((0, 4, 6, 12, 0.8, 1), (0, 20, 8, 28, 0.7, 1))
     share, overlap, *_ = compared(one, other, (0, 10), CROP, 0.5)
