@@ -98,7 +98,8 @@ def of_queries(output: Any, size: tuple[int, int], labels: int | None) -> list[B
     """
     from torchvision.ops import box_convert
 
-    logits, shares = _part(output, "logits").double(), _part(output, "pred_boxes").double()
+    # On the CPU from here on: not every device has double precision.
+    logits, shares = (_part(output, name).detach().cpu().double() for name in ("logits", "pred_boxes"))
     found = logits.sigmoid() if labels is not None and logits.shape[-1] == labels else logits.softmax(-1)[..., :-1]
     scores, names = found.max(-1)
     height, width = size

@@ -39,7 +39,8 @@ def consistency(
 
     Label maps of dense models are compared where both crops show the same part of the picture, shifted back onto each
     other; each picture counts with its share of pixels. Logits of another size than the crop are first brought to it
-    by bilinear interpolation, as segmentation models do themselves. A dense model has no accuracy here.
+    by bilinear interpolation, as segmentation models do themselves; to a whole multiple of their own size, see
+    `step_of`, where convolutions without padding have cut them. A dense model has no accuracy here.
 
     Args:
         subject: the model.
@@ -182,10 +183,11 @@ def compared(
     if one.ndim == 2:
         return _same_and_moved(one, other)
     found = []
+    size = geometry.crop if circular else _full_size(one, geometry.crop)
     for index, (dy, dx) in enumerate(shifts.tolist()):  # one at a time: full-size logits of a whole batch are large
         here, there = (
-            F.interpolate(logits[index : index + 1], geometry.crop, mode="bilinear", align_corners=False)
-            if logits.shape[2:] != geometry.crop
+            F.interpolate(logits[index : index + 1], size, mode="bilinear", align_corners=False)
+            if logits.shape[2:] != size
             else logits[index : index + 1]
             for logits in (one, other)
         )
@@ -196,6 +198,32 @@ def compared(
         found.append(torch.stack(_same_and_moved(here, there)))
     same, moved = torch.cat(found, 1)
     return same, moved
+
+
+def _full_size(maps: Tensor, crop: tuple[int, int]) -> tuple[int, int]:
+    """The size of a map at the crop's resolution: other than the crop's where convolutions without padding cut it."""
+    height, width = (
+        step_of(pixels, steps) * steps if steps < pixels else pixels
+        for pixels, steps in zip(crop, maps.shape[2:], strict=True)
+    )
+    return height, width
+
+
+def step_of(pixels: int, steps: int) -> int:
+    """How many pixels a step of a map is that has fewer steps than the picture has pixels.
+
+    The stride whose padded convolutions give so many, ceil(pixels / stride), a power of 2 if there are several; else
+    that of floor(pixels / stride). Where there is none, convolutions without padding have cut the map: then the largest
+    stride that so many fit into.
+    """
+    if pixels % steps == 0:
+        return pixels // steps
+    least = pixels // steps
+    strides = range(least, 2 * least + 2)
+    padded = [stride for stride in strides if -(-pixels // stride) == steps]
+    padded.sort(key=lambda stride: stride & (stride - 1) > 0)  # the sort is stable: the smallest of either comes first
+    floored = [stride for stride in strides if pixels // stride == steps]
+    return (padded + floored + [least])[0]
 
 
 def _overlap(image: Tensor, dy: int, dx: int) -> Tensor:

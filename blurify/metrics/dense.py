@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blurify.errors import BlurifyError
-from blurify.metrics.consistency import NO_OVERLAP, amounts, on_canvas, places_of, seen_at
+from blurify.metrics.consistency import NO_OVERLAP, amounts, on_canvas, places_of, seen_at, step_of
 from blurify.metrics.results import DenseDrift, Estimate
 from blurify.metrics.subject import Pictures, Subject, Watch
 
@@ -26,8 +26,8 @@ def dense_drift(
 
     Each picture is seen as `consistency` shows it, by the same seed: through two random crops, and through the first
     of them moved by one pixel. The second map is read at the places of the first by bilinear interpolation, where both
-    see the same part of the picture; a step on a map is a whole number of pixels (or a pixel a whole number of steps),
-    the nearest to the ratio of their sizes. A picture's error is the mean square of the difference over places and
+    see the same part of the picture; a step on a map is a whole number of pixels (see `consistency.step_of`), or a
+    pixel a whole number of steps. A picture's error is the mean square of the difference over places and
     channels, over the variance of the maps: of each channel over all places of the first and second crops of all
     pictures, averaged over channels. So 0 is exact, and 1 what the mean of each channel everywhere would do: the
     relative squared error of regression, as `agreement` has it. Outputs without places, (N, C), are compared as they
@@ -103,7 +103,7 @@ def square_error(
 
 def _steps(steps: int, pixels: int) -> float:
     """Steps of the map for each pixel: one for a whole number of pixels, or a whole number for one."""
-    return float(round(steps / pixels)) if steps >= pixels else 1 / round(pixels / steps)
+    return float(round(steps / pixels)) if steps >= pixels else 1 / step_of(pixels, steps)
 
 
 def _back(one: Tensor, other: Tensor, axis: int, offset: float, *, circular: bool) -> tuple[Tensor, Tensor]:

@@ -192,7 +192,7 @@ def decide(
     if wanted is not None:
         return _chosen(entries, where, kind, known, name, wanted)
     told = {entry.name: _tell(entry, known) for entry in entries}
-    best = _best(entries, told)
+    best = _best(entries, told, known)
     if best is None:
         _refuse(entries, known, name, type(output).__name__)
     found = told[best.name]
@@ -265,7 +265,7 @@ def _with_article(kind: str) -> str:
     )
 
 
-def _best(entries: Sequence[Entry], told: Mapping[str, _Told | None]) -> Entry | None:
+def _best(entries: Sequence[Entry], told: Mapping[str, _Told | None], known: Known) -> Entry | None:
     """The entry that is meant; None where that can't be told."""
     meant = [entry for entry in entries if not re.fullmatch(_ASIDE, entry.name)] or list(entries)
     for pattern in (_CLASSES, _EMBEDDING, _DENSE):
@@ -283,6 +283,10 @@ def _best(entries: Sequence[Entry], told: Mapping[str, _Told | None]) -> Entry |
     sure = [entry for entry in meant if (found := told[entry.name]) is not None and found.values == "probabilities"]
     if len(sure) == 1:
         return sure[0]
+    for count in (known.classes, known.folders):
+        fitting = [entry for entry in meant if count and entry.shape == (count,)]
+        if len(fitting) == 1 and told[fitting[0].name] is not None:
+            return fitting[0]
     if len(meant) > 1 and all(entry.shape == meant[0].shape and len(entry.shape) == 3 for entry in meant):
         return meant[0] if told[meant[0].name] is not None else None  # outputs of several depths, the last one first
     scoring = [entry for entry in meant if (found := told[entry.name]) is not None and _scores(found.kind)]
