@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 _OVERLAP = 0.7  # boxes of one label that overlap by more are one box: ultralytics' default
 _LEAST = 0.001  # scores below are never looked at
+_ENDED = 6  # numbers of a box where the model itself leaves out overlapping ones
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,27 @@ def has_queries(output: Any) -> bool:
 
 
 def is_ultralytics(model: nn.Module, output: Any) -> bool:
-    """Whether an output is that of ultralytics' detection models: (N, 4 + labels, places), or (N, n, 6)."""
-    first = output[0] if isinstance(output, tuple | list) and output else output
+    """Whether an output is that of ultralytics' models of upright boxes: (N, 4 + labels, places), or (N, n, 6)."""
+    first = _first(output)
     theirs = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.startswith("ultralytics.")]
-    return "DetectionModel" in theirs and isinstance(first, Tensor) and first.ndim == 3
+    if "DetectionModel" not in theirs or not isinstance(first, Tensor) or first.ndim != 3:
+        return False
+    if {"OBBModel", "RTDETRDetectionModel"} & set(theirs):  # turned boxes; shares of the picture
+        return False
+    return first.shape[1] >= 4 + labels_of(model) or first.shape[2] == _ENDED
+
+
+def labels_of(model: nn.Module) -> int:
+    """How many labels an ultralytics detection model has."""
+    layers: Any = next(model.children())
+    return int(layers[-1].nc)
+
+
+def _first(output: Any) -> Any:
+    """What stands first in a tuple of tuples."""
+    while isinstance(output, tuple | list) and output:
+        output = output[0]
+    return output
 
 
 def _part(output: Any, name: str) -> Any:
@@ -107,18 +125,23 @@ def of_queries(output: Any, size: tuple[int, int], labels: int | None) -> list[B
     return [sorted_boxes(*one) for one in zip(corners, scores, names, strict=True)]
 
 
-def of_ultralytics(output: Any) -> list[Boxes]:
-    """The boxes that ultralytics' detection models give in eval mode; overlapping ones of a label are one box."""
+def of_ultralytics(output: Any, labels: int) -> list[Boxes]:
+    """The boxes that ultralytics' detection models give in eval mode; overlapping ones of a label are one box.
+
+    Args:
+        output: (centre x, centre y, width, height), a score for each label, and what masks or poses need besides; or
+            corners, score and label.
+        labels: how many there are.
+    """
     from torchvision.ops import batched_nms, box_convert
 
-    first = output[0] if isinstance(output, tuple | list) else output
     found = []
-    for one in first:
-        if one.shape[-1] == 6 and one.shape[0] > 6:  # end to end: corners, score and label
+    for one in _first(output):
+        if one.shape[-1] == _ENDED and one.shape[0] != 4 + labels:
             found.append(sorted_boxes(one[:, :4], one[:, 4], one[:, 5].long()))
             continue
         corners = box_convert(one[:4].T, "cxcywh", "xyxy")
-        scores, names = one[4:].max(0)
+        scores, names = one[4 : 4 + labels].max(0)
         some = scores > _LEAST
         corners, scores, names = corners[some].float(), scores[some].float(), names[some]
         kept = batched_nms(corners, scores, names, _OVERLAP)

@@ -38,6 +38,7 @@ _TOKENS = r"(.*_)?(hidden_state|tokens?|sequence_output)"
 _SHORT_VECTOR = 8  # a vector of fewer numbers may have length 1 without being an embedding
 _MOST_PREFIX = 5  # tokens that are no part of the picture: class, distillation, registers
 _MOST_LISTED = 5
+_UNKNOWN = ("nothing known",)
 
 
 @dataclass(frozen=True)
@@ -313,8 +314,13 @@ def _refuse(entries: Sequence[Entry], known: Known, name: str, returned: str, *,
         for entry in entries[:_MOST_LISTED]
     ]
     more = ", ..." * (len(entries) > _MOST_LISTED)
-    example = entries[0].name or "0"
-    kind = _may_be(entries[0], known)[0]
+    first = next((entry for entry in entries if _may_be(entry, known) != _UNKNOWN), None)
+    if first is None:
+        raise BlurifyError(
+            f"the model's output is not classes, nor anything else that can be measured: of one picture {name} gives "
+            f"{', '.join(shown)}{more}; give a wrapper that returns what is meant"
+        )
+    example, kind = first.name or "0", _may_be(first, known)[0]
     what = "kind, as in" if given or len(entries) == 1 else "entry, and as what, as in"
     raise BlurifyError(
         f"the model's output is not classes, or can't be told from other things: of one picture {name} gives "
@@ -330,7 +336,7 @@ def _may_be(entry: Entry, known: Known) -> tuple[str, ...]:
     found = [kind for kind in KINDS[:-1] if _layout_for(entry, kind, known) is not None]
     if "classes" in found and _map_layout(entry, known) is None:
         found.remove("dense")  # it may be, but hardly is
-    return tuple(found) or ("nothing known",)
+    return tuple(found) or _UNKNOWN
 
 
 def _layout_for(entry: Entry, kind: str, known: Known) -> str | None:
@@ -578,5 +584,5 @@ def boxes_in(output: Any, taken: Output, model: nn.Module, crop: tuple[int, int]
         labels = getattr(getattr(model, "config", None), "num_labels", None)
         found = boxes.of_queries(output, crop, labels)
     else:
-        found = boxes.of_ultralytics(output)
+        found = boxes.of_ultralytics(output, boxes.labels_of(model))
     return [one.cut(crop) for one in found]

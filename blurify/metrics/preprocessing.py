@@ -183,8 +183,8 @@ def _runs_with(model: nn.Module) -> tuple[int, tuple[int, int]]:
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
         found = " and ".join("x".join(map(str, shape)) or "something else" for shape in shapes)
         raise BlurifyError(
-            f"the model takes {found}, not pictures of 1 or 3 channels: of a model of signals give --data a folder of "
-            ".wav or .npy files"
+            f"the model takes {found}, not pictures of 1 or 3 channels: give a model of pictures (of one of signals, "
+            "blurify measure takes --data of .wav or .npy files)"
         )
     return shapes[0][1], (shapes[0][2], shapes[0][3])
 

@@ -210,12 +210,15 @@ def test_detr_gives_what_transformers_makes_of_it() -> None:
     assert torch.allclose(each.scores.float(), output.logits[0].sigmoid().amax(1).sort(descending=True).values)
 
 
-def test_ultralytics_gives_what_its_own_suppression_leaves() -> None:
-    from ultralytics.nn.tasks import DetectionModel
+@pytest.mark.parametrize("name", ["yolov8n", "yolov8n-seg"])
+def test_ultralytics_gives_what_its_own_suppression_leaves(name: str) -> None:
+    """Also of a model of masks, whose coefficients are no labels."""
+    from ultralytics.nn.tasks import DetectionModel, SegmentationModel
     from ultralytics.utils.nms import non_max_suppression
 
     torch.manual_seed(0)
-    model = DetectionModel("yolov8n.yaml", ch=3, nc=3, verbose=False).eval()
+    kind = SegmentationModel if name.endswith("seg") else DetectionModel
+    model = kind(f"{name}.yaml", ch=3, nc=3, verbose=False).eval()
     for branch in model.model[-1].cv3:
         nn.init.normal_(branch[-1].weight, std=3.0)
         nn.init.zeros_(branch[-1].bias)
@@ -224,11 +227,34 @@ def test_ultralytics_gives_what_its_own_suppression_leaves() -> None:
     subject, pictures = Subject(model, used), torch.rand(2, 3, 64, 64)
     assert subject.output.layout == "ultralytics"
     with torch.no_grad():
-        theirs = non_max_suppression(model(pictures), conf_thres=0.4, iou_thres=0.7)
+        output = model(pictures)
+    while isinstance(output, tuple):  # the predictions come first
+        output = output[0]
+    theirs = non_max_suppression(output, conf_thres=0.4, iou_thres=0.7, nc=3)
     for one, other in zip(subject.boxes(pictures), theirs, strict=True):
         one = one.some(one.scores > 0.4)
         assert len(one) == len(other) > 0
         assert torch.allclose(one.scores.float(), other[:, 4].sort(descending=True).values, atol=1e-5)
+
+
+def test_aliasing_of_a_detector_that_slices_as_many_boxes_as_it_finds() -> None:
+    """What is sliced is no site, and of another size for every picture."""
+
+    class Slicer(Finder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 2, 3, 2, 1)
+
+        def forward(self, pictures: Tensor) -> list[dict[str, Tensor]]:
+            maps, found = self.first(pictures), super().forward(pictures)
+            for one in found:
+                bright = (pictures.sum((1, 2, 3)) / 100).long()
+                many = torch.zeros(int(bright.sum()) + 1, 4) + maps.mean()
+                one["boxes"] = one["boxes"] + 0 * many[:, 0::2].sum()
+            return found
+
+    found = measure(Subject(Slicer(), PLAIN), scenes(3), ["consistency", "aliasing"])
+    assert found.aliasing is not None and [site.site for site in found.aliasing.sites] == ["first"]
 
 
 @pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large"])
