@@ -28,6 +28,7 @@ _KINDS = {
     "half-patch": ("classes", "label-map"),
 }  # all others take any
 _OF_PICTURES = ("equivariance", "stability", "worst-case", "half-patch")
+_BOXES_BATCH = 8  # detectors see large pictures
 _WORDS = {
     "classes": "classes",
     "label-map": "a label map",
@@ -73,7 +74,8 @@ def under_shifts(
     if kind == "detections":
         if circular:
             raise BlurifyError("detections are not measured under circular shifts, which cut boxes: leave them out")
-        return detection_shifts(subject, pictures, least_score=least_score, **common)
+        batch = min(common.pop("batch_size", _BOXES_BATCH), _BOXES_BATCH)
+        return detection_shifts(subject, pictures, least_score=least_score, batch_size=batch, **common)
     ways: dict[str, Callable[..., Consistency | EmbeddingDrift | DenseDrift]] = {
         "embedding": embedding_drift,
         "dense": dense_drift,
