@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from blurify.cli import console, options
-from blurify.cli.measuring import Choices, command_line, measured, with_choices
+from blurify.cli.measuring import Choices, command_line, entry_and_file, measured, with_choices
 from blurify.cli.pareto import print_pareto
 
 
@@ -27,7 +27,7 @@ def measure(
         ),
     ] = "consistency,aliasing",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the measurements as JSON.")
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the measurements as JSON.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE where it exists.")] = False,
     wide: options.Wide = False,
@@ -41,6 +41,7 @@ def measure(
     labels where they are named by the numbers of the model's classes, ImageNet's identifiers or the classes' names, or
     are as many as the classes.
     """
+    choices, output = entry_and_file(choices, output, (".json",))
     choices.check()
     with console.working("loading torch"):
         from blurify.cli import measurements

@@ -13,7 +13,17 @@ from blurify.metrics.sizes import dimensions
 
 if TYPE_CHECKING:
     from blurify.metrics.differences import Difference
-    from blurify.metrics.results import Consistency, Estimate, HalfPatch, Measurement, Stability, WorstCase
+    from blurify.metrics.results import (
+        Consistency,
+        DenseDrift,
+        DetectionShifts,
+        EmbeddingDrift,
+        Estimate,
+        HalfPatch,
+        Measurement,
+        Stability,
+        WorstCase,
+    )
 
 _CLEAR = " *"  # marks a difference that is beyond chance
 _MEANINGS = {
@@ -41,19 +51,26 @@ class Figure:
     remark: str = ""
 
     @classmethod
-    def of(cls, name: str, estimate: Estimate, remark: str = "") -> Figure:
-        """A share that was estimated."""
-        return cls(name, estimate.value, (estimate.low, estimate.high), remark=remark)
+    def of(cls, name: str, estimate: Estimate, remark: str = "", *, share: bool = True) -> Figure:
+        """A share that was estimated, or another number."""
+        return cls(name, estimate.value, (estimate.low, estimate.high), share=share, remark=remark)
 
     def text(self, *, interval: bool = True) -> str:
         """'91.32% (89.70..92.61)', or '0.132'."""
         if not self.share:
-            shown = f"{self.value:.4f}"
+            shown = _number(self.value)
+            if self.interval is not None and interval:
+                shown += f" ({_number(self.interval[0])}..{_number(self.interval[1])})"
         elif self.interval is None or not interval:
             shown = f"{self.value:.2%}"
         else:
             shown = f"{self.value:.2%} ({100 * self.interval[0]:.2f}..{100 * self.interval[1]:.2f})"
         return f"{shown} {self.remark}".rstrip()
+
+
+def _number(value: float, sign: str = "") -> str:
+    """'0.1320', or '4.2e-05' of what four digits would round away."""
+    return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 5e-4 else f"{value:{sign}.1e}"
 
 
 Figures = dict[tuple[str, ...], Figure]
@@ -68,11 +85,17 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     first = measurements[0]
     settings = first.settings
     crop, canvas = (dimensions(settings[name]) for name in ("crop", "canvas"))
+    what = "pictures"
+    if settings.get("signal"):
+        what, crop, canvas = "signals", f"{settings['crop'][1]} samples", str(settings["canvas"][1])
     console.say(
-        f"{first.images} pictures ({first.data}), {crop} from {canvas}, seed {settings['seed']}; "
+        f"{first.images} {what} ({first.data}), {crop} from {canvas}, seed {settings['seed']}; "
         "95% intervals in brackets",
         style="bold",
     )
+    taken = {one.model: str(one.output) for one in measurements if one.output is not None}
+    for model, text in taken.items() if len(set(taken.values())) > 1 else dict.fromkeys(taken.values(), "").items():
+        console.say(f"{model}: {text}" if text else model)
     found = differences(*measurements) if len(measurements) == 2 else {}
     sections: tuple[tuple[str, tuple[Column, ...], Callable[[Measurement], Figures]], ...] = (
         ("", (Column("figure"),), _figures),
@@ -182,11 +205,11 @@ def _difference(one: Figure | None, other: Figure | None, found: Mapping[str, Di
         return ""
     difference = found.get(one.name)
     change = other.value - one.value if difference is None else difference.value
-    text = f"{100 * change:+.2f} points" if one.share else f"{change:+.4f}"
+    text = f"{100 * change:+.2f} points" if one.share else _number(change, "+")
     if difference is None:
         return text
     low, high = difference.low, difference.high
-    ends = f"{100 * low:+.2f}..{100 * high:+.2f}" if one.share else f"{low:+.4f}..{high:+.4f}"
+    ends = f"{100 * low:+.2f}..{100 * high:+.2f}" if one.share else f"{_number(low, '+')}..{_number(high, '+')}"
     return f"{text} ({ends}){_CLEAR * difference.clear}"
 
 
@@ -194,13 +217,29 @@ def _figures(measurement: Measurement) -> Figures:
     pairs: list[tuple[str, Figure]] = []
     if measurement.consistency is not None:
         pairs += _of_consistency(measurement.consistency)
+    if measurement.embedding is not None:
+        pairs += _of_embedding(measurement.embedding)
+    if measurement.dense is not None:
+        pairs += _of_dense(measurement.dense)
+    if measurement.detections is not None:
+        pairs += _of_detections(measurement.detections)
     if measurement.stability is not None:
         pairs += _of_stability(measurement.stability)
     if measurement.worst_case is not None:
         pairs += _of_worst_case(measurement.worst_case)
     if measurement.half_patch is not None:
         pairs += _of_half_patch(measurement.half_patch)
-    return {(name,): figure for name, figure in pairs}
+    words = _OF_SIGNALS if measurement.settings.get("signal") else {}
+    return {(_in_words(name, words),): figure for name, figure in pairs}
+
+
+_OF_SIGNALS = {"one pixel": "one sample", "random crops": "random windows", "picture": "signal"}
+
+
+def _in_words(name: str, words: Mapping[str, str]) -> str:
+    for one, other in words.items():
+        name = name.replace(one, other)
+    return name
 
 
 def _of_consistency(found: Consistency) -> Iterator[tuple[str, Figure]]:
@@ -214,6 +253,40 @@ def _of_consistency(found: Consistency) -> Iterator[tuple[str, Figure]]:
         Figure.of("consistency.pixel_flips", found.pixel_flips),
     )
     yield "shift by one pixel: change of the top probability", Figure.of("consistency.pixel_change", found.pixel_change)
+
+
+def _of_embedding(found: EmbeddingDrift) -> Iterator[tuple[str, Figure]]:
+    where = "two circular shifts" if found.circular else "two random crops"
+    for what, name, share in (
+        (f"embedding: cosine drift between {where}", "crops", False),
+        ("embedding: cosine drift, shift by one pixel", "pixel", False),
+        ("embedding: cosine distance to the other pictures", "apart", False),
+        (f"embedding: own picture is nearest, {where}", "crops_nearest", True),
+        ("embedding: own picture is nearest, shift by one pixel", "pixel_nearest", True),
+    ):
+        estimate = getattr(found, name)
+        if estimate is not None:
+            yield what, Figure.of(f"embedding.{name}", estimate, share=share)
+
+
+def _of_dense(found: DenseDrift) -> Iterator[tuple[str, Figure]]:
+    where = "two circular shifts" if found.circular else "two random crops"
+    yield f"map: relative error between {where}", Figure.of("dense.crops", found.crops, share=False)
+    yield "map: relative error, shift by one pixel", Figure.of("dense.pixel", found.pixel, share=False)
+
+
+def _of_detections(found: DetectionShifts) -> Iterator[tuple[str, Figure]]:
+    yield f"boxes of a score of {found.least_score:g} or more", Figure.of("detections.boxes", found.boxes, share=False)
+    for where, prefix in (("two random crops", "crops"), ("shift by one pixel", "pixel")):
+        for what, name, share in (
+            ("boxes matched", "matched", True),
+            ("overlap of matched boxes (IoU)", "overlap", True),
+            ("change of their scores", "score_change", True),
+            ("change of the number of boxes", "count_change", False),
+        ):
+            estimate = getattr(found, f"{prefix}_{name}")
+            if estimate is not None:
+                yield f"{where}: {what}", Figure.of(f"detections.{prefix}_{name}", estimate, share=share)
 
 
 def _of_stability(found: Stability) -> Iterator[tuple[str, Figure]]:

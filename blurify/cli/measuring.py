@@ -41,7 +41,18 @@ class Choices(Filters):
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder of images, with class folders or without.", show_default="embedded digits"
+            metavar="DIR",
+            help="Folder of images, with class folders or without; or of signals, .wav or .npy.",
+            show_default="embedded digits",
+        ),
+    ] = None
+    entry: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            metavar="NAME|INDEX[:KIND]",
+            show_default="what can be told",
+            help="Which entry of the model's output, and as what: classes, label-map, embedding, dense, detections.",
         ),
     ] = None
     images: Annotated[
@@ -78,6 +89,21 @@ class Choices(Filters):
     circular: Annotated[
         bool, typer.Option("--circular", help="Consistency under circular shifts of the whole crop.")
     ] = False
+    least_score: Annotated[
+        float, typer.Option(metavar="SHARE", help="Detections: boxes of a lower score don't count.")
+    ] = 0.5
+    rate: Annotated[
+        int | None,
+        typer.Option(metavar="HZ", help="Signals: samples a second of the model.", show_default="the model's own"),
+    ] = None
+    standardise: Annotated[
+        bool | None,
+        typer.Option(
+            "--standardise/--no-standardise",
+            show_default="as the model's own",
+            help="Signals: each window less its mean, over its deviation.",
+        ),
+    ] = None
     most_shift: Annotated[
         int, typer.Option(metavar="N", help="Equivariance: shifts of at most so many pixels; 15 takes a quarter of 31.")
     ] = 31
@@ -96,6 +122,10 @@ class Choices(Filters):
         for name, number in (("--images", self.images), ("--batch-size", self.batch_size)):
             if number is not None and number < 1:
                 raise BlurifyError(f"{name} {number} is no picture at all: give at least 1")
+        if not 0 <= self.least_score <= 1:
+            raise BlurifyError(f"--least-score {self.least_score:g} is no score: give a number from 0 to 1")
+        if self.rate is not None and self.rate < 1:
+            raise BlurifyError(f"--rate {self.rate} is no number of samples a second: give it in Hz, such as 16000")
         if self.most_shift < 0:
             raise BlurifyError(f"--most-shift {self.most_shift} is no number of pixels: give 0 or more")
         super().check()
@@ -148,11 +178,13 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
         parse_numbers("--std", choices.std),
     )
     with console.working("loading torch"):
-        from blurify.metrics import files, measuring
+        from blurify.metrics import files, measuring, outputs
         from blurify.spec.recipes import load_recipe
         from blurify.surgery.carrying import adapted_of
         from blurify.versions import versions
 
+    if choices.entry is not None:
+        outputs.parse_choice(choices.entry)
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
     measuring.check_metrics(wanted)
     measuring.check_seed(choices.seed)
@@ -161,14 +193,14 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     place = find_device(choices.device)
     with console.working("reading the model"):
         opened = [(spec, _open(spec, choices)) for spec in specs]
-        used = _preprocessing(opened, geometry, digits=choices.data is None)
+        used = _preprocessing(opened, geometry, choices)
     models = [(spec, loaded.model) for spec, loaded in opened]
     if choices.convert:
         with console.working("converting and verifying"):
             models[1:] = [_converted(*models[-1], options.recipe_for(opened[-1][1], choices.recipe, choices), used)]
     with memory_errors("a smaller --batch-size"):
-        subjects, answer = _subjects(models, used, place)
-        shown = _pictures(subjects[0], answer, opened[0][1], choices)
+        subjects = _subjects(models, used, place, choices)
+        shown = _pictures(subjects[0], opened[0][1], choices)
         note = getattr(shown, "note", "")
         unchanged = same_weights([model for _, model in models[:2]])
         about = None
@@ -186,12 +218,14 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
             with console.bar(subject.name, f"{subject.name}: ") as watch:
                 found = measuring.measure(
                     subject, shown, wanted, seed=choices.seed, batch_size=choices.batch_size,
-                    circular=choices.circular, layers=layers, most_shift=choices.most_shift, watch=watch,
+                    circular=choices.circular, layers=layers, most_shift=choices.most_shift,
+                    least_score=choices.least_score, watch=watch,
                 )  # fmt: skip
             results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
         table = None if choices.pareto is None else _pareto(subjects, opened, shown, choices, choices.pareto)
         about = about and dataclasses.replace(about, pareto=table)
-    notes = [*(loaded.note for _, loaded in opened), note, UNCHANGED.format(*results) if unchanged else ""]
+    remark = getattr(shown, "remark", "")
+    notes = [*(loaded.note for _, loaded in opened), remark, note, UNCHANGED.format(*results) if unchanged else ""]
     for one, (_, model) in zip(results, models, strict=True):
         record = adapted_of(model)
         notes.append(f"{one.model} was {record.summary()}" if record is not None else "")
@@ -273,17 +307,17 @@ _PARETO_BATCH = 32  # many conversions are at hand at a time
 
 def _plan(models: Sequence[tuple[str, nn.Module]], used: Preprocessing) -> Plan | None:
     """The plan that one of the models carries, or what a conversion of the first would do."""
-    import torch
-
     import blurify
+    from blurify.graph.structure import map_tensors
+    from blurify.metrics.subject import Subject
 
     found = next(filter(None, (blurify.plan_of(model) for _, model in models)), None)
     if found is not None:
         return found
     model = models[0][1]
-    like = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), None)
-    example = torch.zeros(1, used.channels, *used.crop)
-    return blurify.inspect(model, example_inputs=example if like is None else example.to(like), memory=True)
+    subject = Subject(model, used)
+    example = map_tensors((subject.example(),), lambda tensor: tensor.to(subject.device))
+    return blurify.inspect(model, example_inputs=example, memory=True)
 
 
 def command_line(context: typer.Context) -> str:
@@ -335,10 +369,20 @@ def _open(spec: str, choices: Choices) -> LoadedModel:
     return how.open(spec, pretrained=not choices.random)
 
 
-def _preprocessing(opened: Sequence[tuple[str, LoadedModel]], geometry: _Geometry, *, digits: bool) -> Preprocessing:
+def _preprocessing(opened: Sequence[tuple[str, LoadedModel]], geometry: _Geometry, choices: Choices) -> Preprocessing:
     """MODEL's preprocessing, for all. Raises BlurifyError where MODEL2 says that it wants another."""
-    from blurify.metrics import pictures, preprocessing
+    from blurify.metrics import pictures, preprocessing, signals
 
+    if choices.data is not None and signals.holds_signals(choices.data):
+        size, canvas = (given[1] if given else None for given in (geometry.size, geometry.canvas))
+        return signals.signal_preprocessing(
+            opened[0][1].model, size=size, canvas=canvas, mean=geometry.mean, std=geometry.std, rate=choices.rate,
+            standardised=choices.standardise,
+        )  # fmt: skip
+    for option, value in (("--rate", choices.rate), ("--standardise", choices.standardise)):
+        if value is not None:
+            raise BlurifyError(f"{option} is for signals: give --data a folder of .wav or .npy files, or leave it out")
+    digits = choices.data is None
     first = opened[0][1]
     fallback = pictures.digit_preprocessing() if digits else None
     used = preprocessing.preprocessing_of(
@@ -357,65 +401,110 @@ def _preprocessing(opened: Sequence[tuple[str, LoadedModel]], geometry: _Geometr
 
 
 def _converted(spec: str, model: nn.Module, recipe: Recipe, used: Preprocessing) -> tuple[str, nn.Module]:
-    import torch
-
     import blurify
+    from blurify.metrics.subject import Subject
 
     if blurify.plan_of(model) is not None:
         raise BlurifyError(f"{spec} is converted already: leave --convert out, or give the original model")
-    example = torch.zeros(1, used.channels, *used.crop, dtype=next((p.dtype for p in model.parameters()), None))
-    return f"{spec} converted", blurify.convert(model, recipe, example_inputs=example, memory=True)
+    return f"{spec} converted", blurify.convert(
+        model, recipe, example_inputs=(Subject(model, used).example(),), memory=True
+    )
 
 
 def _subjects(
-    models: Sequence[tuple[str, nn.Module]], used: Preprocessing, device: torch.device
-) -> tuple[list[Subject], tuple[int, ...]]:
-    """The models on their device, and the shape of their answers. Raises BlurifyError where the classes differ."""
-    from blurify.metrics.measuring import answer_shape
+    models: Sequence[tuple[str, nn.Module]], used: Preprocessing, device: torch.device, choices: Choices
+) -> list[Subject]:
+    """The models on their device. Raises BlurifyError where it can't be told what they give, or they give others."""
     from blurify.metrics.subject import Subject
 
-    subjects = [Subject(model.to(device), used, spec) for spec, model in models]
-    answers = [answer_shape(subject) for subject in subjects]
-    for subject, answer in zip(subjects[1:], answers[1:], strict=True):
-        if (len(answer), answer[0]) != (len(answers[0]), answers[0][0]):
+    subjects = [Subject(model.to(device), used, spec, output=choices.entry) for spec, model in models]
+    folders = _folders(choices)
+    first, *others = [subject.decide(folders=folders) for subject in subjects]
+    for subject, other in zip(subjects[1:], others, strict=True):
+        counted = (first.kind, first.shape[:1]) if first.kind == "classes" else (first.kind, ())
+        if (other.kind, other.shape[: len(counted[1])]) == counted:
+            continue
+        if {first.kind, other.kind} <= {"classes", "label-map"}:
             raise BlurifyError(
-                f"{subjects[0].name} tells {answers[0][0]} classes apart and {subject.name} {answer[0]}, or one of "
-                "them gives a label map: measure them one by one"
+                f"{subjects[0].name} tells {first.shape[0]} classes apart and {subject.name} {other.shape[0]}, or one "
+                "of them gives a label map: measure them one by one"
             )
-    return subjects, answers[0]
+        raise BlurifyError(
+            f"{subjects[0].name} gives {first.kind} and {subject.name} {other.kind}: measure them one by one, or say "
+            "with --output what both give"
+        )
+    return subjects
 
 
-def _pictures(subject: Subject, answer: tuple[int, ...], loaded: LoadedModel, choices: Choices) -> Pictures:
-    """The pictures that were asked for, with labels where they fit.
+def _folders(choices: Choices) -> int | None:
+    """How many class folders there are, for models that don't say how many classes they have."""
+    from blurify.metrics import pictures
+
+    if choices.data is None:
+        return pictures.DIGIT_CLASSES
+    with contextlib.suppress(BlurifyError):  # said where they are opened
+        return pictures.count_folders(choices.data)
+    return None
+
+
+def _pictures(subject: Subject, loaded: LoadedModel, choices: Choices) -> Pictures:
+    """The pictures that were asked for, with labels where they fit; or the signals.
 
     Args:
         subject: the model.
-        answer: the shape of its answers.
         loaded: where it came from, which may tell its classes' names.
         choices: the options.
     """
-    from blurify.metrics import pictures, preprocessing
+    from blurify.metrics import pictures, preprocessing, signals
 
-    used, dense, labels = subject.preprocessing, len(answer) > 1, choices.labels
-    if labels and dense:
-        raise BlurifyError(f"{subject.name} gives a label map, for which folders have no labels: leave --labels out")
+    used, taken, labels = subject.preprocessing, subject.output, choices.labels
+    classes = taken.shape[0] if taken.kind == "classes" else None
+    gives = f"{classes} classes" if classes is not None else _GIVES[taken.kind]
+    if labels and classes is None:
+        raise BlurifyError(f"{subject.name} gives {gives}, for which folders have no labels: leave --labels out")
     if choices.data is None:
-        if answer != (pictures.DIGIT_CLASSES,):
-            what = "a label map" if dense else f"{answer[0]} classes"
+        if classes != pictures.DIGIT_CLASSES:
             raise BlurifyError(
-                f"{subject.name} gives {what}, and the embedded digits are for classifiers of 10: give --data a folder "
-                "of images"
+                f"{subject.name} gives {gives}, and the embedded digits are for classifiers of 10: give --data a "
+                "folder of images"
             )
         held = pictures.digits(used, images=choices.images, seed=choices.seed)
         return dataclasses.replace(held, labels=None) if labels is False else held
+    wanted = None if labels is False else classes
+    categories = preprocessing.declared(loaded.model, loaded.source.arch).categories
+    if used.signal is not None:
+        heard = signals.open_signals(
+            choices.data, used, count=choices.images, seed=choices.seed, classes=wanted, categories=categories
+        )
+        if labels and not heard.labelled:
+            raise BlurifyError(f"--labels can't be had: {heard.note.removeprefix('no labels: ')}")
+        return heard
     found = pictures.open_folder(
         choices.data,
         used,
         images=choices.images,
         seed=choices.seed,
-        classes=None if labels is False or dense else answer[0],
-        categories=preprocessing.declared(loaded.model, loaded.source.arch).categories,
+        classes=wanted,
+        categories=categories,
     )
     if labels and not found.labelled:
         raise BlurifyError(f"--labels can't be had: {found.note.removeprefix('no labels: ')}")
     return found
+
+
+_GIVES = {
+    "label-map": "a label map",
+    "embedding": "an embedding",
+    "dense": "a map of real numbers",
+    "detections": "detections",
+}
+
+
+def entry_and_file(choices: Choices, file: Path | None, suffixes: tuple[str, ...]) -> tuple[Choices, Path | None]:
+    """--output said where to write, before it said what of a model's output is meant: a name of a file still does."""
+    named = choices.entry
+    if named is None or not named.lower().endswith(suffixes):
+        return choices, file
+    if file is not None:
+        raise BlurifyError(f"-o {file} and --output {named} both name a file: give -o alone")
+    return dataclasses.replace(choices, entry=None), Path(named)

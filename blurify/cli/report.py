@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blurify.cli import console
-from blurify.cli.measuring import Choices, command_line, measured, with_choices
+from blurify.cli.measuring import Choices, command_line, entry_and_file, measured, with_choices
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
@@ -31,8 +31,15 @@ def report(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The page: one HTML file that needs nothing else.")
-    ],
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FILE",
+            help="The page: one HTML file that needs nothing else. [required]",
+            show_default=False,
+        ),
+    ] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the figures here too, as PNG and SVG.")
     ] = None,
@@ -47,6 +54,9 @@ def report(
     It shows what the file holds: measure with --metrics all for every section. A MODEL is measured so by itself. Of an
     adapted model it shows every stage; three models stand side by side as original, converted and adapted.
     """
+    choices, output = entry_and_file(choices, output, (".html", ".htm"))
+    if output is None:
+        raise BlurifyError("nothing says where to write the page: give -o FILE, such as -o report.html")
     with console.working("loading"):
         from blurify import reporting
         from blurify.files import atomic
@@ -61,7 +71,9 @@ def report(
     if json:
         raise BlurifyError("a report is a page: for JSON, blurify measure has --json")
     if any(_is_file(source) for source in sources):
-        found = _read([*sources, *_given(context, "metrics", *vars(choices))])
+        # --output may have named the page, and then says nothing of a model.
+        options = [name for name in vars(choices) if name != "entry" or choices.entry is not None]
+        found = _read([*sources, *_given(context, "metrics", *options)])
     else:
         found = _measured(sources, metrics, choices, command_line(context))
     with console.working("drawing"):

@@ -3,6 +3,7 @@
 One metric a file, each a function of a `Subject` (a model, and how pictures become its input) and `Pictures`:
 
     consistency   random crops, one-pixel shifts, accuracy; label maps of dense models
+    embeddings, dense, detections   the same crops and shifts for models that give no classes (see `outputs`)
     equivariance  per layer, how far shifting the picture is from shifting the feature map
     aliasing      per site, the share of energy above the new Nyquist frequency
     stability     perturbation sequences and corruptions
@@ -14,6 +15,9 @@ Of two models:
     agreement     how far one answers as the other does, such as a converted one as its original
     trade_off     of conversions site by site, and
     pareto        of partial conversions by cost: what is kept of the answers and left of the aliasing
+
+What a model's output is, is told by `outputs`, or said: `Subject(..., output="NAME:KIND")`. Models of signals are
+measured like those of pictures, on `signals`.
 
 `results` is what they return: plain data, which reads and writes as JSON. `measure` runs several on one model:
 
@@ -31,21 +35,25 @@ if TYPE_CHECKING:
     from blurify.metrics.measuring import measure
     from blurify.metrics.pictures import digits, open_folder
     from blurify.metrics.preprocessing import preprocessing_of
-    from blurify.metrics.results import Agreement, Estimate, Measurement
+    from blurify.metrics.results import Agreement, Estimate, Measurement, Output
+    from blurify.metrics.signals import open_signals, signal_preprocessing
     from blurify.metrics.subject import Preprocessing, Subject, TensorPictures
 
 __all__ = [
     "Agreement",
     "Estimate",
     "Measurement",
+    "Output",
     "Preprocessing",
     "Subject",
     "TensorPictures",
     "digits",
     "measure",
     "open_folder",
+    "open_signals",
     "preprocessing_of",
     "read_measurements",
+    "signal_preprocessing",
     "write_measurements",
 ]
 
@@ -54,7 +62,8 @@ _HOMES = {
     **dict.fromkeys(("digits", "open_folder"), "pictures"),
     "measure": "measuring",
     "preprocessing_of": "preprocessing",
-    **dict.fromkeys(("Agreement", "Estimate", "Measurement"), "results"),
+    **dict.fromkeys(("Agreement", "Estimate", "Measurement", "Output"), "results"),
+    **dict.fromkeys(("open_signals", "signal_preprocessing"), "signals"),
     **dict.fromkeys(("Preprocessing", "Subject", "TensorPictures"), "subject"),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from blurify.nn.arguments import given_per_dim as per_dim
 from blurify.nn.calls import BlurredAvgPool
 from blurify.planning.planner import make_plan
 from blurify.spec.edits import Rewrite
-from blurify.spec.kinds import RULES
+from blurify.spec.kinds import RESAMPLING, RULES, UPSAMPLING
 from blurify.spec.plan import Plan, Site
 from blurify.spec.recipes import load_recipe
 from blurify.surgery.carrying import plan_of
@@ -195,6 +195,7 @@ class _Scheme:
         calls: every call that can subsample, outside of our layers, in order.
         blurs: path of a BlurPool -> the sites whose signal it gives.
         before: path of a BlurPool -> the sites whose signal the convolution gives that reads its output.
+        turns: path of a BlurPool that several sites share, each with a call of its own -> these sites, as they run.
         averages: path of a pool of ours that averages as the original does, covering its input here -> its site.
     """
 
@@ -204,17 +205,18 @@ class _Scheme:
     blurs: dict[str, list[str]]
     before: dict[str, list[str]]
     averages: dict[str, str]
+    turns: dict[str, tuple[str, ...]]
 
 
 def _scheme(subject: Subject, count: int, only: Collection[str] | None) -> _Scheme:
     """Trace the model on `count` pictures, and find its sites, or only those of some names."""
-    geometry = subject.preprocessing
-    example = torch.zeros(count, geometry.channels, *geometry.crop, dtype=subject.dtype)
+    example = (subject.example(count),)
     seen = traced(subject.model, example)
     found = find_sites(seen)
     blurs: dict[str, list[str]] = defaultdict(list)
     before: dict[str, list[str]] = defaultdict(list)
     averages: dict[str, str] = {}
+    turns: dict[str, tuple[str, ...]] = {}
     plan = plan_of(subject.model)
     if plan is None:
         plan = make_plan(subject.model, load_recipe(None), example, seen=seen)
@@ -238,6 +240,8 @@ def _scheme(subject: Subject, count: int, only: Collection[str] | None) -> _Sche
                     blurs[blur].append(site.name)
                 elif pool in ran:
                     averages[pool] = site.name
+        called = Counter(call.path for call in seen.calls)
+        turns = {path: tuple(sites) for path, sites in blurs.items() if called[path] == len(sites) > 1}
     if only is not None:
         names = {now: name if name in only else "" for now, name in names.items()}
         blurs, before = (
@@ -253,7 +257,7 @@ def _scheme(subject: Subject, count: int, only: Collection[str] | None) -> _Sche
         if site.name in measured
     )
     strides = {site.name: site.stride for site, _ in sites}
-    return _Scheme(sites, strides, calls, dict(blurs), dict(before), averages)
+    return _Scheme(sites, strides, calls, dict(blurs), dict(before), averages, turns)
 
 
 def _names_in_plan(plan: Plan, found: list[Found]) -> dict[str, str]:
@@ -264,6 +268,8 @@ def _names_in_plan(plan: Plan, found: list[Found]) -> dict[str, str]:
     """
     kept: dict[str, list[str]] = defaultdict(list)
     for site in plan.sites:
+        if site.kind in (*UPSAMPLING, *RESAMPLING):  # nothing of it subsamples with a stride
+            continue
         rewritten = any(isinstance(edit, Rewrite) and edit.op.startswith("conv-") for edit in site.edits)
         skipped = site.action == "skip" and not site.edits  # else it is a pool of ours
         strided = skipped or (site.rule in ("blurred-input", "split") and not rewritten)
@@ -313,6 +319,7 @@ class _Gauge(TorchFunctionMode):
         self._scheme = scheme
         self._count = count  # pictures in the batch
         self._next = 0  # of the scheme's calls
+        self._called: Counter[str] = Counter()  # blurs whose sites take turns
         self._inside = 0  # how many of our layers run, one in the other
         # Blurred tensors whose convolution is still to come: its sites, the tensor, and the same before subsampling.
         self._waiting: list[tuple[list[str], Tensor, Tensor]] = []
@@ -331,7 +338,8 @@ class _Gauge(TorchFunctionMode):
                     hook(module.register_forward_pre_hook(self._enter))
                     hook(module.register_forward_hook(self._leave, always_call=True))
             for path, sites in self._scheme.blurs.items():
-                hook(model.get_submodule(path).register_forward_hook(partial(self._blurred, sites), with_kwargs=True))
+                blurred = partial(self._blurred, path, sites)
+                hook(model.get_submodule(path).register_forward_hook(blurred, with_kwargs=True))
             for path, sites in self._scheme.before.items():
                 hook(model.get_submodule(path).register_forward_hook(partial(self._wait, sites), with_kwargs=True))
             for path, site in self._scheme.averages.items():
@@ -389,7 +397,8 @@ class _Gauge(TorchFunctionMode):
             return ""
         calls = self._scheme.calls
         here = calls[self._next] if self._next < len(calls) else None
-        if here is None or (here.function, here.shape) != (name, tuple(source.shape)):
+        # What is no site may be of any size: a detector slices as many boxes as it finds.
+        if here is None or here.function != name or (here.site and here.shape != tuple(source.shape)):
             self._differs(f"{name} of {tuple(source.shape)}")
         self._next += 1
         return here.site
@@ -410,7 +419,14 @@ class _Gauge(TorchFunctionMode):
     def _leave(self, *_: Any) -> None:
         self._inside -= 1
 
-    def _blurred(self, sites: list[str], layer: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def _blurred(self, path: str, sites: list[str], layer: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if path in self._scheme.turns:
+            turns = self._scheme.turns[path]
+            if self._called[path] == len(turns):
+                self._differs(f"one more call of {path}")
+            turn = turns[self._called[path]]
+            self._called[path] += 1
+            sites = [turn] if turn in sites else []
         signal = _unstrided(layer, args[0], **kwargs)
         for site in sites:
             self._take(site, signal, layer.stride)

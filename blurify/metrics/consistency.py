@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,9 @@ from torch import Tensor
 from blurify.errors import BlurifyError
 from blurify.metrics.results import Consistency, Estimate
 from blurify.metrics.sizes import dimensions
-from blurify.metrics.subject import Pictures, Preprocessing, Subject, Watch, no_answer
+from blurify.metrics.subject import Batch, Pictures, Preprocessing, Subject, Watch, no_answer
+
+NO_OVERLAP = "no two crops of a picture overlap: give a smaller --canvas"
 
 
 def consistency(
@@ -36,7 +39,8 @@ def consistency(
 
     Label maps of dense models are compared where both crops show the same part of the picture, shifted back onto each
     other; each picture counts with its share of pixels. Logits of another size than the crop are first brought to it
-    by bilinear interpolation, as segmentation models do themselves. A dense model has no accuracy here.
+    by bilinear interpolation, as segmentation models do themselves; to a whole multiple of their own size, see
+    `step_of`, where convolutions without padding have cut them. A dense model has no accuracy here.
 
     Args:
         subject: the model.
@@ -53,16 +57,11 @@ def consistency(
             finite.
     """
     geometry = subject.preprocessing
-    places = _places(len(pictures), geometry, seed, circular=circular)
+    places = places_of(len(pictures), geometry, seed, circular=circular)
     agree, change, flips, right, broken = [], [], [], [], []
     dense = False
     for number, batch in enumerate(pictures.batches(batch_size)):
-        if batch.canvases.shape[2:] != geometry.canvas:
-            raise BlurifyError(
-                f"the pictures are {dimensions(batch.canvases.shape[2:])}, the canvas {dimensions(geometry.canvas)}: "
-                "bring the pictures to the canvas, or give --canvas"
-            )
-        canvases = batch.canvases.to(subject.device, non_blocking=True)
+        canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
         first, second, beside = (
             subject(seen_at(canvases, place[batch.indices], geometry, circular=circular))
             for place in (places.first, places.second, places.beside)
@@ -102,16 +101,26 @@ def consistency(
     )
 
 
+def on_canvas(batch: Batch, geometry: Preprocessing) -> Tensor:
+    """The canvases of a batch, (N, C, H, W). Raises BlurifyError where they are of another size."""
+    if batch.canvases.shape[2:] != geometry.canvas:
+        raise BlurifyError(
+            f"the pictures are {dimensions(batch.canvases.shape[2:])}, the canvas {dimensions(geometry.canvas)}: "
+            "bring the pictures to the canvas, or give --canvas"
+        )
+    return batch.canvases
+
+
 @dataclass(frozen=True)
-class _Places:
-    """Where each picture is seen: (N, 2) int64 each, (y, x) of the window's corner."""
+class Places:
+    """Where each picture is seen: (N, 2) int64 each, (y, x) of the window's corner; `beside` is next to `first`."""
 
     first: Tensor
     second: Tensor
     beside: Tensor
 
 
-def _places(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -> _Places:
+def places_of(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -> Places:
     """Random places: any corner that keeps the window on the canvas; any shift at all where it is circular."""
     spare = torch.tensor(geometry.canvas) - torch.tensor(geometry.crop)
     if circular:
@@ -136,7 +145,7 @@ def _places(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -
         sign = torch.where(at == 0, 1, torch.where(at == spare[axis], -1, sign))
     beside = first.clone()
     beside[rows, axis] += sign
-    return _Places(first, second, beside)
+    return Places(first, second, beside)
 
 
 def seen_at(canvases: Tensor, corners: Tensor, geometry: Preprocessing, *, circular: bool) -> Tensor:
@@ -174,10 +183,11 @@ def compared(
     if one.ndim == 2:
         return _same_and_moved(one, other)
     found = []
+    size = geometry.crop if circular else _full_size(one, geometry.crop)
     for index, (dy, dx) in enumerate(shifts.tolist()):  # one at a time: full-size logits of a whole batch are large
         here, there = (
-            F.interpolate(logits[index : index + 1], geometry.crop, mode="bilinear", align_corners=False)
-            if logits.shape[2:] != geometry.crop
+            F.interpolate(logits[index : index + 1], size, mode="bilinear", align_corners=False)
+            if logits.shape[2:] != size
             else logits[index : index + 1]
             for logits in (one, other)
         )
@@ -188,6 +198,32 @@ def compared(
         found.append(torch.stack(_same_and_moved(here, there)))
     same, moved = torch.cat(found, 1)
     return same, moved
+
+
+def _full_size(maps: Tensor, crop: tuple[int, int]) -> tuple[int, int]:
+    """The size of a map at the crop's resolution: other than the crop's where convolutions without padding cut it."""
+    height, width = (
+        step_of(pixels, steps) * steps if steps < pixels else pixels
+        for pixels, steps in zip(crop, maps.shape[2:], strict=True)
+    )
+    return height, width
+
+
+def step_of(pixels: int, steps: int) -> int:
+    """How many pixels a step of a map is that has fewer steps than the picture has pixels.
+
+    The stride whose padded convolutions give so many, ceil(pixels / stride), a power of 2 if there are several; else
+    that of floor(pixels / stride). Where there is none, convolutions without padding have cut the map: then the largest
+    stride that so many fit into.
+    """
+    if pixels % steps == 0:
+        return pixels // steps
+    least = pixels // steps
+    strides = range(least, 2 * least + 2)
+    padded = [stride for stride in strides if -(-pixels // stride) == steps]
+    padded.sort(key=lambda stride: stride & (stride - 1) > 0)  # the sort is stable: the smallest of either comes first
+    floored = [stride for stride in strides if pixels // stride == steps]
+    return (padded + floored + [least])[0]
 
 
 def _overlap(image: Tensor, dy: int, dx: int) -> Tensor:
@@ -205,10 +241,16 @@ def _same_and_moved(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return same.flatten(1).mean(1), moved.flatten(1).mean(1)
 
 
+def amounts(values: Sequence[float]) -> Estimate:
+    """The mean of values that are never below 0, as no end of its interval is."""
+    found = Estimate.of(values, bounded=False, yes_or_no=False)
+    return replace(found, low=max(found.low, 0.0))
+
+
 def estimate(parts: list[Tensor], *, yes_or_no: bool = True) -> Estimate:
     """Sum up per-picture values; nan where two crops had nothing in common."""
     values = torch.cat(parts)
     kept = values[~values.isnan()].tolist()
     if not kept:
-        raise BlurifyError("no two crops of a picture overlap: give a smaller --canvas")
+        raise BlurifyError(NO_OVERLAP)
     return Estimate.of(kept, yes_or_no=yes_or_no)

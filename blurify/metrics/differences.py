@@ -30,6 +30,13 @@ _ESTIMATES = {
     "consistency": ("accuracy", "agreement", "pixel_flips", "pixel_change"),
     "worst_case": ("unmoved", "mean", "worst", "steady"),
     "half_patch": ("half", "half_change", "grid", "whole"),
+    "embedding": ("crops", "pixel", "crops_nearest", "pixel_nearest", "apart"),
+    "dense": ("crops", "pixel"),
+    "detections": tuple(
+        f"{where}_{what}"
+        for where in ("crops", "pixel")
+        for what in ("matched", "overlap", "score_change", "count_change")
+    ),
 }
 _SHOWN_ALIKE = ("seed", "crop", "canvas", "channels", "interpolation", "circular", "labels")
 
@@ -178,7 +185,8 @@ def compared(
         if not (paired and first.count == second.count and first.values and second.values):
             found[key] = Difference(value, second.low - first.high, second.high - first.low, UNPAIRED, n)
         elif n < FEWEST:
-            most = 1.0 if max(map(abs, (*first.values, *second.values))) <= 1 else 2.0  # shares; cosine distances
+            largest = max(map(abs, (*first.values, *second.values)))
+            most = 1.0 if largest <= 1 else max(2.0, largest)  # shares; cosine distances; amounts, as far as is known
             found[key] = Difference(value, -most, most, TOO_FEW, n, _mcnemar_where_apt(first, second))
         else:
             resampled[n].append(key)

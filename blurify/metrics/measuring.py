@@ -11,7 +11,8 @@ import torch
 
 from blurify.errors import BlurifyError, PictureError
 from blurify.metrics.aliasing import aliasing
-from blurify.metrics.consistency import consistency
+from blurify.metrics.by_kind import FIELDS, check_defined, under_shifts
+from blurify.metrics.detections import LEAST_SCORE
 from blurify.metrics.equivariance import MOST_SHIFT, UnknownLayerError, equivariance
 from blurify.metrics.half_patch import half_patch
 from blurify.metrics.results import Equivariance, Measurement
@@ -35,6 +36,7 @@ def measure(
     circular: bool = False,
     layers: Sequence[str] | None = None,
     most_shift: int = MOST_SHIFT,
+    least_score: float = LEAST_SCORE,
     watch: Watch | None = None,
 ) -> Measurement:
     """How shift-invariant a model is, by one metric or several.
@@ -49,13 +51,17 @@ def measure(
         circular: 'consistency' and 'half-patch' shift around instead of cropping elsewhere.
         layers: names or globs for 'equivariance', where this model has them; else the choice is its own.
         most_shift: the largest shift that 'equivariance' tries, in pixels.
+        least_score: detections of a lower score don't count.
         watch: told of the progress.
 
     Returns:
-        The figures of each metric; those not asked for are None.
+        The figures of each metric; those not asked for are None. What 'consistency' is depends on the model's output
+        (`output` says what that was taken for): of embeddings it stands in `embedding`, of maps of real numbers in
+        `dense`, of detectors in `detections`.
 
     Raises:
-        BlurifyError: an unknown metric, no pictures, or a model that takes none of that size or gives no classes.
+        BlurifyError: an unknown metric, no pictures, a model that takes none of that size, a metric that is not defined
+            for its output, or an output of which it can't be told what it is.
 
     Example:
         >>> subject = Subject(model, preprocessing_of(model))
@@ -67,11 +73,16 @@ def measure(
     if batch_size < 1:
         raise BlurifyError(f"a batch of {batch_size} pictures is none: give at least 1")
     check_seed(seed)
-    answer_shape(subject)  # before the work: a model that can't be measured says so at once
+    # Before the work: a model that can't be measured says so at once.
+    taken = subject.decide(labelled=getattr(pictures, "labelled", False))
+    for name in metrics:
+        check_defined(name, taken, subject)
+    # Nobody asked for it by name, and many a detector runs otherwise for every picture.
+    optional = {"aliasing"} if tuple(metrics) == DEFAULT_METRICS and taken.kind == "detections" else set()
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "watch": watch}
     small = {**common, "batch_size": min(batch_size, _ALIASING_BATCH)}
     ways: dict[str, Callable[[], Any]] = {
-        "consistency": lambda: consistency(subject, pictures, circular=circular, **common),
+        "consistency": lambda: under_shifts(subject, pictures, circular=circular, least_score=least_score, **common),
         "aliasing": lambda: aliasing(subject, pictures, **small),
         "equivariance": lambda: _equivariance(subject, pictures, layers, {**common, "most_shift": most_shift}),
         "stability": lambda: stability(subject, pictures, **common),
@@ -82,9 +93,11 @@ def measure(
     skipped: dict[str, str] = {}
     for name in wanted:
         try:
-            found[name.replace("-", "_")] = ways[name]()
+            check_defined(name, taken, subject)
+            field = FIELDS[taken.kind] if name == "consistency" else name.replace("-", "_")
+            found[field] = ways[name]()
         except BlurifyError as error:
-            if name in metrics or isinstance(error, PictureError):
+            if (name in metrics and name not in optional) or isinstance(error, PictureError):
                 raise
             skipped[name] = str(error)
     if not found:
@@ -96,6 +109,7 @@ def measure(
         settings=settings_of(subject, pictures, seed=seed, batch_size=batch_size, circular=circular),
         converted=plan_of(subject.model) is not None,
         skipped=skipped,
+        output=taken,
         **found,
     )
 
@@ -125,21 +139,15 @@ def check_seed(seed: int) -> None:
         raise BlurifyError(f"the seed {seed} is none: give a whole number from 0 to {2**63 - 1}")
 
 
-def answer_shape(subject: Subject) -> tuple[int, ...]:
-    """What a model gives for one picture: (K,) of a classifier, (K, h', w') of a dense model. Tried on a black one.
-
-    Raises:
-        BlurifyError: its output is not classes, or it refuses pictures of this size.
-    """
-    geometry = subject.preprocessing
-    return tuple(subject(torch.zeros(1, geometry.channels, *geometry.crop)).shape[1:])
-
-
 def settings_of(
     subject: Subject, pictures: Pictures, *, seed: int = 0, batch_size: int = 64, circular: bool = False
 ) -> dict[str, Any]:
     """What else is needed to measure the same again, in JSON's own types."""
-    geometry = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(subject.preprocessing).items()}
+    geometry = {
+        name: list(v) if isinstance(v, tuple) else v
+        for name, v in asdict(subject.preprocessing).items()
+        if v is not None  # of pictures, that they are no signals
+    }
     return {
         "seed": seed,
         "batch_size": batch_size,

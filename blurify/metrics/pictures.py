@@ -142,6 +142,11 @@ def open_folder(
     return FolderPictures(chosen, preprocessing, str(path), mapping or {}, note)
 
 
+def count_folders(path: str | Path) -> int | None:
+    """How many class folders there are: folders right inside it, with images in them. None where there are none."""
+    return len({file.folder for file in _image_files(Path(path).expanduser())} - {""}) or None
+
+
 def _image_files(root: Path) -> list[PictureFile]:
     if not root.exists():
         raise BlurifyError(f"there is no folder {root}: give --data a folder of images")

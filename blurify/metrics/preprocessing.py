@@ -55,9 +55,25 @@ def declared(model: nn.Module, arch: str | None = None) -> Declared:
             config.get("interpolation"),
             tuple(config.get("label_names") or ()),
         )
+    if (detector := _detector(model)) is not None:
+        return detector
     if arch is not None and arch.startswith("torchvision/"):
         return _torchvision(arch)
     return Declared()
+
+
+def _detector(model: nn.Module) -> Declared | None:
+    """What detectors say, whose pictures are in 0..1: torchvision's normalise and resize by themselves."""
+    plain: dict[str, Any] = {"channels": 3, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    homes = [kind.__module__ for kind in type(model).__mro__]
+    if any(home.startswith("torchvision.models.detection") for home in homes):
+        transform: Any = getattr(model, "transform", None)
+        fixed, sides = getattr(transform, "fixed_size", None), getattr(transform, "min_size", None)
+        size = (fixed[1], fixed[0]) if fixed else (sides[-1], sides[-1]) if sides else None
+        return Declared(size=size, **plain)
+    if any(home.startswith("ultralytics.") for home in homes):
+        return Declared(**plain)
+    return None
 
 
 def _torchvision(arch: str) -> Declared:
@@ -125,8 +141,8 @@ def preprocessing_of(
         crop=size,
         canvas=canvas,
         channels=channels,
-        mean=_statistic("mean", mean, says.mean or (default.mean if default else (0.0,)), channels),
-        std=_statistic("std", std, says.std or (default.std if default else (1.0,)), channels),
+        mean=statistic("mean", mean, says.mean or (default.mean if default else (0.0,)), channels),
+        std=statistic("std", std, says.std or (default.std if default else (1.0,)), channels),
         interpolation=says.interpolation if says.interpolation in ("nearest", "bicubic", "lanczos") else "bilinear",
     )
 
@@ -167,7 +183,8 @@ def _runs_with(model: nn.Module) -> tuple[int, tuple[int, int]]:
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
         found = " and ".join("x".join(map(str, shape)) or "something else" for shape in shapes)
         raise BlurifyError(
-            f"the model takes {found}, not pictures: measure takes models of pictures with 1 or 3 channels"
+            f"the model takes {found}, not pictures of 1 or 3 channels: give a model of pictures (of one of signals, "
+            "blurify measure takes --data of .wav or .npy files)"
         )
     return shapes[0][1], (shapes[0][2], shapes[0][3])
 
@@ -190,7 +207,7 @@ def _channels(model: nn.Module, size: tuple[int, int], first: int | None) -> int
     ) from problem
 
 
-def _statistic(
+def statistic(
     name: str, given: Sequence[float] | None, fallback: tuple[float, ...], channels: int
 ) -> tuple[float, ...]:
     """One number a channel."""

@@ -248,6 +248,111 @@ class HalfPatch:
 
 
 @dataclass(frozen=True)
+class Output:
+    """What a model's output was taken for.
+
+    Attributes:
+        kind: 'classes' (N, K) | 'label-map' (scores of K classes at each position) | 'embedding' (N, D) | 'dense' (a
+            map of real numbers: depth, flow, features) | 'detections' (boxes with scores and labels).
+        name: which entry of what the model returns, such as '1', 'logits' or 'a.0.b'; '' where it returns that alone.
+        shape: of the entry, for one picture; () of detections.
+        why: how that was told, in words.
+        layout: what the entry's dimensions are: 'N,K' | 'N,K,h,w' | 'N,h,w' | 'N,h,w,K' | 'N,T,K' | ...
+        values: of classes and label maps: 'scores' | 'probabilities' (whose logarithms are the scores).
+        others: the entries that are not looked at, with their shapes.
+    """
+
+    kind: str
+    name: str = ""
+    shape: tuple[int, ...] = ()
+    why: str = ""
+    layout: str = ""
+    values: str = ""
+    others: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """'output 1 (2) taken for classes: each picture's values sum to 1; left aside: 0 (4)'."""
+        shape = f" ({'x'.join(map(str, self.shape))})" if self.shape else ""
+        where = f" {self.name}" if self.name else ""
+        aside = f"; left aside: {', '.join(self.others)}" if self.others else ""
+        words = {"classes": "classes", "label-map": "a label map", "embedding": "an embedding"}
+        words |= {"dense": "a map of real numbers", "detections": "detections"}
+        return f"output{where}{shape} taken for {words.get(self.kind, self.kind)}: {self.why}{aside}"
+
+
+@dataclass(frozen=True)
+class EmbeddingDrift:
+    """How far an embedding moves when the picture shifts.
+
+    Attributes:
+        crops: cosine distance (0 to 2) between the embeddings of two random crops of a picture.
+        pixel: the same between a crop and the same moved by one pixel.
+        crops_nearest: how often, of all pictures' first crops, that of its own picture is the nearest to the second
+            crop's embedding; None of a single picture.
+        pixel_nearest: the same of the crop that was moved by one pixel.
+        apart: cosine distance to the other pictures, in the mean: what the drift is to be seen against; None of a
+            single picture.
+        circular: pictures were shifted around, not cropped elsewhere.
+    """
+
+    crops: Estimate
+    pixel: Estimate
+    crops_nearest: Estimate | None = None
+    pixel_nearest: Estimate | None = None
+    apart: Estimate | None = None
+    circular: bool = False
+
+
+@dataclass(frozen=True)
+class DenseDrift:
+    """How far a map of real numbers is from moving with the picture.
+
+    Attributes:
+        crops: mean square of the difference between the maps of two random crops, shifted back onto each other, where
+            both see the same part of the picture; over the variance of the maps (over positions and pictures, averaged
+            over channels): 0 is the same, 1 no better than the mean everywhere, less 1 of maps that have nothing in
+            common.
+        pixel: the same after a shift by one pixel.
+        shape: of the map, (C, h, w).
+        circular: pictures were shifted around, not cropped elsewhere.
+    """
+
+    crops: Estimate
+    pixel: Estimate
+    shape: tuple[int, ...] = ()
+    circular: bool = False
+
+
+@dataclass(frozen=True)
+class DetectionShifts:
+    """How steady detections are when the picture shifts; boxes are shifted back, and cut to what both crops see.
+
+    Attributes:
+        pixel_matched: after a shift by one pixel, the share of boxes that are matched, 2 m / (n1 + n2), of pictures
+            with any: same label, intersection over union of at least `least_overlap`.
+        pixel_overlap: intersection over union of the matched ones; None where nothing is matched.
+        pixel_score_change: mean absolute change of their scores.
+        pixel_count_change: by how many the number of boxes changes.
+        crops_matched, crops_overlap, crops_score_change, crops_count_change: the same of two random crops.
+        boxes: how many the first crop has.
+        least_score: boxes of a lower score don't count.
+        least_overlap: of two boxes that match.
+    """
+
+    pixel_matched: Estimate
+    pixel_count_change: Estimate
+    crops_matched: Estimate
+    crops_count_change: Estimate
+    boxes: Estimate
+    pixel_overlap: Estimate | None = None
+    pixel_score_change: Estimate | None = None
+    crops_overlap: Estimate | None = None
+    crops_score_change: Estimate | None = None
+    least_score: float = 0.5
+    least_overlap: float = 0.5
+
+
+@dataclass(frozen=True)
 class Agreement:
     """How far a second model answers as the first, the original, does on the same pictures.
 
@@ -300,6 +405,8 @@ class Measurement:
         settings: what else is needed to measure the same again: seed, crop, canvas, ...
         converted: the model carries blurify's plan.
         skipped: of 'all' metrics, those that this model can't be measured by, and why.
+        output: what the model's output was taken for; None in files of before.
+        embedding, dense, detections: what 'consistency' is of models that give these.
     """
 
     model: str
@@ -314,6 +421,10 @@ class Measurement:
     worst_case: WorstCase | None = None
     half_patch: HalfPatch | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    output: Output | None = None
+    embedding: EmbeddingDrift | None = None
+    dense: DenseDrift | None = None
+    detections: DetectionShifts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,14 +13,37 @@ import torch
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError, one_line
+from blurify.graph.structure import tensors_in
+from blurify.metrics import outputs
+from blurify.metrics.boxes import Boxes
+from blurify.metrics.origins import origins
+from blurify.metrics.results import Output
 
 Watch = Callable[[str, int, int], None]
 """Told (what is measured, batches done, batches in all) as a metric proceeds."""
+_DETECTORS = "torchvision.models.detection"  # whose models take a list of pictures
+_LEAST_DEVIATION = 1e-7  # of a signal's window that is standardised
+
+
+@dataclass(frozen=True)
+class Signal:
+    """How a signal becomes a model's input.
+
+    Attributes:
+        layout: of the input, 'N,C,T' | 'N,T' | 'N,C,T,1' | 'N,C,1,T'.
+        rate: samples a second; None where nobody says.
+        standardised: each window has its own mean taken off and is divided by its own standard deviation, as
+            torchcrepe's and wav2vec 2's are.
+    """
+
+    layout: str = "N,C,T"
+    rate: int | None = None
+    standardised: bool = False
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes a model's input.
+    """How a picture becomes a model's input; or a signal, which is a picture (N, C, 1, T) to all metrics.
 
     Attributes:
         crop: (height, width) of the model's input.
@@ -26,6 +51,7 @@ class Preprocessing:
         channels: 1 (grey) or 3.
         mean, std: of each channel, for pictures in 0..1.
         interpolation: 'bilinear' | 'bicubic' | ..., as torchvision names them.
+        signal: of signals, what else is to be known; None of pictures.
     """
 
     crop: tuple[int, int]
@@ -34,6 +60,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+    signal: Signal | None = None
 
 
 @dataclass(frozen=True)
@@ -128,12 +155,21 @@ class Subject:
         model: on its device; it is run in eval mode, without gradients, and left in the mode that it had.
         preprocessing: how pictures become its input.
         name: what to call it.
+        output: which entry of what the model returns is meant, and as what it is taken: 'NAME', 'INDEX' or
+            'NAME:KIND', with the kinds of `outputs.KINDS`; None: as `outputs.decide` tells.
 
     Calling it with (N, C, h, w) pictures in 0..1 gives float32 logits (N, K) on the model's device, or (N, K, h', w')
-    of a dense model.
+    of a model that gives label maps. `values` gives any kind of tensor, `boxes` detections.
     """
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, name: str = "") -> None:
+    def __init__(
+        self, model: nn.Module, preprocessing: Preprocessing, name: str = "", *, output: str | None = None
+    ) -> None:
+        if output is not None:
+            outputs.parse_choice(output)
+        self._wanted = output
+        self._taken: Output | None = None
+        self._listed = any(kind.__module__.startswith(_DETECTORS) for kind in type(model).__mro__)
         self.model = model
         self.preprocessing = preprocessing
         self.name = name or type(model).__name__
@@ -146,12 +182,97 @@ class Subject:
     def prepared(self, pictures: Tensor) -> Tensor:
         """Pictures (N, C, h, w) in 0..1, normalised, on the model's device and in its precision."""
         moved = pictures.to(self.device, non_blocking=True)
+        if self.preprocessing.signal is not None and self.preprocessing.signal.standardised:
+            moved = moved - moved.mean((1, 2, 3), keepdim=True)
+            moved = moved / moved.std((1, 2, 3), correction=0, keepdim=True).clamp_min(_LEAST_DEVIATION)
         return ((moved - self._mean) / self._std).to(self.dtype)
 
+    def shaped(self, pictures: Tensor) -> Any:
+        """Prepared pictures (N, C, h, w), as the model takes them: signals in their layout, detectors' as a list."""
+        signal = self.preprocessing.signal
+        if signal is not None:
+            flat = pictures[:, :, 0]
+            return {"N,T": flat[:, 0], "N,C,T": flat, "N,C,T,1": flat[..., None]}.get(signal.layout, pictures)
+        return list(pictures) if self._listed else pictures
+
+    def example(self, count: int = 1) -> Any:
+        """What `count` pictures of zeros are to the model: on the CPU, in its precision."""
+        geometry = self.preprocessing
+        return self.shaped(torch.zeros(count, geometry.channels, *geometry.crop, dtype=self.dtype))
+
+    @property
+    def output(self) -> Output:
+        """What the model's output is taken for (see `decide`)."""
+        return self._taken if self._taken is not None else self.decide()
+
+    def decide(self, *, folders: int | None = None, labelled: bool = False) -> Output:
+        """Decide what the model's output is taken for, by one picture of noise, once and for all.
+
+        Args:
+            folders: how many class folders the pictures lie in; where it is as many as the values of an output, these
+                are classes.
+            labelled: the pictures have labels, so that an output that may be classes is.
+
+        Raises:
+            BlurifyError: that can't be told, the chosen entry is not there, or the model refuses such pictures.
+        """
+        if self._taken is not None:
+            return self._taken
+        geometry = self.preprocessing
+        noise = torch.rand(1, geometry.channels, *geometry.crop, generator=torch.Generator().manual_seed(0))
+        found, longer = self.run(noise), None
+        if geometry.signal is not None:
+            length = geometry.crop[1] + max(geometry.crop[1] // 2, 1)
+            with contextlib.suppress(BlurifyError):  # models of frames take no others
+                longer = self.run(noise.repeat(1, 1, 1, 2)[..., :length])
+        known = outputs.Known(
+            geometry.crop, geometry.channels, geometry.signal is not None, outputs.says_classes(self.model), folders
+        )  # fmt: skip
+        more: dict[str, Any] = {"longer": longer, "wanted": self._wanted, "name": self.name}
+        try:
+            self._taken = outputs.decide(self.model, found, known, **more)
+        except BlurifyError:  # what it does last may tell
+            if not tensors_in(found):
+                raise
+            known = dataclasses.replace(known, labelled=labelled)
+            before = origins(self.model, (self.example(),))
+            self._taken = outputs.decide(self.model, found, known, found_in=before, **more)
+        return self._taken
+
     def __call__(self, pictures: Tensor) -> Tensor:
-        """(N, C, h, w) in 0..1 -> logits (N, K) or (N, K, h', w'), float32."""
-        with torch.no_grad():
-            return logits_of(self.run(pictures), len(pictures)).float()
+        """(N, C, h, w) in 0..1 -> logits (N, K) or (N, K, h', w'), float32.
+
+        Raises:
+            BlurifyError: the model gives neither classes nor a label map, or refuses the pictures.
+        """
+        if self._taken is None and self._wanted is None:  # whoever calls it so says that it gives classes
+            with torch.no_grad():
+                return logits_of(self.run(pictures), len(pictures)).float()
+        taken = self.output
+        if taken.kind not in ("classes", "label-map"):
+            raise BlurifyError(f"{self.name} gives no classes ({taken}): leave out what is measured on classes")
+        return outputs.as_scores(self.values(pictures), taken)
+
+    @torch.no_grad()
+    def values(self, pictures: Tensor) -> Tensor:
+        """(N, C, h, w) in 0..1 -> the output that was taken, in order: (N, K), or (N, K, h', w') of maps.
+
+        Raises:
+            BlurifyError: the model gives detections, or the entry is not there.
+        """
+        taken = self.output
+        if taken.kind == "detections":
+            raise BlurifyError(f"{self.name} gives detections, no tensor: see `boxes`")
+        entry = outputs.entry_in(self.run(pictures), taken, len(pictures))
+        return outputs.in_order(entry, taken, (pictures.shape[2], pictures.shape[3]))
+
+    @torch.no_grad()
+    def boxes(self, pictures: Tensor) -> list[Boxes]:
+        """(N, C, h, w) in 0..1 -> the boxes that a detector finds in each. Raises BlurifyError where it is none."""
+        if self.output.kind != "detections":
+            raise BlurifyError(f"{self.name} gives no detections ({self.output})")
+        size = pictures.shape[2], pictures.shape[3]
+        return outputs.boxes_in(self.run(pictures), self.output, self.model, size)
 
     # Not inference_mode: what a model makes in its forward and keeps could never be trained with.
     @torch.no_grad()
@@ -164,7 +285,7 @@ class Subject:
         training = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
-            return self.model(self.prepared(pictures))
+            return self.model(self.shaped(self.prepared(pictures)))
         except (BlurifyError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the model's own code raises
@@ -220,7 +341,10 @@ def top1(subject: Subject, pictures: Tensor, metric: str) -> Tensor:
 
 
 def logits_of(output: Any, count: int) -> Tensor:
-    """The class scores in what a model returned: a tensor, the 'out' or 'logits' of a mapping, the first of a tuple.
+    """The class scores in what a model returned, taken for classes whatever they are (`Subject.output` tells).
+
+    A tensor, the 'out' or 'logits' of a mapping or object; of a tuple the entry whose values sum to 1, where there is
+    just one such, else the first. Probabilities become their logarithms, whose softmax they are.
 
     Raises:
         BlurifyError: it is none of (N, K) and (N, K, h, w) with at least two classes.
@@ -231,23 +355,29 @@ def logits_of(output: Any, count: int) -> Tensor:
     elif hasattr(found, "logits"):  # inception's and googlenet's named tuples, transformers' outputs
         found = found.logits
     elif isinstance(found, tuple | list) and found:
+        sure = [item for item in found if _scores(item, count) and outputs.are_probabilities(item)]
         # Several maps are features of several layers, unless they are of the same size and classes.
         maps = {tuple(item.shape) for item in found if isinstance(item, Tensor) and item.ndim == 4}
-        found = found[0] if len(maps) < 2 else found
-    if (
-        not isinstance(found, Tensor)
-        or found.ndim not in (2, 4)
-        or len(found) != count
-        or found.shape[1] < 2
-        or not found.is_floating_point()
-    ):
+        found = sure[0] if len(sure) == 1 else found[0] if len(maps) < 2 else found
+    if not _scores(found, count):
         what = (
             f"a tensor of shape {'x'.join(map(str, found.shape))}"
             if isinstance(found, Tensor)
             else type(output).__name__
         )
         raise BlurifyError(
-            f"the model's output is not classes ({what} for {count} pictures): measure takes classifiers (N x classes) "
-            "and segmentation models (N x classes x height x width); give the model with its head"
+            f"the model's output is not classes ({what} for {count} pictures): give a classifier (N x classes), a "
+            "segmentation model (N x classes x height x width), or say which entry of its output is meant"
         )
-    return found
+    return outputs.logarithms(found) if outputs.are_probabilities(found) else found
+
+
+def _scores(found: Any, count: int) -> bool:
+    """Whether something may be class scores of `count` pictures."""
+    return (
+        isinstance(found, Tensor)
+        and found.ndim in (2, 4)
+        and len(found) == count
+        and found.shape[1] >= 2
+        and found.is_floating_point()
+    )

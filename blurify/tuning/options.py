@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from blurify import conversion
@@ -116,7 +115,7 @@ class Options:
     def with_measured_gains(self, subject: Subject, pictures: Pictures, watch: Watch | None = None) -> Options:
         """The same with what the options were seen to remove on pictures; those that removed nothing are left out."""
         geometry = subject.preprocessing
-        example = torch.zeros(1, geometry.channels, *geometry.crop, dtype=subject.dtype)
+        example = (subject.example(),)
         names = [name for group in self.ways for name in (group[0].settings if group else ())]
 
         def shares(model: nn.Module) -> dict[str, float]:

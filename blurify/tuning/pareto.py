@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from blurify import conversion
@@ -91,8 +90,7 @@ def pareto_table(
     if plan_of(model) is not None:
         raise BlurifyError("the model is converted already: the Pareto table is of the original (blurify revert)")
     if subject is not None:
-        geometry = subject.preprocessing
-        example_inputs = torch.zeros(1, geometry.channels, *geometry.crop, dtype=subject.dtype)
+        example_inputs = (subject.example(),)
     seen = traced(model, example_inputs)
     inputs = seen.inputs if example_inputs is None else example_inputs
 

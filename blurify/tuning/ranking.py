@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from blurify import conversion
@@ -61,7 +60,7 @@ def rank_sites(
     if plan_of(original.model) is not None:
         raise BlurifyError(f"{original.name} is converted already: rank the sites of the original (blurify revert)")
     geometry = original.preprocessing
-    example = torch.zeros(1, geometry.channels, *geometry.crop, dtype=original.dtype)
+    example = (original.example(),)
     sites = conversion.inspect(original.model, example, wanted).converted
     if not sites:
         raise BlurifyError(f"the recipe {wanted.name} converts no site of {original.name}: there is nothing to rank")

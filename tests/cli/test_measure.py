@@ -172,13 +172,15 @@ class TestCommand:
         lines = run(capsys, "colour", "--data", photos, *SMALL, "--images", 6, "--metrics", "consistency").splitlines()
         assert lines[0] == "class folders in sorted order"
         assert lines[1].startswith("6 pictures (") and "24x28 from 27x32, seed 0" in lines[1]
-        assert lines[2].split() == ["figure", "colour"]
-        assert len(lines) == 3 + 4
-        assert re.fullmatch(r"consistency: same answer in two random crops +100\.00% \(60\.97\.\.100\.00\)", lines[4])
+        assert lines[2] == "output (3) taken for classes: there are 3 class folders"
+        assert lines[3].split() == ["figure", "colour"]
+        assert len(lines) == 4 + 4
+        assert re.fullmatch(r"consistency: same answer in two random crops +100\.00% \(60\.97\.\.100\.00\)", lines[5])
 
     def test_side_by_side_with_its_own_conversion(self, capsys: pytest.CaptureFixture[str]) -> None:
         out = run(capsys, TRAINED, "--convert", "--images", 24, "--device", "cpu")
-        remark, _, heading, *rows = out.splitlines()
+        remark, _, taken, heading, *rows = out.splitlines()
+        assert taken.startswith("output (10) taken for classes: ")
         assert remark.startswith(f"{TRAINED} converted has exactly the weights of {TRAINED}")
         assert heading.split() == ["figure", TRAINED, TRAINED, "converted", "difference"]
         assert re.search(r"block2\.conv1 +conv +2x2 .* blurred +-\d\.\d\d points \(-\d\.\d\d\.\.-\d\.\d\d\) \*", out)
@@ -359,7 +361,10 @@ class TestErrors:
             (["net", "--most-shift", "-1"], "--most-shift -1"),
             (["net", "one-by-one"], "one-by-one refuses 9 pictures at once of 3x24x28 (AssertionError: only one)"),
             (["net", "grey"], "grey refuses a picture of 3x24x28"),
-            (["pyramid"], "the model's output is not classes (list for 1 pictures)"),
+            (
+                ["pyramid"],
+                "pyramid gives 0 (3x24x28: label-map or dense), 1 (3x12x14: label-map or dense); say which entry",
+            ),
             (["net", "--batch-size", "0"], "--batch-size 0"),
             (["net", "--size", "0"], "--size '0' is no size"),
             (["net", "--size", "a,b"], "--size 'a,b' is no size"),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blurify.errors import BlurifyError
-from blurify.metrics.consistency import consistency
+from blurify.metrics.consistency import compared, consistency, step_of
 from blurify.metrics.subject import Preprocessing, Subject, TensorPictures
 
 CROP, CANVAS = (12, 10), (17, 13)
@@ -312,3 +312,30 @@ def test_label_maps_without_a_common_point_do_not_count() -> None:
     far = Preprocessing((2, 2), (2, 4000), 3, (0.0,) * 3, (1.0,) * 3)
     with pytest.raises(BlurifyError, match="no two crops of a picture overlap"):
         consistency(Subject(nn.Conv2d(3, 2, 1), far), TensorPictures(noise(2, (2, 4000))))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "steps", "stride"),
+    [
+        (224, 7, 32), (224, 112, 2), (225, 113, 2), (225, 29, 8), (33, 5, 8), (33, 17, 2), (10, 4, 3),  # padded
+        (225, 28, 8), (17, 8, 2),  # padded, and the rest left out
+        (64, 27, 2), (224, 107, 2), (32, 13, 2),  # cut by convolutions without padding
+    ],
+)  # fmt: skip
+def test_how_many_pixels_a_step_is(pixels: int, steps: int, stride: int) -> None:
+    assert step_of(pixels, steps) == stride
+
+
+def test_a_label_map_without_padding_moves_with_the_picture() -> None:
+    """A stride of 2 and a kernel of 7 leave 13 of 32 pixels: after 2 pixels all labels are one step further."""
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, 4, 7, 2)
+    picture = torch.rand(1, 3, 34, 34)
+    with torch.no_grad():
+        one, other = net(picture[:, :, :32, :32]), net(picture[:, :, 2:, 2:])
+    geometry = Preprocessing((32, 32), (40, 40), 3, (0.0,) * 3, (1.0,) * 3)
+    shift = torch.tensor([[2, 2]])
+    (same,), (change,) = compared(one, other, shift, geometry, circular=False)
+    # Between the outermost steps and the map's border there is nothing to interpolate with.
+    assert float(same) > 0.98 and float(change) < 0.005
+    assert len(one.argmax(1).unique()) > 1
