@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING
 
 from blurify.cli import console
 from blurify.cli.tables import Column, fits, print_table, say_left_out
+from blurify.metrics import caveats
 from blurify.metrics.differences import differences
 from blurify.metrics.sizes import dimensions
 
 if TYPE_CHECKING:
     from blurify.metrics.differences import Difference
-    from blurify.metrics.results import Consistency, Estimate, HalfPatch, Measurement, Stability, WorstCase
+    from blurify.metrics.results import (
+        Agreement,
+        Consistency,
+        Estimate,
+        Fractional,
+        HalfPatch,
+        Measurement,
+        Stability,
+        WorstCase,
+    )
 
 _CLEAR = " *"  # marks a difference that is beyond chance
 _MEANINGS = {
@@ -41,14 +51,16 @@ class Figure:
     remark: str = ""
 
     @classmethod
-    def of(cls, name: str, estimate: Estimate, remark: str = "") -> Figure:
-        """A share that was estimated."""
-        return cls(name, estimate.value, (estimate.low, estimate.high), remark=remark)
+    def of(cls, name: str, estimate: Estimate, remark: str = "", *, share: bool = True) -> Figure:
+        """What was estimated: a share, or any number."""
+        return cls(name, estimate.value, (estimate.low, estimate.high), share, remark)
 
     def text(self, *, interval: bool = True) -> str:
-        """'91.32% (89.70..92.61)', or '0.132'."""
+        """'91.32% (89.70..92.61)', or '0.1320 (0.1201..0.1439)'."""
         if not self.share:
             shown = f"{self.value:.4f}"
+            if self.interval is not None and interval:
+                shown += f" ({self.interval[0]:.4f}..{self.interval[1]:.4f})"
         elif self.interval is None or not interval:
             shown = f"{self.value:.2%}"
         else:
@@ -60,7 +72,7 @@ Figures = dict[tuple[str, ...], Figure]
 
 
 def print_measurements(measurements: Sequence[Measurement], *, wide: bool = False) -> None:
-    """Print what was measured on one model or two.
+    """Print what was measured on one model or two: first how far the second answers as the first does.
 
     Args:
         wide: all columns, with intervals, however long the lines become.
@@ -74,14 +86,17 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
         style="bold",
     )
     found = differences(*measurements) if len(measurements) == 2 else {}
+    agreed = next((one.agreement for one in measurements if one.agreement is not None), None)
     sections: tuple[tuple[str, tuple[Column, ...], Callable[[Measurement], Figures]], ...] = (
-        ("", (Column("figure"),), _figures),
+        (_agreement_title(first, agreed), (Column("agreement"),), lambda one: _agreement(one, agreed)),
+        ("steadiness" if agreed else "", (Column("figure"),), _figures),
         (
             "aliasing: share of energy above the new Nyquist frequency, just before the subsampling",
             (Column("site"), Column("kind", use=2), Column("stride", right=True, use=1)),
             _sites,
         ),
         (_equivariance_title(measurements), (Column("layer"),), _layers),
+        (_lie_title(measurements), (Column("layer"),), _lie_layers),
     )
     tables = [_table(measurements, found, columns, figures_of) for _, columns, figures_of in sections]
     # In a pipe nothing is left out: who reads it there wants the intervals.
@@ -101,9 +116,16 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     for one in measurements:
         if one.aliasing is not None and not one.aliasing.sites:
             console.say(f"aliasing: {one.model} has no sites, it never subsamples with a stride")
+    for caveat, why in caveats.MEANINGS.items():
+        if any(difference.caveat == caveat for difference in found.values()):
+            console.say(f"{caveat}: {why}")
     for paired, meaning in _MEANINGS.items():
         if any(difference.clear and difference.paired == paired for difference in found.values()):
             console.say(f"{_CLEAR.strip()} {meaning}")
+
+
+def _agreement_title(first: Measurement, found: Agreement | None) -> str:
+    return f"agreement with {found.original or first.model}" if found is not None else ""
 
 
 def _equivariance_title(measurements: Sequence[Measurement]) -> str:
@@ -113,6 +135,16 @@ def _equivariance_title(measurements: Sequence[Measurement]) -> str:
     return (
         f"equivariance: mean distance over shifts up to the layer's stride (beside it), at most {found.largest_shift} "
         f"pixels; {found.images} pictures"
+    )
+
+
+def _lie_title(measurements: Sequence[Measurement]) -> str:
+    found = next((one.lie_derivative for one in measurements if one.lie_derivative is not None), None)
+    if found is None:
+        return ""
+    return (
+        "Lie derivative: what share of the layer's map is lost for each pixel of shift, as the shift goes to 0; "
+        f"{found.images} pictures"
     )
 
 
@@ -166,7 +198,8 @@ def _table(
 ) -> _Table | None:
     """One table, if there is anything in it."""
     parts = [figures_of(measurement) for measurement in measurements]
-    keys = tuple(dict.fromkeys(key for figures in parts for key in figures))
+    # In the order of who has most: of an agreement the first model has but two rows.
+    keys = tuple(dict.fromkeys(key for figures in sorted(parts, key=len, reverse=True) for key in figures))
     if not keys:
         return None
     figures = tuple(tuple(part.get(key) for part in parts) for key in keys)
@@ -180,6 +213,8 @@ def _difference(one: Figure | None, other: Figure | None, found: Mapping[str, Di
         return ""
     if not one.share and one.remark != other.remark:  # a layer of another stride has other features
         return ""
+    if one.name != other.name:  # of each model against the first alone
+        return ""
     difference = found.get(one.name)
     change = other.value - one.value if difference is None else difference.value
     text = f"{100 * change:+.2f} points" if one.share else f"{change:+.4f}"
@@ -187,7 +222,52 @@ def _difference(one: Figure | None, other: Figure | None, found: Mapping[str, Di
         return text
     low, high = difference.low, difference.high
     ends = f"{100 * low:+.2f}..{100 * high:+.2f}" if one.share else f"{low:+.4f}..{high:+.4f}"
-    return f"{text} ({ends}){_CLEAR * difference.clear}"
+    return f"{text} ({ends}){_CLEAR * difference.clear} {difference.caveat}".rstrip()
+
+
+def _agreement(measurement: Measurement, agreed: Agreement | None) -> Figures:
+    """How far a model answers as the first one does; of the first one, what there is to compare that with."""
+    found = measurement.agreement
+    rows: list[tuple[str, str, Estimate | None, bool]] = []
+    if found is not None:
+        of_maps = found.same_labels is not None
+        rows = [
+            ("same answer", "same", found.same, True),
+            ("same label, share of positions", "same_labels", found.same_labels, True),
+            ("same answer, where the first is sure of it (above 50%)", "sure", found.sure, True),
+            ("first five answers in common", "top5", found.top5, True),
+            ("the first's answer is among the first five", "top1_in_top5", found.top1_in_top5, True),
+            ("KL divergence of the probabilities, nats", "divergence", found.divergence, False),
+            (f"cosine of the {'logits' if found.same or of_maps else 'outputs'}", "cosine", found.cosine, False),
+        ]
+    both = measurement.agreement or agreed
+    if both is not None:
+        own = found is None
+        kind = "labels" if both.same_labels else "answer" if both.same else "outputs, by the cosine,"
+        circular = measurement.settings.get("circular")
+        rows += [
+            (
+                f"consistent and same: {kind} in two {'circular shifts' if circular else 'random crops'}",
+                "consistent",
+                both.consistent if own else both.consistent_and_same,
+                both.same is not None or both.same_labels is not None,
+            ),
+            (
+                "probability of the top answer",
+                "confidence",
+                both.confidence if own else both.confidence_other,
+                True,
+            ),
+        ]
+    figures: Figures = {
+        (label,): Figure.of(f"agreement.{name}", estimate, share=share)
+        for label, name, estimate, share in rows
+        if estimate is not None
+    }
+    if found is not None and found.relative_error is not None:
+        label = "squared error of the outputs (1: all is lost)"
+        figures |= {(label,): Figure("agreement.relative_error", found.relative_error, share=False)}
+    return figures
 
 
 def _figures(measurement: Measurement) -> Figures:
@@ -200,6 +280,8 @@ def _figures(measurement: Measurement) -> Figures:
         pairs += _of_worst_case(measurement.worst_case)
     if measurement.half_patch is not None:
         pairs += _of_half_patch(measurement.half_patch)
+    if measurement.fractional is not None:
+        pairs += _of_fractional(measurement.fractional)
     return {(name,): figure for name, figure in pairs}
 
 
@@ -214,6 +296,8 @@ def _of_consistency(found: Consistency) -> Iterator[tuple[str, Figure]]:
         Figure.of("consistency.pixel_flips", found.pixel_flips),
     )
     yield "shift by one pixel: change of the top probability", Figure.of("consistency.pixel_change", found.pixel_change)
+    if found.confidence is not None:
+        yield "the top probability itself", Figure.of("consistency.confidence", found.confidence)
 
 
 def _of_stability(found: Stability) -> Iterator[tuple[str, Figure]]:
@@ -228,6 +312,12 @@ def _of_stability(found: Stability) -> Iterator[tuple[str, Figure]]:
                 mean = sum(estimate.value for estimate in estimates) / len(estimates)
                 figure = Figure(f"stability.{name}.{corruption.corruption}", mean)
                 yield f"{what} under {corruption.corruption}, mean of {len(estimates)} severities", figure
+    for what, name, estimate in (
+        ("mFR: mean flip rate", "mfr", found.mfr),
+        ("mCE: mean corruption error", "mce", found.mce),
+    ):
+        if estimate is not None:
+            yield f"{what}, over that of {found.reference}", Figure.of(f"stability.{name}", estimate)
 
 
 def _of_worst_case(found: WorstCase) -> Iterator[tuple[str, Figure]]:
@@ -253,6 +343,25 @@ def _of_half_patch(found: HalfPatch) -> Iterator[tuple[str, Figure]]:
         yield what, Figure.of(f"half_patch.{name}", estimate)
 
 
+def _of_fractional(found: Fractional) -> Iterator[tuple[str, Figure]]:
+    answer = "labels" if found.dense else "answer"
+    part = {4: "quarters", 8: "eighths"}.get(found.parts, f"{found.parts}ths")
+    places = f"all {found.parts**2 - 1} shifts by {part} of a pixel"
+    for what, name, estimate in (
+        (f"shift by half a pixel: same {answer}", "half", found.half),
+        ("shift by half a pixel: change of the top probability", "half_change", found.half_change),
+        (f"shift by a quarter pixel: same {answer}", "quarter", found.quarter),
+        ("shift by a quarter pixel: change of the top probability", "quarter_change", found.quarter_change),
+        (
+            f"same labels at the worst of {places}" if found.dense else f"same answer at {places}",
+            "worst",
+            found.worst,
+        ),
+        (f"largest change of the top probability at {places}", "worst_change", found.worst_change),
+    ):
+        yield what, Figure.of(f"fractional.{name}", estimate)
+
+
 def _sites(measurement: Measurement) -> Figures:
     sites = measurement.aliasing.sites if measurement.aliasing is not None else ()
     return {
@@ -268,5 +377,13 @@ def _layers(measurement: Measurement) -> Figures:
     # The stride may differ between two models: it is no part of the key.
     return {
         (layer.name,): Figure(f"equivariance.{layer.name}", layer.mean, share=False, remark=dimensions(layer.stride))
+        for layer in layers
+    }
+
+
+def _lie_layers(measurement: Measurement) -> Figures:
+    layers = measurement.lie_derivative.layers if measurement.lie_derivative is not None else ()
+    return {
+        (layer.name,): Figure.of(f"lie_derivative.{layer.name}", layer.error, dimensions(layer.stride), share=False)
         for layer in layers
     }

@@ -190,7 +190,8 @@ def mean_differences(report: Report, figures: Sequence[str]) -> tuple[Difference
             result.append(None)
             continue
         first, other = mean(held[0]), mean(values)
-        result.append(compared({"mean": (first, other)})["mean"] if first and other else None)
+        doubt = next(filter(None, (known[name].caveat for name in figures)), "")
+        result.append(replace(compared({"mean": (first, other)})["mean"], caveat=doubt) if first and other else None)
     return tuple(result)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -73,6 +74,11 @@ def tuned() -> nn.Module:
     return blurify.convert(net.eval(), example_inputs=torch.zeros(1, 3, 24, 28))
 
 
+def dense() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Conv2d(3, 4, 1)
+
+
 class OneByOne(Colour):
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > 1 and not x.is_meta:
@@ -94,7 +100,7 @@ MAKERS = {
     "colour-net": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     "broken": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Broken()),
     "tuned": lambda: tuned(),
-    "dense": lambda: nn.Conv2d(3, 4, 1), "sound": lambda: nn.Conv1d(1, 4, 3),
+    "dense": lambda: dense(), "sound": lambda: nn.Conv1d(1, 4, 3),
 }  # fmt: skip
 
 
@@ -173,14 +179,16 @@ class TestCommand:
         assert lines[0] == "class folders in sorted order"
         assert lines[1].startswith("6 pictures (") and "24x28 from 27x32, seed 0" in lines[1]
         assert lines[2].split() == ["figure", "colour"]
-        assert len(lines) == 3 + 4
+        assert len(lines) == 3 + 5
         assert re.fullmatch(r"consistency: same answer in two random crops +100\.00% \(60\.97\.\.100\.00\)", lines[4])
 
     def test_side_by_side_with_its_own_conversion(self, capsys: pytest.CaptureFixture[str]) -> None:
         out = run(capsys, TRAINED, "--convert", "--images", 24, "--device", "cpu")
-        remark, _, heading, *rows = out.splitlines()
+        remark, _, *rows = out.splitlines()
         assert remark.startswith(f"{TRAINED} converted has exactly the weights of {TRAINED}")
-        assert heading.split() == ["figure", TRAINED, TRAINED, "converted", "difference"]
+        headings = [row.split() for row in rows if row.startswith(("agreement ", "figure "))]
+        models = [TRAINED, TRAINED, "converted", "difference"]
+        assert headings == [["agreement", "with", TRAINED], ["agreement", *models], ["figure", *models]]
         assert re.search(r"block2\.conv1 +conv +2x2 .* blurred +-\d\.\d\d points \(-\d\.\d\d\.\.-\d\.\d\d\) \*", out)
         assert rows[-1].startswith("* the 95% interval of the difference, picture by picture, leaves out 0")
         assert "unpaired" not in out
@@ -195,7 +203,8 @@ class TestCommand:
         (alone,) = measured(capsys, TRAINED, *options)
         assert alone == both[0]
         again = measured(capsys, TRAINED, TRAINED, *options)
-        assert again[0] == again[1] == alone
+        assert again[0] == dataclasses.replace(again[1], agreement=None) == alone
+        assert again[1].agreement is not None and again[1].agreement.kept == 1
         assert both[1].consistency is not None and both[0].consistency is not None
         assert both[1].consistency != both[0].consistency
         accuracy = both[1].consistency.accuracy
@@ -290,7 +299,7 @@ class TestCommand:
         options = ("dense", "--data", photos, *SMALL, "--images", "2", "--metrics", "all")
         (found,) = measured(capsys, *options)
         assert found.consistency is not None and found.stability is None and found.worst_case is None
-        assert set(found.skipped) == {"equivariance", "stability", "worst-case", "half-patch"}
+        assert set(found.skipped) == {"equivariance", "stability", "worst-case", "half-patch", "lie-derivative"}
         assert "no layer" in found.skipped["equivariance"] and "label map" in found.skipped["stability"]
         assert "stability of dense is not measured: " in run(capsys, *options, "-o", tmp_path / "found.json")
         assert files.read_measurements(tmp_path / "found.json") == (found,)
