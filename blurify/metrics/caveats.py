@@ -1,6 +1,6 @@
 """When a difference of two models is not what it looks like: smaller changes of smaller probabilities, steady nonsense.
 
-Two figures of steadiness say nothing by themselves:
+Figures of steadiness say nothing by themselves:
 
 - The change of a probability under a shift is at most that probability. A network that is hardly sure of anything
   changes little, whatever the shift does to it, and one that has become surer changes more.
@@ -25,11 +25,12 @@ MEANINGS = {
     "which is not better",
     MORE_SURE: "the second model's top probability is higher by more than a tenth: larger probabilities change more, "
     "which is not worse",
-    OTHER_ANSWERS: "the second model's answers are right less often (without labels: are the first model's less often, "
-    "under shifts) by more than a tenth: to be steady in them is not better",
+    OTHER_ANSWERS: "the second model's answers are right less often by more than a tenth (without labels: are the "
+    "first model's less often under shifts, or on less than half of the pictures): to be steady in them is not better",
 }
 
 _MUCH = 0.1
+_HALF = 0.5  # of the answers: below that it is another function, however unsteady the original is itself
 _CHANGES = {
     "consistency.pixel_change": "consistency.confidence",
     "half_patch.half_change": "half_patch.confidence",
@@ -53,13 +54,13 @@ def caveats(found: Mapping[str, Difference], before: Mapping[str, float]) -> dic
 
     Args:
         found: differences of two models.
-        before: the first model's figures; 'agreement.consistent' among them, where the models were compared.
+        before: the first model's figures; where the models were compared, also 'agreement.consistent', and
+            'agreement.same', how often both give the same answer.
     """
-    other_answers = (
-        _fell("consistency.accuracy", found, before)
-        if "consistency.accuracy" in found
-        else (_fell("agreement.consistent", found, before))
-    )
+    if "consistency.accuracy" in found:
+        other_answers = _fell("consistency.accuracy", found, before)
+    else:
+        other_answers = _fell("agreement.consistent", found, before) or before.get("agreement.same", 1.0) < _HALF
     result = {}
     for name, difference in found.items():
         sign = _STEADY.get(name) or _STEADY.get(name.rpartition(".")[0])

@@ -99,10 +99,13 @@ def differences(first: Measurement, second: Measurement) -> dict[str, Difference
         for name in one
         if name in other and (name not in maps or (paired and maps[name] == others.get(name)))
     }
-    agreed = _of_both(agreement_with(first, second))
+    agreement = agreement_with(first, second)
+    agreed = _of_both(agreement)
     # The pictures of an agreement are those of both, whatever the other figures are of.
     found = compared(agreed | pairs) if paired else compared(agreed) | compared(pairs, paired=False)
     before = {name: pair[0].value for name, pair in (pairs | agreed).items()}
+    if agreement is not None and agreement.same is not None:
+        before["agreement.same"] = agreement.same.value
     doubts = caveats(found, before)
     return {
         name: dataclasses.replace(difference, caveat=doubts[name]) if name in doubts else difference

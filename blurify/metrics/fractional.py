@@ -42,9 +42,9 @@ def fractional(
     and along both, and to every place of a grid of `parts` x `parts` within one pixel. By default the canvas is moved,
     continued as in a mirror, and the middle cut out of it. The resampled picture is not clipped to 0..1.
 
-    Label maps of dense models, brought to the crop's size, are moved back by the same resampler. Unless `circular`, what
-    lies beyond their border is not known (it is taken as in a mirror), and an ideal resampler reaches far: an eighth of
-    the side is left out at each border.
+    Label maps of dense models, brought to the crop's size, are moved back by the same resampler. Unless `circular`,
+    what lies beyond their border is not known (it is taken as in a mirror), and an ideal resampler reaches far: an
+    eighth of the side is left out at each border.
 
     Args:
         subject: the model.
