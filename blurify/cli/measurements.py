@@ -185,7 +185,10 @@ class _Table:
         )
         rows = []
         for index, key in enumerate(self.keys):
-            cells = (figure.text(interval=interval) if figure else "" for figure in self.figures[index])
+            shown = self.figures[index]
+            # What only one model has, has no difference whose interval could stand for its own.
+            alone = len(shown) > 1 and sum(figure is not None for figure in shown) == 1
+            cells = (figure.text(interval=interval or alone) if figure else "" for figure in shown)
             rows.append((*key, *cells, *self.changes[index : index + 1]))
         return columns, rows
 
@@ -234,7 +237,7 @@ def _agreement(measurement: Measurement, agreed: Agreement | None) -> Figures:
         rows = [
             ("same answer", "same", found.same, True),
             ("same label, share of positions", "same_labels", found.same_labels, True),
-            ("same answer, where the first is sure of it (above 50%)", "sure", found.sure, True),
+            ("same answer where the first is sure (50%)", "sure", found.sure, True),
             ("first five answers in common", "top5", found.top5, True),
             ("the first's answer is among the first five", "top1_in_top5", found.top1_in_top5, True),
             ("KL divergence of the probabilities, nats", "divergence", found.divergence, False),
@@ -243,11 +246,11 @@ def _agreement(measurement: Measurement, agreed: Agreement | None) -> Figures:
     both = measurement.agreement or agreed
     if both is not None:
         own = found is None
-        kind = "labels" if both.same_labels else "answer" if both.same else "outputs, by the cosine,"
-        circular = measurement.settings.get("circular")
+        kind = " labels" if both.same_labels else "" if both.same else " outputs (cosine)"
+        seen = "circular shifts" if measurement.settings.get("circular") else "random crops"
         rows += [
             (
-                f"consistent and same: {kind} in two {'circular shifts' if circular else 'random crops'}",
+                f"consistent and same{kind}: two {seen}",
                 "consistent",
                 both.consistent if own else both.consistent_and_same,
                 both.same is not None or both.same_labels is not None,
@@ -345,19 +348,19 @@ def _of_half_patch(found: HalfPatch) -> Iterator[tuple[str, Figure]]:
 
 def _of_fractional(found: Fractional) -> Iterator[tuple[str, Figure]]:
     answer = "labels" if found.dense else "answer"
-    part = {4: "quarters", 8: "eighths"}.get(found.parts, f"{found.parts}ths")
-    places = f"all {found.parts**2 - 1} shifts by {part} of a pixel"
+    part = {4: "quarter pixels", 8: "eighths of a pixel"}.get(found.parts, f"{found.parts}ths of a pixel")
+    places = f"{found.parts**2 - 1} shifts by {part}"
     for what, name, estimate in (
         (f"shift by half a pixel: same {answer}", "half", found.half),
         ("shift by half a pixel: change of the top probability", "half_change", found.half_change),
         (f"shift by a quarter pixel: same {answer}", "quarter", found.quarter),
         ("shift by a quarter pixel: change of the top probability", "quarter_change", found.quarter_change),
         (
-            f"same labels at the worst of {places}" if found.dense else f"same answer at {places}",
+            f"{places}: {'same labels at the worst' if found.dense else 'same answer at all'}",
             "worst",
             found.worst,
         ),
-        (f"largest change of the top probability at {places}", "worst_change", found.worst_change),
+        (f"{places}: largest change of probability", "worst_change", found.worst_change),
     ):
         yield what, Figure.of(f"fractional.{name}", estimate)
 
