@@ -262,15 +262,15 @@ def _agreement(measurement: Measurement, agreed: Agreement | None) -> Figures:
                 True,
             ),
         ]
-    figures: Figures = {
+    figures: Figures = {}
+    if found is not None and found.relative_error is not None:
+        label = "relative error of the outputs (1: all is lost)"
+        figures[(label,)] = Figure("agreement.relative_error", found.relative_error, share=False)
+    return figures | {
         (label,): Figure.of(f"agreement.{name}", estimate, share=share)
         for label, name, estimate, share in rows
         if estimate is not None
     }
-    if found is not None and found.relative_error is not None:
-        label = "squared error of the outputs (1: all is lost)"
-        figures |= {(label,): Figure("agreement.relative_error", found.relative_error, share=False)}
-    return figures
 
 
 def _figures(measurement: Measurement) -> Figures:

@@ -23,6 +23,8 @@ from blurify.cli.measuring import parse_numbers, parse_size
 from blurify.errors import BlurifyError
 from blurify.files import opening, sources
 from blurify.metrics import files, measuring, results
+from blurify.metrics.agreement import agreement
+from blurify.metrics.normalised import normalised
 from blurify.metrics.results import Consistency, Estimate, Measurement
 
 TRAINED, TUNED = "python:blurify.demo:trained_network", "python:blurify.demo:finetuned_network"
@@ -74,8 +76,15 @@ def tuned() -> nn.Module:
     return blurify.convert(net.eval(), example_inputs=torch.zeros(1, 3, 24, 28))
 
 
-def dense() -> nn.Module:
-    torch.manual_seed(0)
+class Blind(nn.Module):
+    """Always the last class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * x + torch.arange(float(x.shape[1]))
+
+
+def dense(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     return nn.Conv2d(3, 4, 1)
 
 
@@ -99,7 +108,8 @@ MAKERS = {
     "colour": Colour, "net": Net, "five": lambda: Net(5), "fussy": Fussy, "features": Features,
     "colour-net": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     "broken": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Broken()),
-    "tuned": lambda: tuned(),
+    "tuned": lambda: tuned(), "net-broken": lambda: nn.Sequential(Net(), Broken()),
+    "blind": lambda: nn.Sequential(Net(), Blind()), "dense-2": lambda: dense(1),
     "dense": lambda: dense(), "sound": lambda: nn.Conv1d(1, 4, 3),
 }  # fmt: skip
 
@@ -356,6 +366,95 @@ class TestCommand:
         assert done.returncode == 0 and "--canvas" in done.stdout
 
 
+class TestAgreement:
+    def test_it_comes_first_and_unasked(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics", "consistency")
+        lines = run(capsys, "net", "tuned", *options).splitlines()
+        start = lines.index("agreement with net")
+        assert lines[start + 1].split() == ["agreement", "net", "tuned", "difference"]
+        assert lines[start + 2].startswith("same answer ") and start < lines.index("steadiness")
+        first, second = measured(capsys, "net", "tuned", *options)
+        assert first.agreement is None and second.agreement is not None and second.agreement.original == "net"
+        geometry = metrics.Preprocessing((24, 28), (27, 32))
+        net, other = (metrics.Subject(MAKERS[name]().eval(), geometry, name) for name in ("net", "tuned"))
+        alone = agreement(net, other, metrics.open_folder(photos, geometry), shifted=True, batch_size=4)
+        assert second.agreement == alone
+        assert second.agreement.consistent == first.consistency.agreement  # the same crops
+        assert f"{second.agreement.same.value:.2%}" in lines[start + 2]
+
+    def test_alone(self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics", "agreement")
+        found = measured(capsys, "net", "--convert", *options)
+        assert [one.consistency for one in found] == [None, None] and found[1].agreement is not None
+        out = run(capsys, "net", "--convert", *options, "-o", tmp_path / "found.json")
+        assert "same answer" in out and "shift by one pixel" not in out
+        assert files.read_measurements(tmp_path / "found.json") == tuple(found)
+        assert "agreement is of two models: give MODEL2, or --convert" in error(capsys, "net", *options)
+
+    def test_the_difference_to_the_firsts_own_consistency(
+        self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run(capsys, "net", "blind", "--data", photos, *SMALL, "--no-labels", "-o", tmp_path / "found.json")
+        data = json.loads((tmp_path / "found.json").read_text())
+        found = data["measurements"][1]["agreement"]
+        told = data["difference"]["agreement.consistent"]
+        assert told["value"] == found["consistent_and_same"]["value"] - found["consistent"]["value"]
+        assert told["method"].startswith("paired") and told["n"] == 9
+
+    def test_label_maps_and_other_outputs(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = run(capsys, "dense", "dense-2", "--data", photos, *SMALL, "--metrics", "consistency")
+        assert re.search(r"^relative error of the outputs \(1: all is lost\) +- +\d\.\d{4} ", out, re.MULTILINE)
+        assert "same label, share of positions" in out and "consistent and same labels: two random crops" in out
+        assert "first five" not in out
+
+    def test_what_it_lacks_is_said(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics", "aliasing")
+        out = run(capsys, "net", "tuned", *options, "--canvas", "24,28")
+        assert "agreement under shifts of tuned is not measured: the canvas is no larger" in out
+        assert "same answer" in out and "consistent and same" not in out
+        assert "consistent and same: two circular shifts" in run(
+            capsys, "net", "tuned", *options, "--canvas", "24,28", "--circular"
+        )
+        out = run(capsys, "net", "net-broken", *options)
+        assert "agreement of net-broken is not measured: the output of net-broken is not finite" in out
+
+    def test_lost_confidence_is_not_called_better(self, capsys: pytest.CaptureFixture[str]) -> None:
+        out = run(capsys, TRAINED, "--convert", "--images", 60, "--device", "cpu", "--metrics", "consistency")
+        (row,) = (line for line in out.splitlines() if line.startswith("shift by one pixel: change"))
+        assert row.endswith("less sure") and "*" not in row
+        assert "\nless sure: the second model's top probability is lower by more than a tenth" in out
+
+
+class TestRates:
+    """mFR and mCE, as multiples of the first model's or of --reference's."""
+
+    def test_of_two_models_the_first_is_the_unit(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics", "stability", "--images", 6, "--labels")
+        first, second = measured(capsys, "colour", "net", *options)
+        (alone,) = measured(capsys, "net", *options)
+        (by,) = measured(capsys, "colour", *options)
+        assert first.stability.mce.value == pytest.approx(1) and alone.stability.mce is None
+        assert second.stability == normalised(alone.stability, by.stability, "colour")
+        assert "mCE: mean corruption error, over that of colour" in run(capsys, "colour", "net", *options)
+
+    def test_a_reference(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics", "stability", "--images", 4, "--labels")
+        (found,) = measured(capsys, "net", *options, "--reference", "colour")
+        (by,) = measured(capsys, "colour", *options)
+        assert found.stability.reference == "colour"
+        assert found.stability == normalised(found.stability, by.stability, "colour")
+        pair = measured(capsys, "net", "tuned", *options, "--reference", "tuned")
+        assert [one.stability.reference for one in pair] == ["tuned", "tuned"]
+        assert pair[1].stability.mce is None or pair[1].stability.mce.value == pytest.approx(1)
+
+    def test_bad_ones(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics")
+        assert "add --metrics stability" in error(capsys, "net", *options, "consistency", "--reference", "colour")
+        line = error(capsys, "net", *options, "stability", "--reference", "five")
+        assert "net tells 3 classes apart and five 5" in line
+        assert "there is no file nothing" in error(capsys, "net", *options, "stability", "--reference", "nothing")
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -543,6 +642,31 @@ def test_sizes_numbers_and_devices() -> None:
     assert parse_numbers("--mean", "0.5,.25") == (0.5, 0.25) and parse_numbers("--mean", None) is None
     wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
     assert find_device("auto").type == wanted and find_device("cpu").type == "cpu"
+
+
+def test_a_file_of_before_is_read() -> None:
+    """Without what is new: no agreement, no confidence, no fractional shifts, no reference."""
+    estimate = Estimate(0.5, 0.4, 0.6, 10)
+    found = Measurement(
+        "m", "d", 10, consistency=Consistency(estimate, estimate, estimate), stability=results.Stability((), ())
+    )
+    data = found.to_dict()
+    for name in ("agreement", "fractional", "lie_derivative"):
+        del data[name]
+    del data["consistency"]["confidence"]
+    for name in ("reference", "mfr", "mce", "left_out"):
+        del data["stability"][name]
+    assert Measurement.from_dict(data) == found
+
+
+def test_of_three_models_each_differs_from_the_first() -> None:
+    def one(value: float) -> Measurement:
+        estimate = Estimate(value, value - 0.01, value + 0.01, 10)
+        return Measurement("m", "d", 10, consistency=Consistency(estimate, estimate, estimate))
+
+    data = files.as_json([one(0.2), one(0.4), one(0.7)])
+    assert [found["consistency.agreement"]["value"] for found in data["differences"]] == pytest.approx([0.2, 0.5])
+    assert "difference" not in data
 
 
 def test_results_need_no_torch() -> None:
