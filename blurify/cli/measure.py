@@ -23,7 +23,9 @@ def measure(
     metrics: Annotated[
         str,
         typer.Option(
-            metavar="LIST", help="consistency, aliasing, equivariance, stability, worst-case, half-patch; or all."
+            metavar="LIST",
+            help="consistency, aliasing, equivariance, stability, worst-case, half-patch, fractional, lie-derivative; "
+            "or all. Agreement of two models comes first; agreement: nothing else.",
         ),
     ] = "consistency,aliasing",
     output: Annotated[
@@ -37,9 +39,9 @@ def measure(
 ) -> None:
     """Measure how shift-invariant a model is; with MODEL2 or --convert side by side, on the same pictures and crops.
 
-    Figures are means over the pictures with 95% intervals; differences are taken picture by picture. Class folders give
-    labels where they are named by the numbers of the model's classes, ImageNet's identifiers or the classes' names, or
-    are as many as the classes.
+    Of two models it first says how far the second answers as the first does. Figures are means over the pictures with
+    95% intervals; differences are taken picture by picture. Class folders give labels where they are named by the
+    numbers of the model's classes, ImageNet's identifiers or the classes' names, or are as many as the classes.
     """
     choices.check()
     with console.working("loading torch"):

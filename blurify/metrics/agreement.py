@@ -89,12 +89,13 @@ def agreements(
         seen = middle(batch.canvases, original.preprocessing.crop)
         first = original.run(seen)
         if not found:
-            if _has_classes(first, len(seen)):
-                found = [_Classes(original.name, other.name) for other in others]
+            scores = _scores(original, first, len(seen))
+            if scores is not None and scores.ndim == 2:
+                found = [_Classes(original, other) for other in others]
             else:
                 # Anchors may happen to be as many as the pictures of a batch; they are never one.
                 whole = [len(seen) > 1 and not _is_one(tensor) for tensor in _floats(original.run(seen[:1]))]
-                found = [_Outputs(original.name, other.name, whole) for other in others]
+                found = [_Outputs(original, other, whole) for other in others]
         for other, comparison in zip(others, found, strict=True):
             comparison.add(first, other.run(seen), len(seen))
         if shifts is not None:
@@ -137,20 +138,20 @@ class _Shifts:
         moves = (self._places.second - self._places.first)[batch.indices]
         wanted = original.run(first)
         for model, same in zip((original, *others), self._same, strict=True):
-            shares = self._alike(wanted, model.run(second), moves)
+            shares = self._alike((original, model), (wanted, model.run(second)), moves)
             self._apt = self._apt and shares is not None
             if shares is None:
                 return
             same.append(shares)
 
-    def _alike(self, one: Any, other: Any, moves: Tensor) -> Tensor | None:
+    def _alike(self, models: tuple[Subject, Subject], outputs: tuple[Any, Any], moves: Tensor) -> Tensor | None:
         """(N,): how alike two outputs are, the second's pictures moved; None where the kind can't be moved back."""
         count = len(moves)
-        if _has_scores(one, count) and _has_scores(other, count):
-            here, there = (logits_of(output, count).float() for output in (one, other))
+        here, there = (_scores(model, output, count) for model, output in zip(models, outputs, strict=True))
+        if here is not None and there is not None:
             self._answers = here.ndim == 2
             return compared(here, there, moves, self._geometry, circular=self._circular)[0]
-        pairs = list(zip(_floats(one), _floats(other), strict=True))
+        pairs = list(zip(*map(_floats, outputs), strict=True))
         if not pairs or not all(a.ndim == 2 and a.shape == b.shape and len(a) == count for a, b in pairs):
             return None
         self._answers = False
@@ -167,12 +168,19 @@ class _Shifts:
         ]
 
 
-def _has_scores(output: Any, count: int) -> bool:
-    """Whether it is scores of classes, of each picture or of each position."""
+def _scores(subject: Subject, output: Any, count: int) -> Tensor | None:
+    """The class scores (N, K) or (N, K, h, w), float32 or better, in what a model returned; None where there are none.
+
+    Args:
+        subject: the model, which says what its output is.
+        output: what it returned.
+        count: for how many pictures.
+    """
     try:
-        return logits_of(output, count).ndim in (2, 4)
+        found = logits_of(output, count)
     except BlurifyError:
-        return False
+        return None
+    return found if found.dtype == torch.float64 else found.float()
 
 
 def _cosines(one: Tensor, other: Tensor) -> Tensor:
@@ -188,13 +196,6 @@ def _cosines(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(empty[0] | empty[1], (empty[0] & empty[1]).double(), cosine)
 
 
-def _has_classes(output: Any, count: int) -> bool:
-    try:
-        return logits_of(output, count).ndim == 2
-    except BlurifyError:
-        return False
-
-
 def _floats(output: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
 
@@ -206,8 +207,8 @@ def _is_one(tensor: Tensor) -> bool:
 class _Classes:
     """Compares the answers of two classifiers, batch by batch."""
 
-    def __init__(self, *names: str) -> None:
-        self._names = names
+    def __init__(self, *models: Subject) -> None:
+        self._models = models
         self._values: dict[str, list[float]] = {
             name: [] for name in ("same", "divergence", "sure", "confidence", "confidence_other", "cosine")
         }
@@ -215,11 +216,14 @@ class _Classes:
 
     def add(self, first: Any, second: Any, count: int) -> None:
         """Take the outputs of both for `count` pictures."""
-        one, other = (logits_of(output, count).cpu().double() for output in (first, second))
-        _check_shapes([one], [other], self._names)
-        for name, logits in zip(self._names, (one, other), strict=True):
+        found = [_scores(model, output, count) for model, output in zip(self._models, (first, second), strict=True)]
+        if any(scores is None for scores in found):
+            raise _other_outputs(self._models, first, second)
+        one, other = (scores.cpu().double() for scores in found if scores is not None)
+        _check_shapes([one], [other], self._models)
+        for model, logits in zip(self._models, (one, other), strict=True):
             if bool(no_answer(logits)):
-                raise _not_finite(name)
+                raise _not_finite(model)
         log_one, log_other = one.log_softmax(1), other.log_softmax(1)
         (sure, top), (sure_other, top_other) = log_one.exp().max(1), log_other.exp().max(1)
         same = (top == top_other).double()
@@ -255,8 +259,8 @@ class _Classes:
 class _Outputs:
     """Compares the tensors that two models return, batch by batch, without keeping them."""
 
-    def __init__(self, name: str, other: str, whole: Sequence[bool]) -> None:
-        self._names = name, other
+    def __init__(self, original: Subject, other: Subject, whole: Sequence[bool]) -> None:
+        self._models = original, other
         self._images = 0
         self._sums = [_Sums(one) for one in whole]
         self._maps: dict[str, list[float]] | None = {"same_labels": [], "confidence": [], "confidence_other": []}
@@ -267,11 +271,11 @@ class _Outputs:
         """Take the outputs of both for `count` pictures."""
         one, other = _floats(first), _floats(second)
         if not one:
-            raise BlurifyError(f"{self._names[0]} returns no tensor of floats, so that nothing can be compared")
-        _check_shapes(one, other, self._names)
-        for name, tensors in zip(self._names, (one, other), strict=True):
+            raise BlurifyError(f"{self._models[0].name} returns no tensor of floats, so that nothing can be compared")
+        _check_shapes(one, other, self._models)
+        for model, tensors in zip(self._models, (one, other), strict=True):
             if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-                raise _not_finite(name)
+                raise _not_finite(model)
         for sums, here, there in zip(self._sums, one, other, strict=True):
             sums.add(_precise(here), _precise(there), count)
         self._images += count
@@ -281,14 +285,14 @@ class _Outputs:
             each = [_cosines(_precise(one[place]), _precise(other[place])) for place in self._rows]
             self._cosines += torch.stack(each).mean(0).tolist()
         if self._maps is not None:
-            found = _of_maps(first, second, count)
+            found = _of_maps(*(_scores(*pair, count) for pair in zip(self._models, (first, second), strict=True)))
             self._maps = found and {name: values + found[name] for name, values in self._maps.items()}
 
     def result(self) -> Agreement:
         """The figures of all pictures so far."""
         if self._images < 2:
             raise BlurifyError(
-                f"{self._names[0]} is no classifier: its outputs are compared by how they differ from picture to "
+                f"{self._models[0].name} is no classifier: its outputs are compared by how they differ from picture to "
                 "picture, so give at least 2 pictures"
             )
         # What is the same for every picture and in both models says nothing.
@@ -343,16 +347,12 @@ class _Sums:
         return self.error / self.spread if self.spread > 0 else 1.0
 
 
-def _of_maps(first: Any, second: Any, count: int) -> dict[str, list[float]] | None:
+def _of_maps(one: Tensor | None, other: Tensor | None) -> dict[str, list[float]] | None:
     """Of each picture's label map: the share of positions with the same top-1, and how sure each model is of its own.
 
     None where there are no maps.
     """
-    try:
-        one, other = (logits_of(output, count).float() for output in (first, second))
-    except BlurifyError:
-        return None
-    if one.ndim != 4:
+    if one is None or other is None or one.ndim != 4 or one.shape != other.shape:
         return None
     return {
         "same_labels": (one.argmax(1) == other.argmax(1)).float().mean((1, 2)).tolist(),
@@ -371,18 +371,21 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _check_shapes(one: Sequence[Tensor], other: Sequence[Tensor], names: Sequence[str]) -> None:
-    shapes, others = ([tuple(tensor.shape) for tensor in tensors] for tensors in (one, other))
-    if shapes != others:
-        here, there = (" and ".join(map(str, found)) for found in (shapes, others))
-        raise BlurifyError(
-            f"{names[0]} returns {here} and {names[1]} {there}: give two models with the same outputs, such as one and "
-            "its conversion"
-        )
+def _check_shapes(one: Sequence[Tensor], other: Sequence[Tensor], models: Sequence[Subject]) -> None:
+    if [tensor.shape for tensor in one] != [tensor.shape for tensor in other]:
+        raise _other_outputs(models, one, other)
 
 
-def _not_finite(name: str) -> BlurifyError:
+def _other_outputs(models: Sequence[Subject], first: Any, second: Any) -> BlurifyError:
+    here, there = (" and ".join(str(tuple(tensor.shape)) for tensor in _floats(output)) for output in (first, second))
     return BlurifyError(
-        f"the output of {name} is not finite (nan or infinite): give pictures and --mean and --std that suit it, or "
-        "measure it in float32"
+        f"{models[0].name} returns {here} and {models[1].name} {there}: give two models with the same outputs, such "
+        "as one and its conversion"
+    )
+
+
+def _not_finite(model: Subject) -> BlurifyError:
+    return BlurifyError(
+        f"the output of {model.name} is not finite (nan or infinite): give pictures and --mean and --std that suit it, "
+        "or measure it in float32"
     )
