@@ -10,6 +10,9 @@ import typer
 from blurify.cli import console, options
 from blurify.cli.measuring import Choices, command_line, measured, with_choices
 from blurify.cli.pareto import print_pareto
+from blurify.errors import BlurifyError
+
+_MOST = 3  # models side by side
 
 
 @with_choices
@@ -19,6 +22,10 @@ def measure(
     model2: Annotated[
         str | None,
         typer.Argument(metavar="[MODEL2]", help="A second model, for the same pictures.", show_default=False),
+    ] = None,
+    model3: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL3]", help="A third, such as the adapted one.", show_default=False),
     ] = None,
     metrics: Annotated[
         str,
@@ -39,9 +46,10 @@ def measure(
 ) -> None:
     """Measure how shift-invariant a model is; with MODEL2 or --convert side by side, on the same pictures and crops.
 
-    Of two models it first says how far the second answers as the first does. Figures are means over the pictures with
-    95% intervals; differences are taken picture by picture. Class folders give labels where they are named by the
-    numbers of the model's classes, ImageNet's identifiers or the classes' names, or are as many as the classes.
+    Of two or three models it first says how far the others answer as the first does. Figures are means over the
+    pictures with 95% intervals; differences are taken picture by picture. Class folders give labels where they are
+    named by the numbers of the model's classes, ImageNet's identifiers or the classes' names, or are as many as the
+    classes.
     """
     choices.check()
     with console.working("loading torch"):
@@ -51,7 +59,9 @@ def measure(
 
     if output is not None:
         atomic.check_target(output, force=force)  # before the work, so that none is wasted
-    specs = [model] if model2 is None else [model, model2]
+    specs = [spec for spec in (model, model2, model3) if spec is not None]
+    if len(specs) == _MOST and choices.convert:
+        raise BlurifyError("--convert makes the second model of one: leave it out where three are given")
     found = measured(specs, metrics, choices, command=command_line(context), in_context=output is not None)
     if output is not None:
         files.write_measurements(output, found.results, context=found.context, force=force)

@@ -72,7 +72,7 @@ Figures = dict[tuple[str, ...], Figure]
 
 
 def print_measurements(measurements: Sequence[Measurement], *, wide: bool = False) -> None:
-    """Print what was measured on one model or two: first how far the second answers as the first does.
+    """Print what was measured on one to three models: first how far the others answer as the first does.
 
     Args:
         wide: all columns, with intervals, however long the lines become.
@@ -85,7 +85,7 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
         "95% intervals in brackets",
         style="bold",
     )
-    found = differences(*measurements) if len(measurements) == 2 else {}
+    found = [differences(first, other) for other in measurements[1:]]
     agreed = next((one.agreement for one in measurements if one.agreement is not None), None)
     sections: tuple[tuple[str, tuple[Column, ...], Callable[[Measurement], Figures]], ...] = (
         (_agreement_title(first, agreed), (Column("agreement"),), lambda one: _agreement(one, agreed)),
@@ -101,7 +101,7 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     tables = [_table(measurements, found, columns, figures_of) for _, columns, figures_of in sections]
     # In a pipe nothing is left out: who reads it there wants the intervals.
     short = console.on_terminal() and not wide and not all(table is None or fits(*table.whole()) for table in tables)
-    if short:
+    if short or len(measurements) > 2:
         for letter, one in zip(_LETTERS, measurements, strict=False):
             console.say(f"{letter}: {one.model}")
     for (title, _, _), table in zip(sections, tables, strict=True):
@@ -116,11 +116,12 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     for one in measurements:
         if one.aliasing is not None and not one.aliasing.sites:
             console.say(f"aliasing: {one.model} has no sites, it never subsamples with a stride")
+    told = [difference for of_one in found for difference in of_one.values()]
     for caveat, why in caveats.MEANINGS.items():
-        if any(difference.caveat == caveat for difference in found.values()):
+        if any(difference.caveat == caveat for difference in told):
             console.say(f"{caveat}: {why}")
     for paired, meaning in _MEANINGS.items():
-        if any(difference.clear and difference.paired == paired for difference in found.values()):
+        if any(difference.clear and difference.paired == paired for difference in told):
             console.say(f"{_CLEAR.strip()} {meaning}")
 
 
@@ -148,26 +149,26 @@ def _lie_title(measurements: Sequence[Measurement]) -> str:
     )
 
 
-_LETTERS = "AB"
+_LETTERS = "ABC"
 
 
 @dataclass(frozen=True)
 class _Table:
-    """One table of figures: a row a key, a cell a model, and the difference of two.
+    """One table of figures: a row a key, a cell a model, and the differences of the others and the first.
 
     Attributes:
         columns: of the keys.
         names: the models.
         keys: what each row is about.
         figures: of each row, one a model where it has one.
-        changes: of each row, the difference; empty for a single model.
+        changes: of each row, the difference of each of the others, with its interval and without.
     """
 
     columns: tuple[Column, ...]
     names: tuple[str, ...]
     keys: tuple[tuple[str, ...], ...]
     figures: tuple[tuple[Figure | None, ...], ...]
-    changes: tuple[str, ...]
+    changes: tuple[tuple[tuple[str, str], ...], ...]
 
     def whole(self) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
         """With intervals, under the models' names."""
@@ -178,24 +179,27 @@ class _Table:
         return self._laid_out(tuple(_LETTERS[: len(self.names)]), interval=False)
 
     def _laid_out(self, names: Sequence[str], *, interval: bool) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
+        others = len(names) - 1
+        headings = ["difference"] if others == 1 else [f"{letter} - A" for letter in _LETTERS[1 : others + 1]]
         columns = (
             *self.columns,
             *(Column(name) for name in names),
-            *[Column("difference", right=True)] * bool(self.changes),
+            *(Column(heading, right=True) for heading in headings),
         )
+        brief = not interval and others > 1
         rows = []
         for index, key in enumerate(self.keys):
             shown = self.figures[index]
-            # What only one model has, has no difference whose interval could stand for its own.
-            alone = len(shown) > 1 and sum(figure is not None for figure in shown) == 1
+            # What the first lacks, or no other has, has no difference whose interval could stand for its own.
+            alone = others == 1 and (shown[0] is None or not any(shown[1:]))
             cells = (figure.text(interval=interval or alone) if figure else "" for figure in shown)
-            rows.append((*key, *cells, *self.changes[index : index + 1]))
+            rows.append((*key, *cells, *(change[brief] for change in self.changes[index])))
         return columns, rows
 
 
 def _table(
     measurements: Sequence[Measurement],
-    found: Mapping[str, Difference],
+    found: Sequence[Mapping[str, Difference]],
     columns: tuple[Column, ...],
     figures_of: Callable[[Measurement], Figures],
 ) -> _Table | None:
@@ -206,26 +210,28 @@ def _table(
     if not keys:
         return None
     figures = tuple(tuple(part.get(key) for part in parts) for key in keys)
-    changes = tuple(_difference(row[0], row[1], found) for row in figures) if len(parts) == 2 else ()
+    changes = tuple(
+        tuple(_difference(row[0], other, of_one) for other, of_one in zip(row[1:], found, strict=True))
+        for row in figures
+    )
     return _Table(columns, tuple(one.model for one in measurements), keys, figures, changes)
 
 
-def _difference(one: Figure | None, other: Figure | None, found: Mapping[str, Difference]) -> str:
-    """'+2.10 points (1.31..2.90) *', the star where it is beyond chance."""
+def _difference(one: Figure | None, other: Figure | None, found: Mapping[str, Difference]) -> tuple[str, str]:
+    """'+2.10 points (1.31..2.90) *', the star where it is beyond chance; and the same without the interval."""
     if one is None or other is None:
-        return ""
+        return "", ""
     if not one.share and one.remark != other.remark:  # a layer of another stride has other features
-        return ""
-    if one.name != other.name:  # of each model against the first alone
-        return ""
+        return "", ""
     difference = found.get(one.name)
     change = other.value - one.value if difference is None else difference.value
     text = f"{100 * change:+.2f} points" if one.share else f"{change:+.4f}"
     if difference is None:
-        return text
+        return text, text
     low, high = difference.low, difference.high
     ends = f"{100 * low:+.2f}..{100 * high:+.2f}" if one.share else f"{low:+.4f}..{high:+.4f}"
-    return f"{text} ({ends}){_CLEAR * difference.clear} {difference.caveat}".rstrip()
+    mark = f"{_CLEAR * difference.clear} {difference.caveat}".rstrip()
+    return f"{text} ({ends}){mark}", f"{text}{mark}"
 
 
 def _agreement(measurement: Measurement, agreed: Agreement | None) -> Figures:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 LESS_SURE, MORE_SURE, OTHER_ANSWERS = "less sure", "more sure", "other answers"
 MEANINGS = {
-    LESS_SURE: "the second model's top probability is lower by more than a tenth: smaller probabilities change less, "
+    LESS_SURE: "the other model's top probability is lower by more than a tenth: smaller probabilities change less, "
     "which is not better",
-    MORE_SURE: "the second model's top probability is higher by more than a tenth: larger probabilities change more, "
+    MORE_SURE: "the other model's top probability is higher by more than a tenth: larger probabilities change more, "
     "which is not worse",
-    OTHER_ANSWERS: "the second model's answers are right less often by more than a tenth (without labels: are the "
+    OTHER_ANSWERS: "the other model's answers are right less often by more than a tenth (without labels: are the "
     "first model's less often under shifts, or on less than half of the pictures): to be steady in them is not better",
 }
 

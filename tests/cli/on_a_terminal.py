@@ -10,6 +10,7 @@ import os
 import struct
 import sys
 import termios
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -134,6 +135,9 @@ def show(folder: str) -> None:
         print_measurements([measurement(), measurement(converted=True)][:count])
     print("=== measure beside", flush=True)
     print_measurements([beside(False), beside(True)])
+    print("=== measure three", flush=True)
+    adapted = replace(beside(True), model="adapted.pt", lie_derivative=None)
+    print_measurements([beside(False), beside(True), adapted])
 
 
 if __name__ == "__main__":

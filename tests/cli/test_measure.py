@@ -407,6 +407,25 @@ class TestAgreement:
         assert "same label, share of positions" in out and "consistent and same labels: two random crops" in out
         assert "first five" not in out
 
+    def test_three_models(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Original, converted, and one with other weights: the others against the first."""
+        options = ("--data", photos, *SMALL, "--metrics", "consistency")
+        data = json.loads(run(capsys, "net", "tuned", "blind", *options, "--json"))
+        found = [Measurement.from_dict(entry) for entry in data["measurements"]]
+        assert [one.agreement and one.agreement.original for one in found] == [None, "net", "net"]
+        for other, told in zip(("tuned", "blind"), data["differences"], strict=True):
+            pair = json.loads(run(capsys, "net", other, *options, "--json"))
+            assert pair["measurements"] == [data["measurements"][0], data["measurements"][1 + (other == "blind")]]
+            assert pair["difference"] == told
+        lines = run(capsys, "net", "tuned", "blind", *options).splitlines()
+        assert [f"{letter}: {name}" for letter, name in zip("ABC", ("net", "tuned", "blind"), strict=True)] == lines[
+            2:5
+        ]
+        (heading,) = (line for line in lines if line.startswith("figure "))
+        assert heading.split() == ["figure", "net", "tuned", "blind", "B", "-", "A", "C", "-", "A"]
+        (row,) = (line for line in lines if line.startswith("consistent and same"))
+        assert row.count("points (") == 2 and row.count("%") == 3
+
     def test_what_it_lacks_is_said(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
         options = ("--data", photos, *SMALL, "--metrics", "aliasing")
         out = run(capsys, "net", "tuned", *options, "--canvas", "24,28")
@@ -422,7 +441,7 @@ class TestAgreement:
         out = run(capsys, TRAINED, "--convert", "--images", 60, "--device", "cpu", "--metrics", "consistency")
         (row,) = (line for line in out.splitlines() if line.startswith("shift by one pixel: change"))
         assert row.endswith("less sure") and "*" not in row
-        assert "\nless sure: the second model's top probability is lower by more than a tenth" in out
+        assert "\nless sure: the other model's top probability is lower by more than a tenth" in out
 
 
 class TestRates:
@@ -492,7 +511,8 @@ class TestErrors:
             (["dense", "--labels"], "gives a label map, for which folders have no labels"),
             (["five", "--labels"], "--labels can't be had: the 3 class folders (blue, green, red)"),
             (["nothing"], "there is no file nothing"),
-            (["net", "net", "net"], "unexpected extra argument"),
+            (["net"] * 4, "unexpected extra argument"),
+            (["net", "net", "net", "--convert"], "leave it out where three are given"),
         ],
     )
     def test_options(
