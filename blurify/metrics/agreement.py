@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blurify.errors import BlurifyError
 from blurify.graph.structure import tensors_in
-from blurify.metrics.consistency import Places, compared, confidence, draw_places, estimate, seen_at
+from blurify.metrics.consistency import Places, amounts, compared, confidence, estimate, places_of, seen_at
 from blurify.metrics.results import Agreement, Estimate
 from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Batch, Pictures, Preprocessing, Subject, Watch, logits_of, middle, no_answer
@@ -123,7 +123,7 @@ class _Shifts:
     def of(cls, original: Subject, count: int, seed: int, *, circular: bool) -> _Shifts:
         """For `count` pictures. Raises BlurifyError where the canvas leaves no room."""
         geometry = original.preprocessing
-        return cls(draw_places(count, geometry, seed, circular=circular), geometry, circular=circular)
+        return cls(places_of(count, geometry, seed, circular=circular), geometry, circular=circular)
 
     def add(self, original: Subject, others: Sequence[Subject], batch: Batch) -> None:
         """Show all models the crops of a batch."""
@@ -246,7 +246,7 @@ class _Classes:
         return Agreement(
             len(same),
             same=Estimate.of(same),
-            divergence=Estimate.of(divergence, bounded=False, yes_or_no=False),
+            divergence=amounts(divergence),
             sure=Estimate.of(sure) if sure else None,
             confidence=Estimate.of(here, yes_or_no=False),
             confidence_other=Estimate.of(there, yes_or_no=False),

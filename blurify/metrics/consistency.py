@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ def consistency(
             finite.
     """
     geometry = subject.preprocessing
-    places = draw_places(len(pictures), geometry, seed, circular=circular)
+    places = places_of(len(pictures), geometry, seed, circular=circular)
     agree, change, flips, sure, right, broken = [], [], [], [], [], []
     dense = False
     for number, batch in enumerate(pictures.batches(batch_size)):
@@ -113,7 +114,7 @@ class Places:
     beside: Tensor
 
 
-def draw_places(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -> Places:
+def places_of(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -> Places:
     """Random places: any corner that keeps the window on the canvas; any shift at all where it is circular.
 
     Raises:
@@ -215,6 +216,12 @@ def confidence(logits: Tensor) -> Tensor:
     """(N, K, ...) logits -> (N,) probability of the top-1, the mean over positions."""
     sure = logits.softmax(1).amax(1).cpu().double()
     return sure.reshape(len(sure), -1).mean(1)
+
+
+def amounts(values: Sequence[float]) -> Estimate:
+    """The mean of values that are never below 0, as no end of its interval is."""
+    found = Estimate.of(values, bounded=False, yes_or_no=False)
+    return replace(found, low=max(found.low, 0.0))
 
 
 def estimate(parts: list[Tensor], *, yes_or_no: bool = True) -> Estimate:

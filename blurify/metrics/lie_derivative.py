@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from blurify.errors import BlurifyError
 from blurify.metrics.circular import circular_padding
+from blurify.metrics.consistency import amounts
 from blurify.metrics.equivariance import blurred_members, find_layers
 from blurify.metrics.pictures import some_of
 from blurify.metrics.resampling import shifted
-from blurify.metrics.results import Estimate, LayerError, LieDerivative
+from blurify.metrics.results import LayerError, LieDerivative
 from blurify.metrics.subject import Pictures, Subject, Watch, middle
 
 STEP = 1 / 32
@@ -58,7 +59,8 @@ def lie_derivative(
     back to f - k / s has 2 pi k / s: pi where it folds once at stride 2. Nonlinearities give some too, as they make
     frequencies that the pixels can't hold.
 
-    Shifts are circular, and so is the padding (see `circular_padding`). Each picture is run five times.
+    Shifts are circular, and so is the padding (see `circular_padding`): where the picture's sides meet there is an edge
+    like others in it. Each picture is run five times.
 
     Args:
         subject: the model, in single or double precision.
@@ -156,8 +158,7 @@ class _Layer:
 
     def result(self) -> LayerError:
         """The mean over the pictures so far."""
-        error = Estimate.of(self.errors, bounded=False, yes_or_no=False)
-        return LayerError(self.name, self.kind, self.stride, self.shape, error)
+        return LayerError(self.name, self.kind, self.stride, self.shape, amounts(self.errors))
 
 
 def _energy(maps: Tensor) -> Tensor:

@@ -55,9 +55,10 @@ def normalised(found: Stability, by: Stability, reference: str) -> Stability:
             errors.append([value / whole for value in _errors(mine)])
         else:
             left_out.append(mine.corruption)
-    return dataclasses.replace(
-        found, reference=reference, mfr=_mean(flips), mce=_mean(errors), left_out=tuple(left_out)
-    )
+    mfr, mce = _mean(flips), _mean(errors)
+    if (found.flip_rates, found.corruptions) == (by.flip_rates, by.corruptions):  # the unit itself, which is known
+        mfr, mce = (one and dataclasses.replace(one, low=one.value, high=one.value) for one in (mfr, mce))
+    return dataclasses.replace(found, reference=reference, mfr=mfr, mce=mce, left_out=tuple(left_out))
 
 
 def _ways(found: Stability) -> tuple[object, ...]:
@@ -77,4 +78,7 @@ def _errors(found: CorruptionResult) -> list[float]:
 def _mean(multiples: Sequence[Sequence[float]]) -> Estimate | None:
     """The mean over kinds, of each picture; None where there is no kind, or single pictures are not known."""
     means = [math.fsum(values) / len(multiples) for values in zip(*multiples, strict=True)]
-    return Estimate.of(means, bounded=False, yes_or_no=False) if means else None
+    if not means:
+        return None
+    found = Estimate.of(means, bounded=False, yes_or_no=False)
+    return dataclasses.replace(found, low=max(found.low, 0.0))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def shift_matrix(count: int, shift: float) -> Tensor:
     """(count, count) float64: moves `count` periodic samples by `shift` towards larger indices."""
     identity = torch.eye(count, dtype=torch.float64)
@@ -33,7 +33,7 @@ def shift_matrix(count: int, shift: float) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(identity, dim=0) * factors[:, None], n=count, dim=0)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def window_matrix(canvas: int, crop: int, shift: float) -> Tensor:
     """(crop, canvas) float64: moves what `canvas` samples show by `shift`, and takes the middle `crop` of it.
 
@@ -69,5 +69,5 @@ def seen_shifted(canvases: Tensor, crop: tuple[int, int], down: float, right: fl
 
 def _applied(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     kind = maps.dtype if maps.dtype in (torch.float32, torch.float64) else torch.float32
-    left, right = (matrix.to(maps.device, kind) for matrix in (rows, columns))
+    left, right = (matrix.to(kind).to(maps.device) for matrix in (rows, columns))
     return (left @ maps.to(kind) @ right.T).to(maps.dtype)

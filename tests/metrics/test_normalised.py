@@ -70,7 +70,8 @@ def test_the_published_formulas() -> None:
 def test_the_reference_is_one() -> None:
     found = normalised(measured(2), measured(2), "itself")
     assert found.mfr and found.mce
-    assert found.mfr.value == pytest.approx(1) and found.mce.value == pytest.approx(1)
+    for one in (found.mfr, found.mce):
+        assert (one.value, one.low, one.high) == pytest.approx((1, 1, 1))  # known, as it is the unit
 
 
 def test_known_rates_whose_mean_is_of_ratios() -> None:
