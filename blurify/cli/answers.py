@@ -237,7 +237,9 @@ def as_json(found: Agreement | None, data: Path | None) -> dict[str, Any] | None
         return None
     figures: dict[str, Any] = {"data": str(data), "images": found.images, "changed": changed(found)}
     for field in dataclasses.fields(found)[1:]:
-        value: Estimate | float | None = getattr(found, field.name)
+        value: Estimate | float | str | None = getattr(found, field.name)
+        if isinstance(value, str):  # what the original is called, which was said
+            continue
         figures[field.name] = (
             value
             if value is None or isinstance(value, float)

@@ -10,6 +10,9 @@ import typer
 from blurify.cli import console, options
 from blurify.cli.measuring import Choices, command_line, entry_and_file, measured, with_choices
 from blurify.cli.pareto import print_pareto
+from blurify.errors import BlurifyError
+
+_MOST = 3  # models side by side
 
 
 @with_choices
@@ -20,10 +23,16 @@ def measure(
         str | None,
         typer.Argument(metavar="[MODEL2]", help="A second model, for the same pictures.", show_default=False),
     ] = None,
+    model3: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL3]", help="A third, such as the adapted one.", show_default=False),
+    ] = None,
     metrics: Annotated[
         str,
         typer.Option(
-            metavar="LIST", help="consistency, aliasing, equivariance, stability, worst-case, half-patch; or all."
+            metavar="LIST",
+            help="consistency, aliasing, equivariance, stability, worst-case, half-patch, fractional, lie-derivative; "
+            "or all. Agreement of two models comes first; agreement: nothing else.",
         ),
     ] = "consistency,aliasing",
     output: Annotated[
@@ -37,9 +46,10 @@ def measure(
 ) -> None:
     """Measure how shift-invariant a model is; with MODEL2 or --convert side by side, on the same pictures and crops.
 
-    Figures are means over the pictures with 95% intervals; differences are taken picture by picture. Class folders give
-    labels where they are named by the numbers of the model's classes, ImageNet's identifiers or the classes' names, or
-    are as many as the classes.
+    Of two or three models it first says how far the others answer as the first does. Figures are means over the
+    pictures with 95% intervals; differences are taken picture by picture. Class folders give labels where they are
+    named by the numbers of the model's classes, ImageNet's identifiers or the classes' names, or are as many as the
+    classes.
     """
     choices, output = entry_and_file(choices, output, (".json",))
     choices.check()
@@ -50,7 +60,9 @@ def measure(
 
     if output is not None:
         atomic.check_target(output, force=force)  # before the work, so that none is wasted
-    specs = [model] if model2 is None else [model, model2]
+    specs = [spec for spec in (model, model2, model3) if spec is not None]
+    if len(specs) == _MOST and choices.convert:
+        raise BlurifyError("--convert makes the second model of one: leave it out where three are given")
     found = measured(specs, metrics, choices, command=command_line(context), in_context=output is not None)
     if output is not None:
         files.write_measurements(output, found.results, context=found.context, force=force)

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 from blurify.cli import console
 from blurify.cli.tables import Column, fits, print_table, say_left_out
+from blurify.metrics import caveats
 from blurify.metrics.differences import differences
 from blurify.metrics.sizes import dimensions
 
 if TYPE_CHECKING:
     from blurify.metrics.differences import Difference
     from blurify.metrics.results import (
+        Agreement,
         Consistency,
         DenseDrift,
         DetectionShifts,
         EmbeddingDrift,
         Estimate,
+        Fractional,
         HalfPatch,
         Measurement,
         Stability,
@@ -52,11 +55,11 @@ class Figure:
 
     @classmethod
     def of(cls, name: str, estimate: Estimate, remark: str = "", *, share: bool = True) -> Figure:
-        """A share that was estimated, or another number."""
-        return cls(name, estimate.value, (estimate.low, estimate.high), share=share, remark=remark)
+        """What was estimated: a share, or any number."""
+        return cls(name, estimate.value, (estimate.low, estimate.high), share, remark)
 
     def text(self, *, interval: bool = True) -> str:
-        """'91.32% (89.70..92.61)', or '0.132'."""
+        """'91.32% (89.70..92.61)', or '0.1320 (0.1201..0.1439)'."""
         if not self.share:
             shown = _number(self.value)
             if self.interval is not None and interval:
@@ -77,7 +80,7 @@ Figures = dict[tuple[str, ...], Figure]
 
 
 def print_measurements(measurements: Sequence[Measurement], *, wide: bool = False) -> None:
-    """Print what was measured on one model or two.
+    """Print what was measured on one to three models: first how far the others answer as the first does.
 
     Args:
         wide: all columns, with intervals, however long the lines become.
@@ -96,20 +99,23 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     taken = {one.model: str(one.output) for one in measurements if one.output is not None}
     for model, text in taken.items() if len(set(taken.values())) > 1 else dict.fromkeys(taken.values(), "").items():
         console.say(f"{model}: {text}" if text else model)
-    found = differences(*measurements) if len(measurements) == 2 else {}
+    found = [differences(first, other) for other in measurements[1:]]
+    agreed = next((one.agreement for one in measurements if one.agreement is not None), None)
     sections: tuple[tuple[str, tuple[Column, ...], Callable[[Measurement], Figures]], ...] = (
-        ("", (Column("figure"),), _figures),
+        (_agreement_title(first, agreed), (Column("agreement"),), lambda one: _agreement(one, agreed)),
+        ("steadiness" if agreed else "", (Column("figure"),), _figures),
         (
             "aliasing: share of energy above the new Nyquist frequency, just before the subsampling",
             (Column("site"), Column("kind", use=2), Column("stride", right=True, use=1)),
             _sites,
         ),
         (_equivariance_title(measurements), (Column("layer"),), _layers),
+        (_lie_title(measurements), (Column("layer"),), _lie_layers),
     )
     tables = [_table(measurements, found, columns, figures_of) for _, columns, figures_of in sections]
     # In a pipe nothing is left out: who reads it there wants the intervals.
     short = console.on_terminal() and not wide and not all(table is None or fits(*table.whole()) for table in tables)
-    if short:
+    if short or len(measurements) > 2:
         for letter, one in zip(_LETTERS, measurements, strict=False):
             console.say(f"{letter}: {one.model}")
     for (title, _, _), table in zip(sections, tables, strict=True):
@@ -124,9 +130,17 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     for one in measurements:
         if one.aliasing is not None and not one.aliasing.sites:
             console.say(f"aliasing: {one.model} has no sites, it never subsamples with a stride")
+    told = [difference for of_one in found for difference in of_one.values()]
+    for caveat, why in caveats.MEANINGS.items():
+        if any(difference.caveat == caveat for difference in told):
+            console.say(f"{caveat}: {why}")
     for paired, meaning in _MEANINGS.items():
-        if any(difference.clear and difference.paired == paired for difference in found.values()):
+        if any(difference.clear and difference.paired == paired for difference in told):
             console.say(f"{_CLEAR.strip()} {meaning}")
+
+
+def _agreement_title(first: Measurement, found: Agreement | None) -> str:
+    return f"agreement with {found.original or first.model}" if found is not None else ""
 
 
 def _equivariance_title(measurements: Sequence[Measurement]) -> str:
@@ -139,26 +153,36 @@ def _equivariance_title(measurements: Sequence[Measurement]) -> str:
     )
 
 
-_LETTERS = "AB"
+def _lie_title(measurements: Sequence[Measurement]) -> str:
+    found = next((one.lie_derivative for one in measurements if one.lie_derivative is not None), None)
+    if found is None:
+        return ""
+    return (
+        "Lie derivative: what share of the layer's map is lost for each pixel of shift, as the shift goes to 0; "
+        f"{found.images} pictures"
+    )
+
+
+_LETTERS = "ABC"
 
 
 @dataclass(frozen=True)
 class _Table:
-    """One table of figures: a row a key, a cell a model, and the difference of two.
+    """One table of figures: a row a key, a cell a model, and the differences of the others and the first.
 
     Attributes:
         columns: of the keys.
         names: the models.
         keys: what each row is about.
         figures: of each row, one a model where it has one.
-        changes: of each row, the difference; empty for a single model.
+        changes: of each row, the difference of each of the others, with its interval and without.
     """
 
     columns: tuple[Column, ...]
     names: tuple[str, ...]
     keys: tuple[tuple[str, ...], ...]
     figures: tuple[tuple[Figure | None, ...], ...]
-    changes: tuple[str, ...]
+    changes: tuple[tuple[tuple[str, str], ...], ...]
 
     def whole(self) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
         """With intervals, under the models' names."""
@@ -169,48 +193,104 @@ class _Table:
         return self._laid_out(tuple(_LETTERS[: len(self.names)]), interval=False)
 
     def _laid_out(self, names: Sequence[str], *, interval: bool) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
+        others = len(names) - 1
+        headings = ["difference"] if others == 1 else [f"{letter} - A" for letter in _LETTERS[1 : others + 1]]
         columns = (
             *self.columns,
             *(Column(name) for name in names),
-            *[Column("difference", right=True)] * bool(self.changes),
+            *(Column(heading, right=True) for heading in headings),
         )
+        brief = not interval and others > 1
         rows = []
         for index, key in enumerate(self.keys):
-            cells = (figure.text(interval=interval) if figure else "" for figure in self.figures[index])
-            rows.append((*key, *cells, *self.changes[index : index + 1]))
+            shown = self.figures[index]
+            # What the first lacks, or no other has, has no difference whose interval could stand for its own.
+            alone = others == 1 and (shown[0] is None or not any(shown[1:]))
+            cells = (figure.text(interval=interval or alone) if figure else "" for figure in shown)
+            rows.append((*key, *cells, *(change[brief] for change in self.changes[index])))
         return columns, rows
 
 
 def _table(
     measurements: Sequence[Measurement],
-    found: Mapping[str, Difference],
+    found: Sequence[Mapping[str, Difference]],
     columns: tuple[Column, ...],
     figures_of: Callable[[Measurement], Figures],
 ) -> _Table | None:
     """One table, if there is anything in it."""
     parts = [figures_of(measurement) for measurement in measurements]
-    keys = tuple(dict.fromkeys(key for figures in parts for key in figures))
+    # In the order of who has most: of an agreement the first model has but two rows.
+    keys = tuple(dict.fromkeys(key for figures in sorted(parts, key=len, reverse=True) for key in figures))
     if not keys:
         return None
     figures = tuple(tuple(part.get(key) for part in parts) for key in keys)
-    changes = tuple(_difference(row[0], row[1], found) for row in figures) if len(parts) == 2 else ()
+    changes = tuple(
+        tuple(_difference(row[0], other, of_one) for other, of_one in zip(row[1:], found, strict=True))
+        for row in figures
+    )
     return _Table(columns, tuple(one.model for one in measurements), keys, figures, changes)
 
 
-def _difference(one: Figure | None, other: Figure | None, found: Mapping[str, Difference]) -> str:
-    """'+2.10 points (1.31..2.90) *', the star where it is beyond chance."""
+def _difference(one: Figure | None, other: Figure | None, found: Mapping[str, Difference]) -> tuple[str, str]:
+    """'+2.10 points (1.31..2.90) *', the star where it is beyond chance; and the same without the interval."""
     if one is None or other is None:
-        return ""
+        return "", ""
     if not one.share and one.remark != other.remark:  # a layer of another stride has other features
-        return ""
+        return "", ""
     difference = found.get(one.name)
     change = other.value - one.value if difference is None else difference.value
     text = f"{100 * change:+.2f} points" if one.share else _number(change, "+")
     if difference is None:
-        return text
+        return text, text
     low, high = difference.low, difference.high
     ends = f"{100 * low:+.2f}..{100 * high:+.2f}" if one.share else f"{_number(low, '+')}..{_number(high, '+')}"
-    return f"{text} ({ends}){_CLEAR * difference.clear}"
+    mark = f"{_CLEAR * difference.clear} {difference.caveat}".rstrip()
+    return f"{text} ({ends}){mark}", f"{text}{mark}"
+
+
+def _agreement(measurement: Measurement, agreed: Agreement | None) -> Figures:
+    """How far a model answers as the first one does; of the first one, what there is to compare that with."""
+    found = measurement.agreement
+    rows: list[tuple[str, str, Estimate | None, bool]] = []
+    if found is not None:
+        of_maps = found.same_labels is not None
+        rows = [
+            ("same answer", "same", found.same, True),
+            ("same label, share of positions", "same_labels", found.same_labels, True),
+            ("same answer where the first is sure (50%)", "sure", found.sure, True),
+            ("first five answers in common", "top5", found.top5, True),
+            ("the first's answer is among the first five", "top1_in_top5", found.top1_in_top5, True),
+            ("KL divergence of the probabilities, nats", "divergence", found.divergence, False),
+            (f"cosine of the {'logits' if found.same or of_maps else 'outputs'}", "cosine", found.cosine, False),
+        ]
+    both = measurement.agreement or agreed
+    if both is not None:
+        own = found is None
+        kind = " labels" if both.same_labels else "" if both.same else " outputs (cosine)"
+        seen = "circular shifts" if measurement.settings.get("circular") else "random crops"
+        rows += [
+            (
+                f"consistent and same{kind}: two {seen}",
+                "consistent",
+                both.consistent if own else both.consistent_and_same,
+                both.same is not None or both.same_labels is not None,
+            ),
+            (
+                "probability of the top answer",
+                "confidence",
+                both.confidence if own else both.confidence_other,
+                True,
+            ),
+        ]
+    figures: Figures = {}
+    if found is not None and found.relative_error is not None:
+        label = "relative error of the outputs (1: all is lost)"
+        figures[(label,)] = Figure("agreement.relative_error", found.relative_error, share=False)
+    return figures | {
+        (label,): Figure.of(f"agreement.{name}", estimate, share=share)
+        for label, name, estimate, share in rows
+        if estimate is not None
+    }
 
 
 def _figures(measurement: Measurement) -> Figures:
@@ -229,6 +309,8 @@ def _figures(measurement: Measurement) -> Figures:
         pairs += _of_worst_case(measurement.worst_case)
     if measurement.half_patch is not None:
         pairs += _of_half_patch(measurement.half_patch)
+    if measurement.fractional is not None:
+        pairs += _of_fractional(measurement.fractional)
     words = _OF_SIGNALS if measurement.settings.get("signal") else {}
     return {(_in_words(name, words),): figure for name, figure in pairs}
 
@@ -253,6 +335,8 @@ def _of_consistency(found: Consistency) -> Iterator[tuple[str, Figure]]:
         Figure.of("consistency.pixel_flips", found.pixel_flips),
     )
     yield "shift by one pixel: change of the top probability", Figure.of("consistency.pixel_change", found.pixel_change)
+    if found.confidence is not None:
+        yield "the top probability itself", Figure.of("consistency.confidence", found.confidence)
 
 
 def _of_embedding(found: EmbeddingDrift) -> Iterator[tuple[str, Figure]]:
@@ -301,6 +385,12 @@ def _of_stability(found: Stability) -> Iterator[tuple[str, Figure]]:
                 mean = sum(estimate.value for estimate in estimates) / len(estimates)
                 figure = Figure(f"stability.{name}.{corruption.corruption}", mean)
                 yield f"{what} under {corruption.corruption}, mean of {len(estimates)} severities", figure
+    for what, name, estimate in (
+        ("mFR: mean flip rate", "mfr", found.mfr),
+        ("mCE: mean corruption error", "mce", found.mce),
+    ):
+        if estimate is not None:
+            yield f"{what}, over that of {found.reference}", Figure.of(f"stability.{name}", estimate)
 
 
 def _of_worst_case(found: WorstCase) -> Iterator[tuple[str, Figure]]:
@@ -326,6 +416,25 @@ def _of_half_patch(found: HalfPatch) -> Iterator[tuple[str, Figure]]:
         yield what, Figure.of(f"half_patch.{name}", estimate)
 
 
+def _of_fractional(found: Fractional) -> Iterator[tuple[str, Figure]]:
+    answer = "labels" if found.dense else "answer"
+    part = {4: "quarter pixels", 8: "eighths of a pixel"}.get(found.parts, f"{found.parts}ths of a pixel")
+    places = f"{found.parts**2 - 1} shifts by {part}"
+    for what, name, estimate in (
+        (f"shift by half a pixel: same {answer}", "half", found.half),
+        ("shift by half a pixel: change of the top probability", "half_change", found.half_change),
+        (f"shift by a quarter pixel: same {answer}", "quarter", found.quarter),
+        ("shift by a quarter pixel: change of the top probability", "quarter_change", found.quarter_change),
+        (
+            f"{places}: {'same labels at the worst' if found.dense else 'same answer at all'}",
+            "worst",
+            found.worst,
+        ),
+        (f"{places}: largest change of probability", "worst_change", found.worst_change),
+    ):
+        yield what, Figure.of(f"fractional.{name}", estimate)
+
+
 def _sites(measurement: Measurement) -> Figures:
     sites = measurement.aliasing.sites if measurement.aliasing is not None else ()
     return {
@@ -341,5 +450,13 @@ def _layers(measurement: Measurement) -> Figures:
     # The stride may differ between two models: it is no part of the key.
     return {
         (layer.name,): Figure(f"equivariance.{layer.name}", layer.mean, share=False, remark=dimensions(layer.stride))
+        for layer in layers
+    }
+
+
+def _lie_layers(measurement: Measurement) -> Figures:
+    layers = measurement.lie_derivative.layers if measurement.lie_derivative is not None else ()
+    return {
+        (layer.name,): Figure.of(f"lie_derivative.{layer.name}", layer.error, dimensions(layer.stride), share=False)
         for layer in layers
     }

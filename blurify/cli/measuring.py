@@ -107,6 +107,14 @@ class Choices(Filters):
     most_shift: Annotated[
         int, typer.Option(metavar="N", help="Equivariance: shifts of at most so many pixels; 15 takes a quarter of 31.")
     ] = 31
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Stability: give mFR and mCE as multiples of this model's, on the same pictures.",
+            show_default="MODEL, where there is a second",
+        ),
+    ] = None
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures a forward.")] = 64
     seed: Annotated[int, typer.Option(metavar="N", help="Of all random choices.")] = 0
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the models run.")] = "auto"
@@ -186,20 +194,28 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     if choices.entry is not None:
         outputs.parse_choice(choices.entry)
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
-    measuring.check_metrics(wanted)
+    of_one = measuring.check_metrics(wanted)
+    if measuring.OF_TWO in wanted and len(specs) == 1 and not choices.convert:
+        raise BlurifyError(f"{measuring.OF_TWO} is of two models: give MODEL2, or --convert")
+    if choices.reference is not None and "stability" not in of_one:
+        raise BlurifyError("--reference is what flip rates and errors are divided by: add --metrics stability")
     measuring.check_seed(choices.seed)
     if choices.convert:
         choices.on(load_recipe(choices.recipe))  # before the work, so that none is wasted
     place = find_device(choices.device)
     with console.working("reading the model"):
         opened = [(spec, _open(spec, choices)) for spec in specs]
-        used = _preprocessing(opened, geometry, choices)
+        apart = [spec for spec in (choices.reference,) if spec is not None and spec not in specs]
+        unit = [(spec, _open(spec, choices)) for spec in apart]
+        used = _preprocessing([*opened, *unit], geometry, choices)
     models = [(spec, loaded.model) for spec, loaded in opened]
     if choices.convert:
         with console.working("converting and verifying"):
             models[1:] = [_converted(*models[-1], options.recipe_for(opened[-1][1], choices.recipe, choices), used)]
     with memory_errors("a smaller --batch-size"):
-        subjects = _subjects(models, used, place, choices)
+        seen = [*models, *((spec, loaded.model) for spec, loaded in unit)]
+        subjects = _subjects(seen, used, place, choices)
+        subjects, references = subjects[: len(models)], subjects[len(models) :]
         shown = _pictures(subjects[0], opened[0][1], choices)
         note = getattr(shown, "note", "")
         unchanged = same_weights([model for _, model in models[:2]])
@@ -212,16 +228,18 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
                     _plan(models, used), command, known, same_weights=unchanged,
                     adapted=adapted if any(adapted) else (),
                 )  # fmt: skip
-        layers = _shared_layers(subjects) if "equivariance" in wanted or "all" in wanted else None
+        layers = _shared_layers(subjects) if {"equivariance", "lie-derivative", "all"} & {*wanted} else None
         results: list[Measurement] = []
         for subject in subjects:
             with console.bar(subject.name, f"{subject.name}: ") as watch:
                 found = measuring.measure(
                     subject, shown, wanted, seed=choices.seed, batch_size=choices.batch_size,
                     circular=choices.circular, layers=layers, most_shift=choices.most_shift,
-                    least_score=choices.least_score, watch=watch,
+                    least_score=choices.least_score,
+                    original=None if subject is subjects[0] else subjects[0], watch=watch,
                 )  # fmt: skip
             results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
+        results = _with_rates(results, references, shown, choices)
         table = None if choices.pareto is None else _pareto(subjects, opened, shown, choices, choices.pareto)
         about = about and dataclasses.replace(about, pareto=table)
     remark = getattr(shown, "remark", "")
@@ -267,6 +285,39 @@ def _shared_layers(subjects: Sequence[Subject]) -> list[str] | None:
         found = [shared_layers(first, other) for other in others]
         return [name for name in found[0] if all(name in names for names in found)] or None
     return None
+
+
+def _with_rates(
+    results: list[Measurement], references: Sequence[Subject], shown: Pictures, choices: Choices
+) -> list[Measurement]:
+    """The results with mFR and mCE: multiples of --reference's rates, or of the first model's where there are several.
+
+    Args:
+        results: of the models.
+        references: --reference, unless it is one of the models.
+        shown: the pictures.
+        choices: the options.
+    """
+    from blurify.metrics import measuring
+    from blurify.metrics.normalised import normalised
+
+    if all(one.stability is None for one in results):
+        return results
+    unit = next((one for one in results if one.model == choices.reference), None)
+    for subject in references:
+        with console.bar(subject.name, f"{subject.name}: ") as watch:
+            unit = measuring.measure(
+                subject, shown, ("stability",), seed=choices.seed, batch_size=choices.batch_size, watch=watch
+            )
+    if unit is None and len(results) > 1:
+        unit = results[0]
+    if unit is None or unit.stability is None:
+        return results
+    by, name = unit.stability, unit.model
+    return [
+        one if one.stability is None else dataclasses.replace(one, stability=normalised(one.stability, by, name))
+        for one in results
+    ]
 
 
 def _pareto(

@@ -2,19 +2,24 @@
 
 One metric a file, each a function of a `Subject` (a model, and how pictures become its input) and `Pictures`:
 
-    consistency   random crops, one-pixel shifts, accuracy; label maps of dense models
+    consistency     random crops, one-pixel shifts, accuracy; label maps of dense models
     embeddings, dense, detections   the same crops and shifts for models that give no classes (see `outputs`)
-    equivariance  per layer, how far shifting the picture is from shifting the feature map
-    aliasing      per site, the share of energy above the new Nyquist frequency
-    stability     perturbation sequences and corruptions
-    half_patch    shifts by half a patch of a vision transformer, and by quarters
-    worst_case    the worst of a grid of translations and rotations
+    equivariance    per layer, how far shifting the picture is from shifting the feature map
+    aliasing        per site, the share of energy above the new Nyquist frequency
+    stability       perturbation sequences and corruptions
+    half_patch      shifts by half a patch of a vision transformer, and by quarters
+    worst_case      the worst of a grid of translations and rotations
+    fractional      shifts by half a pixel and by quarters, with an ideal resampler, and the worst of them
+    lie_derivative  per layer, the equivariance error for shifts that go to 0
 
 Of two models:
 
-    agreement     how far one answers as the other does, such as a converted one as its original
-    trade_off     of conversions site by site, and
-    pareto        of partial conversions by cost: what is kept of the answers and left of the aliasing
+    agreement       how far one answers as the other does, such as a converted one as its original
+    differences     how far the second's figures are above the first's, picture by picture, and
+    caveats         when such a difference is neither better nor worse
+    normalised      flip rates and errors as multiples of a reference's: mFR and mCE
+    trade_off       of conversions site by site, and
+    pareto          of partial conversions by cost: what is kept of the answers and left of the aliasing
 
 What a model's output is, is told by `outputs`, or said: `Subject(..., output="NAME:KIND")`. Models of signals are
 measured like those of pictures, on `signals`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,36 +13,60 @@ from torch import Tensor
 
 from blurify.errors import BlurifyError
 from blurify.graph.structure import tensors_in
+from blurify.metrics.consistency import Places, amounts, compared, confidence, estimate, places_of, seen_at
 from blurify.metrics.results import Agreement, Estimate
 from blurify.metrics.sizes import dimensions
-from blurify.metrics.subject import Pictures, Subject, Watch, logits_of, middle, no_answer
+from blurify.metrics.subject import Batch, Pictures, Preprocessing, Subject, Watch, logits_of, middle, no_answer
 
 SURE = 0.5  # the probability of a top-1 above which the original is sure of it
+FIRST = 5  # classes: the top-5
 
 
 def agreement(
-    original: Subject, other: Subject, pictures: Pictures, *, batch_size: int = 64, watch: Watch | None = None
+    original: Subject,
+    other: Subject,
+    pictures: Pictures,
+    *,
+    shifted: bool = False,
+    seed: int = 0,
+    circular: bool = False,
+    batch_size: int = 64,
+    watch: Watch | None = None,
 ) -> Agreement:
     """How far another model answers as the original does: what a conversion costs a trained one, and what mends it.
 
     Both see the same centre crops. Of classifiers (outputs of (N, classes), see `subject.logits_of`) each picture tells
-    whether both have the same top-1, and KL(original || other) of their probabilities in nats (Kullback and Leibler,
-    1951), as distillation measures it (Hinton et al., arXiv:1503.02531). Of models that give anything else (label
-    maps, features, any structure of tensors) all tensors of floats are compared: for each, the squared distance of the
-    two over all pictures, over that of the original's from its own mean picture. What is of whole numbers is left out.
-    Of label maps (N, classes, h, w) also the share of positions with the same top-1.
+    whether both have the same top-1, how much of the first five classes both have, and KL(original || other) of their
+    probabilities in nats (Kullback and Leibler, 1951), as distillation measures it (Hinton et al., arXiv:1503.02531),
+    the cosine of their logits, and how sure each is. Of models that give anything else (label maps, features, any
+    structure of tensors) all tensors of floats are compared: for each, the squared distance of the two over all
+    pictures, over that of the original's from its own mean picture, and the cosine. What is of whole numbers is left
+    out. Of label maps (N, classes, h, w) also the share of positions with the same top-1.
+
+    With `shifted`, both are also compared across a shift: how often the other, shown a second crop of a picture,
+    answers what the original answers on the first one (`consistent_and_same`), beside how often the original itself
+    does so (`consistent`). The crops are those of `consistency`, by the same seed, so that the latter is the original's
+    consistency. A network that always gives the same answer has a consistency of 1, but keeps no more than its share.
 
     Args:
         original: the model as it was.
         other: the model to be compared with it, of the same outputs.
         pictures: at least one; at least two for models that are no classifiers.
+        shifted: compare across a shift too, of outputs that are classes, label maps, or all of them embeddings (N, D).
+            It takes two more forwards of the original and one of the other, and a canvas larger than the model's input
+            unless `circular`.
+        seed: of the crops.
+        circular: shift the centre crop around instead of cropping elsewhere.
         batch_size: pictures a forward.
         watch: told of each batch.
 
     Raises:
-        BlurifyError: there are too few pictures, the outputs differ in their shapes, or are not finite.
+        BlurifyError: there are too few pictures, the outputs differ in their shapes, or are not finite; or the canvas
+            leaves no room to shift.
     """
-    return agreements(original, [other], pictures, batch_size=batch_size, watch=watch)[0]
+    return agreements(
+        original, [other], pictures, shifted=shifted, seed=seed, circular=circular, batch_size=batch_size, watch=watch
+    )[0]
 
 
 def agreements(
@@ -49,35 +74,126 @@ def agreements(
     others: Sequence[Subject],
     pictures: Pictures,
     *,
+    shifted: bool = False,
+    seed: int = 0,
+    circular: bool = False,
     batch_size: int = 64,
     watch: Watch | None = None,
 ) -> list[Agreement]:
     """`agreement` with each of several models, for one run of the original and one decoding of the pictures."""
     if len(pictures) < 1:
         raise BlurifyError("there are no pictures to compare the models on: give at least one")
+    shifts = _Shifts.of(original, len(pictures), seed, circular=circular) if shifted else None
     found: list[_Classes | _Outputs] = []
     for number, batch in enumerate(pictures.batches(batch_size)):
         seen = middle(batch.canvases, original.preprocessing.crop)
         first = original.run(seen)
         if not found:
-            if _has_classes(first, len(seen)):
-                found = [_Classes(original.name, other.name) for other in others]
+            scores = _scores(original, first, len(seen))
+            if scores is not None and scores.ndim == 2:
+                found = [_Classes(original, other) for other in others]
             else:
                 # Anchors may happen to be as many as the pictures of a batch; they are never one.
                 whole = [len(seen) > 1 and not _is_one(tensor) for tensor in _floats(original.run(seen[:1]))]
-                found = [_Outputs(original.name, other.name, whole) for other in others]
+                found = [_Outputs(original, other, whole) for other in others]
         for other, comparison in zip(others, found, strict=True):
             comparison.add(first, other.run(seen), len(seen))
+        if shifts is not None:
+            shifts.add(original, others, batch)
         if watch is not None:
             watch("agreement", number + 1, math.ceil(len(pictures) / batch_size))
-    return [comparison.result() for comparison in found]
+    results = [dataclasses.replace(comparison.result(), original=original.name) for comparison in found]
+    return results if shifts is None else shifts.told(results)
 
 
-def _has_classes(output: Any, count: int) -> bool:
+class _Shifts:
+    """Compares models across a shift of the pictures, batch by batch.
+
+    Each picture is seen through the two random crops of `consistency`; the original's output on the first is what its
+    own and the others' on the second are compared with.
+    """
+
+    def __init__(self, places: Places, geometry: Preprocessing, *, circular: bool) -> None:
+        self._places, self._geometry, self._circular = places, geometry, circular
+        self._same: list[list[Tensor]] = []  # one entry a model, the original first
+        self._answers = True  # yes or no
+        self._apt = True  # the outputs are of a kind that compares across a shift
+
+    @classmethod
+    def of(cls, original: Subject, count: int, seed: int, *, circular: bool) -> _Shifts:
+        """For `count` pictures. Raises BlurifyError where the canvas leaves no room."""
+        geometry = original.preprocessing
+        return cls(places_of(count, geometry, seed, circular=circular), geometry, circular=circular)
+
+    def add(self, original: Subject, others: Sequence[Subject], batch: Batch) -> None:
+        """Show all models the crops of a batch."""
+        if not self._apt:
+            return
+        self._same = self._same or [[] for _ in range(1 + len(others))]
+        canvases = batch.canvases.to(original.device)
+        first, second = (
+            seen_at(canvases, place[batch.indices], self._geometry, circular=self._circular)
+            for place in (self._places.first, self._places.second)
+        )
+        moves = (self._places.second - self._places.first)[batch.indices]
+        wanted = original.run(first)
+        for model, same in zip((original, *others), self._same, strict=True):
+            shares = self._alike((original, model), (wanted, model.run(second)), moves)
+            self._apt = self._apt and shares is not None
+            if shares is None:
+                return
+            same.append(shares)
+
+    def _alike(self, models: tuple[Subject, Subject], outputs: tuple[Any, Any], moves: Tensor) -> Tensor | None:
+        """(N,): how alike two outputs are, the second's pictures moved; None where the kind can't be moved back."""
+        count = len(moves)
+        here, there = (_scores(model, output, count) for model, output in zip(models, outputs, strict=True))
+        if here is not None and there is not None:
+            self._answers = here.ndim == 2
+            return compared(here, there, moves, self._geometry, circular=self._circular)[0]
+        pairs = list(zip(*map(_floats, outputs), strict=True))
+        if not pairs or not all(a.ndim == 2 and a.shape == b.shape and len(a) == count for a, b in pairs):
+            return None
+        self._answers = False
+        return torch.stack([_cosines(_precise(a), _precise(b)) for a, b in pairs]).mean(0)
+
+    def told(self, results: Sequence[Agreement]) -> list[Agreement]:
+        """The results, with what was found."""
+        if not self._apt:
+            return list(results)
+        consistent, *others = (estimate(same, yes_or_no=self._answers) for same in self._same)
+        return [
+            dataclasses.replace(result, consistent=consistent, consistent_and_same=other)
+            for result, other in zip(results, others, strict=True)
+        ]
+
+
+def _scores(subject: Subject, output: Any, count: int) -> Tensor | None:
+    """The class scores (N, K) or (N, K, h, w), float32 or better, in what a model returned; None where there are none.
+
+    Args:
+        subject: the model, which says what its output is.
+        output: what it returned.
+        count: for how many pictures.
+    """
     try:
-        return logits_of(output, count).ndim == 2
+        found = logits_of(output, count)
     except BlurifyError:
-        return False
+        return None
+    return found if found.dtype == torch.float64 else found.float()
+
+
+def _cosines(one: Tensor, other: Tensor) -> Tensor:
+    """(N, ...) twice -> (N,) float64: of each picture, the cosine of the two as vectors; of two zero vectors 1.
+
+    By the distance of the two unit vectors, which loses no digits near 1.
+    """
+    a, b = (found.reshape(len(found), -1).double() for found in (one, other))
+    norms = [found.norm(dim=1, keepdim=True) for found in (a, b)]
+    units = [found / norm.masked_fill(norm == 0, 1) for found, norm in zip((a, b), norms, strict=True)]
+    cosine = 1 - (units[0] - units[1]).square().sum(1) / 2
+    empty = [(norm == 0).squeeze(1) for norm in norms]
+    return torch.where(empty[0] | empty[1], (empty[0] & empty[1]).double(), cosine)
 
 
 def _floats(output: Any) -> list[Tensor]:
@@ -91,77 +207,106 @@ def _is_one(tensor: Tensor) -> bool:
 class _Classes:
     """Compares the answers of two classifiers, batch by batch."""
 
-    def __init__(self, *names: str) -> None:
-        self._names = names
+    def __init__(self, *models: Subject) -> None:
+        self._models = models
         self._values: dict[str, list[float]] = {
-            name: [] for name in ("same", "divergence", "sure", "confidence", "confidence_other")
+            name: [] for name in ("same", "divergence", "sure", "confidence", "confidence_other", "cosine")
         }
+        self._firsts: dict[str, list[float]] = {"top5": [], "top1_in_top5": []}
 
     def add(self, first: Any, second: Any, count: int) -> None:
         """Take the outputs of both for `count` pictures."""
-        one, other = (logits_of(output, count).cpu().double() for output in (first, second))
-        _check_shapes([one], [other], self._names)
-        for name, logits in zip(self._names, (one, other), strict=True):
+        found = [_scores(model, output, count) for model, output in zip(self._models, (first, second), strict=True)]
+        if any(scores is None for scores in found):
+            raise _other_outputs(self._models, first, second)
+        one, other = (scores.cpu().double() for scores in found if scores is not None)
+        _check_shapes([one], [other], self._models)
+        for model, logits in zip(self._models, (one, other), strict=True):
             if bool(no_answer(logits)):
-                raise _not_finite(name)
+                raise _not_finite(model)
         log_one, log_other = one.log_softmax(1), other.log_softmax(1)
         (sure, top), (sure_other, top_other) = log_one.exp().max(1), log_other.exp().max(1)
         same = (top == top_other).double()
         # Rounding must not make a distance negative.
         apart = F.kl_div(log_other, log_one, log_target=True, reduction="none").sum(1).clamp(min=0)
-        for values, part in zip(self._values.values(), (same, apart, same[sure > SURE], sure, sure_other), strict=True):
+        cosine = _cosines(*(logits - logits.mean(1, keepdim=True) for logits in (one, other)))
+        parts = (same, apart, same[sure > SURE], sure, sure_other, cosine)
+        for values, part in zip(self._values.values(), parts, strict=True):
             values += part.tolist()
+        if one.shape[1] > FIRST:
+            five, five_other = one.topk(FIRST, 1).indices, other.topk(FIRST, 1).indices
+            both = (five[:, :, None] == five_other[:, None, :]).sum((1, 2)).double() / FIRST
+            self._firsts["top5"] += both.tolist()
+            self._firsts["top1_in_top5"] += (five_other == top[:, None]).any(1).double().tolist()
 
     def result(self) -> Agreement:
         """The figures of all pictures so far."""
-        same, divergence, sure, confidence, confidence_other = self._values.values()
+        same, divergence, sure, here, there, cosine = self._values.values()
+        top5, top1_in_top5 = self._firsts.values()
         return Agreement(
             len(same),
             same=Estimate.of(same),
-            divergence=Estimate.of(divergence, bounded=False, yes_or_no=False),
+            divergence=amounts(divergence),
             sure=Estimate.of(sure) if sure else None,
-            confidence=Estimate.of(confidence, yes_or_no=False),
-            confidence_other=Estimate.of(confidence_other, yes_or_no=False),
+            confidence=Estimate.of(here, yes_or_no=False),
+            confidence_other=Estimate.of(there, yes_or_no=False),
+            top5=Estimate.of(top5, yes_or_no=False) if top5 else None,
+            top1_in_top5=Estimate.of(top1_in_top5) if top1_in_top5 else None,
+            cosine=_cosine_estimate(cosine),
         )
 
 
 class _Outputs:
     """Compares the tensors that two models return, batch by batch, without keeping them."""
 
-    def __init__(self, name: str, other: str, whole: Sequence[bool]) -> None:
-        self._names = name, other
+    def __init__(self, original: Subject, other: Subject, whole: Sequence[bool]) -> None:
+        self._models = original, other
         self._images = 0
         self._sums = [_Sums(one) for one in whole]
-        self._same_labels: list[float] | None = []  # a share a picture; None where there are no label maps
+        self._maps: dict[str, list[float]] | None = {"same_labels": [], "confidence": [], "confidence_other": []}
+        self._rows = [place for place, one in enumerate(whole) if not one]  # those of one row a picture
+        self._cosines: list[float] = []
 
     def add(self, first: Any, second: Any, count: int) -> None:
         """Take the outputs of both for `count` pictures."""
         one, other = _floats(first), _floats(second)
         if not one:
-            raise BlurifyError(f"{self._names[0]} returns no tensor of floats, so that nothing can be compared")
-        _check_shapes(one, other, self._names)
-        for name, tensors in zip(self._names, (one, other), strict=True):
+            raise BlurifyError(f"{self._models[0].name} returns no tensor of floats, so that nothing can be compared")
+        _check_shapes(one, other, self._models)
+        for model, tensors in zip(self._models, (one, other), strict=True):
             if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-                raise _not_finite(name)
+                raise _not_finite(model)
         for sums, here, there in zip(self._sums, one, other, strict=True):
             sums.add(_precise(here), _precise(there), count)
         self._images += count
-        if self._same_labels is not None:
-            shares = _same_labels(first, second, count)
-            self._same_labels = None if shares is None else self._same_labels + shares
+        if any(one[place].ndim == 0 or len(one[place]) != count for place in self._rows):
+            self._rows = []
+        if self._rows:
+            each = [_cosines(_precise(one[place]), _precise(other[place])) for place in self._rows]
+            self._cosines += torch.stack(each).mean(0).tolist()
+        if self._maps is not None:
+            found = _of_maps(*(_scores(*pair, count) for pair in zip(self._models, (first, second), strict=True)))
+            self._maps = found and {name: values + found[name] for name, values in self._maps.items()}
 
     def result(self) -> Agreement:
         """The figures of all pictures so far."""
         if self._images < 2:
             raise BlurifyError(
-                f"{self._names[0]} is no classifier: its outputs are compared by how they differ from picture to "
+                f"{self._models[0].name} is no classifier: its outputs are compared by how they differ from picture to "
                 "picture, so give at least 2 pictures"
             )
         # What is the same for every picture and in both models says nothing.
         told = [sums for sums in self._sums if sums.error > 0 or sums.spread > 0]
         error = math.fsum(sums.relative for sums in told) / len(told) if told else 0.0
-        labels = Estimate.of(self._same_labels, yes_or_no=False) if self._same_labels else None
-        return Agreement(self._images, relative_error=error, same_labels=labels)
+        maps = {name: Estimate.of(values, yes_or_no=False) for name, values in (self._maps or {}).items()}
+        return Agreement(
+            self._images,
+            relative_error=error,
+            same_labels=maps.get("same_labels"),
+            cosine=_cosine_estimate(self._cosines) if self._rows else None,
+            confidence=maps.get("confidence"),
+            confidence_other=maps.get("confidence_other"),
+        )
 
 
 class _Sums:
@@ -202,16 +347,22 @@ class _Sums:
         return self.error / self.spread if self.spread > 0 else 1.0
 
 
-def _same_labels(first: Any, second: Any, count: int) -> list[float] | None:
-    """Of each picture's label map, the share of positions with the same top-1; None where there are no maps."""
-    try:
-        one, other = (logits_of(output, count) for output in (first, second))
-    except BlurifyError:
+def _of_maps(one: Tensor | None, other: Tensor | None) -> dict[str, list[float]] | None:
+    """Of each picture's label map: the share of positions with the same top-1, and how sure each model is of its own.
+
+    None where there are no maps.
+    """
+    if one is None or other is None or one.ndim != 4 or one.shape != other.shape:
         return None
-    if one.ndim != 4:
-        return None
-    shares: list[float] = (one.argmax(1) == other.argmax(1)).float().mean((1, 2)).tolist()
-    return shares
+    return {
+        "same_labels": (one.argmax(1) == other.argmax(1)).float().mean((1, 2)).tolist(),
+        "confidence": confidence(one).tolist(),
+        "confidence_other": confidence(other).tolist(),
+    }
+
+
+def _cosine_estimate(values: Sequence[float]) -> Estimate:
+    return Estimate.of(values, bounded=False, yes_or_no=False)
 
 
 def _precise(tensor: Tensor) -> Tensor:
@@ -220,18 +371,21 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _check_shapes(one: Sequence[Tensor], other: Sequence[Tensor], names: Sequence[str]) -> None:
-    shapes, others = ([tuple(tensor.shape) for tensor in tensors] for tensors in (one, other))
-    if shapes != others:
-        here, there = (" and ".join(map(str, found)) for found in (shapes, others))
-        raise BlurifyError(
-            f"{names[0]} returns {here} and {names[1]} {there}: give two models with the same outputs, such as one and "
-            "its conversion"
-        )
+def _check_shapes(one: Sequence[Tensor], other: Sequence[Tensor], models: Sequence[Subject]) -> None:
+    if [tensor.shape for tensor in one] != [tensor.shape for tensor in other]:
+        raise _other_outputs(models, one, other)
 
 
-def _not_finite(name: str) -> BlurifyError:
+def _other_outputs(models: Sequence[Subject], first: Any, second: Any) -> BlurifyError:
+    here, there = (" and ".join(str(tuple(tensor.shape)) for tensor in _floats(output)) for output in (first, second))
     return BlurifyError(
-        f"the output of {name} is not finite (nan or infinite): give pictures and --mean and --std that suit it, or "
-        "measure it in float32"
+        f"{models[0].name} returns {here} and {models[1].name} {there}: give two models with the same outputs, such "
+        "as one and its conversion"
+    )
+
+
+def _not_finite(model: Subject) -> BlurifyError:
+    return BlurifyError(
+        f"the output of {model.name} is not finite (nan or infinite): give pictures and --mean and --std that suit it, "
+        "or measure it in float32"
     )

@@ -58,7 +58,7 @@ def consistency(
     """
     geometry = subject.preprocessing
     places = places_of(len(pictures), geometry, seed, circular=circular)
-    agree, change, flips, right, broken = [], [], [], [], []
+    agree, change, flips, sure, right, broken = [], [], [], [], [], []
     dense = False
     for number, batch in enumerate(pictures.batches(batch_size)):
         canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
@@ -74,6 +74,7 @@ def consistency(
         same, moved = compared(first, beside, step, geometry, circular=circular)
         change.append(moved)
         flips.append(1 - same)
+        sure.append(confidence(first))
         known = batch.labels >= 0
         if not dense and bool(known.any()):
             labels = batch.labels[known]
@@ -98,6 +99,7 @@ def consistency(
         accuracy=estimate(right) if right else None,
         circular=circular,
         dense=dense,
+        confidence=estimate(sure, yes_or_no=False),
     )
 
 
@@ -121,7 +123,11 @@ class Places:
 
 
 def places_of(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -> Places:
-    """Random places: any corner that keeps the window on the canvas; any shift at all where it is circular."""
+    """Random places: any corner that keeps the window on the canvas; any shift at all where it is circular.
+
+    Raises:
+        BlurifyError: the canvas leaves no room.
+    """
     spare = torch.tensor(geometry.canvas) - torch.tensor(geometry.crop)
     if circular:
         corners = torch.tensor(geometry.crop)
@@ -181,7 +187,7 @@ def compared(
         label maps that have nothing in common.
     """
     if one.ndim == 2:
-        return _same_and_moved(one, other)
+        return same_and_moved(one, other)
     found = []
     size = geometry.crop if circular else _full_size(one, geometry.crop)
     for index, (dy, dx) in enumerate(shifts.tolist()):  # one at a time: full-size logits of a whole batch are large
@@ -195,7 +201,7 @@ def compared(
             there = torch.roll(there, (dy, dx), (2, 3))
         else:
             here, there = _overlap(here, dy, dx), _overlap(there, -dy, -dx)
-        found.append(torch.stack(_same_and_moved(here, there)))
+        found.append(torch.stack(same_and_moved(here, there)))
     same, moved = torch.cat(found, 1)
     return same, moved
 
@@ -232,13 +238,19 @@ def _overlap(image: Tensor, dy: int, dx: int) -> Tensor:
     return image[..., max(dy, 0) : max(height + min(dy, 0), 0), max(dx, 0) : max(width + min(dx, 0), 0)]
 
 
-def _same_and_moved(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def same_and_moved(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """(N, K, ...) logits -> (N,) share of equal top-1, (N,) mean absolute change of the one's top-1 probability."""
     top = one.argmax(1, keepdim=True)
     # On the CPU from here on: not every device has double precision.
     same = (top == other.argmax(1, keepdim=True)).cpu().double()
     moved = (one.softmax(1).gather(1, top) - other.softmax(1).gather(1, top)).abs().cpu().double()
     return same.flatten(1).mean(1), moved.flatten(1).mean(1)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """(N, K, ...) logits -> (N,) probability of the top-1, the mean over positions."""
+    sure = logits.softmax(1).amax(1).cpu().double()
+    return sure.reshape(len(sure), -1).mean(1)
 
 
 def amounts(values: Sequence[float]) -> Estimate:

@@ -6,6 +6,7 @@ The difference of two models on one picture is free of that, so that its mean is
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blurify.metrics.results import CorruptionResult, Estimate, Measurement
+from blurify.metrics.caveats import caveats
+from blurify.metrics.results import Agreement, CorruptionResult, Estimate, Measurement
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +29,13 @@ RESAMPLES = 10_000
 FEWEST = 6  # pictures: two equal models differ the same way on all of fewer in more than 5 cases of 100
 _AT_A_TIME = 1 << 22  # draws
 _ESTIMATES = {
-    "consistency": ("accuracy", "agreement", "pixel_flips", "pixel_change"),
+    "consistency": ("accuracy", "agreement", "pixel_flips", "pixel_change", "confidence"),
     "worst_case": ("unmoved", "mean", "worst", "steady"),
-    "half_patch": ("half", "half_change", "grid", "whole"),
+    "half_patch": ("half", "half_change", "grid", "whole", "confidence"),
+    "fractional": (
+        "half", "half_change", "quarter", "quarter_change", "grid", "worst", "worst_change", "confidence",
+    ),
+    "stability": ("mfr", "mce"),
     "embedding": ("crops", "pixel", "crops_nearest", "pixel_nearest", "apart"),
     "dense": ("crops", "pixel"),
     "detections": tuple(
@@ -37,7 +43,7 @@ _ESTIMATES = {
         for where in ("crops", "pixel")
         for what in ("matched", "overlap", "score_change", "count_change")
     ),
-}
+}  # fmt: skip
 _SHOWN_ALIKE = ("seed", "crop", "canvas", "channels", "interpolation", "circular", "labels")
 
 Key = TypeVar("Key")
@@ -54,6 +60,8 @@ class Difference:
             single pictures are known, or not of the same pictures: wider than need be).
         n: how many pictures; the fewer of the two where they are not the same.
         p: of McNemar's exact test, where each picture's value is an answer, yes or no, and they are paired.
+        caveat: why it is neither better nor worse, whatever its interval; '' where nothing speaks against it. One of
+            `caveats.MEANINGS`.
     """
 
     value: float
@@ -62,6 +70,7 @@ class Difference:
     method: str
     n: int
     p: float | None = None
+    caveat: str = ""
 
     @property
     def paired(self) -> bool:
@@ -72,16 +81,21 @@ class Difference:
     def clear(self) -> bool:
         """Whether the difference is beyond chance: 0 lies outside the interval, and no exact test says otherwise.
 
+        Never with a caveat.
+
         The bootstrap knows only pictures that were seen: where one model is right on five that the other gets wrong,
         and never the other way round, its interval leaves 0 out, though a fair coin does the same in 6 of 100 cases.
         """
-        return (self.low > 0 or self.high < 0) and (self.p is None or self.p < 0.05)
+        return (self.low > 0 or self.high < 0) and (self.p is None or self.p < 0.05) and not self.caveat
 
 
 def differences(first: Measurement, second: Measurement) -> dict[str, Difference]:
     """By how much each figure of the second is above the first's, by the figure's name ('consistency.agreement').
 
     Paired where both measured the same pictures in the same way; figures that only one of them has are left out.
+    Where the second was compared with the first: 'agreement.confidence' of the two, and 'agreement.consistent', by how
+    much its answers across a shift are the first's more often than the first's own. Differences that are not what they
+    look like have a caveat (see `caveats`).
     """
     one, other = figures(first), figures(second)
     paired = same_pictures(first, second)
@@ -92,7 +106,18 @@ def differences(first: Measurement, second: Measurement) -> dict[str, Difference
         for name in one
         if name in other and (name not in maps or (paired and maps[name] == others.get(name)))
     }
-    return compared(pairs, paired=paired)
+    agreement = agreement_with(first, second)
+    agreed = _of_both(agreement)
+    # The pictures of an agreement are those of both, whatever the other figures are of.
+    found = compared(agreed | pairs) if paired else compared(agreed) | compared(pairs, paired=False)
+    before = {name: pair[0].value for name, pair in (pairs | agreed).items()}
+    if agreement is not None and agreement.same is not None:
+        before["agreement.same"] = agreement.same.value
+    doubts = caveats(found, before)
+    return {
+        name: dataclasses.replace(difference, caveat=doubts[name]) if name in doubts else difference
+        for name, difference in found.items()
+    }
 
 
 def figures(measurement: Measurement) -> dict[str, Estimate]:
@@ -114,7 +139,27 @@ def figures(measurement: Measurement) -> dict[str, Estimate]:
     if (equivariance := measurement.equivariance) is not None:
         for layer in equivariance.layers:
             found[f"equivariance.{layer.name}"] = layer.over_pictures
+    if (local := measurement.lie_derivative) is not None:
+        for one in local.layers:
+            found[f"lie_derivative.{one.name}"] = one.error
     return {name: estimate for name, estimate in found.items() if estimate is not None}
+
+
+def agreement_with(first: Measurement, second: Measurement) -> Agreement | None:
+    """The second's agreement, where it is with the first: files may hold one with another model."""
+    found = second.agreement
+    return found if found is not None and found.original in ("", first.model) else None
+
+
+def _of_both(agreement: Agreement | None) -> dict[str, tuple[Estimate, Estimate]]:
+    """What an agreement knows of both models, the original first."""
+    if agreement is None:
+        return {}
+    pairs = {
+        "agreement.confidence": (agreement.confidence, agreement.confidence_other),
+        "agreement.consistent": (agreement.consistent, agreement.consistent_and_same),
+    }
+    return {name: (one, other) for name, (one, other) in pairs.items() if one is not None and other is not None}
 
 
 def over_severities(corruption: CorruptionResult, figure: str) -> Estimate | None:
@@ -148,14 +193,16 @@ def same_pictures(first: Measurement, second: Measurement) -> bool:
 
 def _maps(measurement: Measurement) -> dict[str, tuple[Any, ...]]:
     """By the name of each layer's figure, what its maps are of: pictures, shifts and features."""
-    found = measurement.equivariance
-    if found is None:
-        return {}
-    how = found.images, found.input_shape, found.step, found.circular
-    return {
-        f"equivariance.{layer.name}": (*how, layer.stride, len(layer.distances), len(layer.distances[0]))
-        for layer in found.layers
-    }
+    maps: dict[str, tuple[Any, ...]] = {}
+    if (found := measurement.equivariance) is not None:
+        how = found.images, found.input_shape, found.step, found.circular
+        for layer in found.layers:
+            shifts = len(layer.distances), len(layer.distances[0])
+            maps[f"equivariance.{layer.name}"] = (*how, layer.stride, *shifts)
+    if (local := measurement.lie_derivative) is not None:
+        ways = local.images, local.input_shape, local.step, local.circular
+        maps |= {f"lie_derivative.{one.name}": (*ways, one.stride) for one in local.layers}
+    return maps
 
 
 def compared(
@@ -186,7 +233,7 @@ def compared(
             found[key] = Difference(value, second.low - first.high, second.high - first.low, UNPAIRED, n)
         elif n < FEWEST:
             largest = max(map(abs, (*first.values, *second.values)))
-            most = 1.0 if largest <= 1 else max(2.0, largest)  # shares; cosine distances; amounts, as far as is known
+            most = 1.0 if largest <= 1 else 2.0 if largest <= 2 else 2 * largest  # shares; cosine distances; any
             found[key] = Difference(value, -most, most, TOO_FEW, n, _mcnemar_where_apt(first, second))
         else:
             resampled[n].append(key)

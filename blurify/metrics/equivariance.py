@@ -93,7 +93,7 @@ def equivariance(
     """
     if images < 1 or step < 1 or most_shift < 0 or (largest_shift is not None and largest_shift < 0):
         raise BlurifyError("images and step must be at least 1, the largest shift at least 0")
-    found, size, whole = _find_layers(subject, layers, circular)
+    found, size, whole = find_layers(subject, layers, circular)
     largest = max(max(layer.stride) for layer in found)
     reach = min(largest - 1, most_shift) if largest_shift is None else largest_shift
     for layer in found:
@@ -106,7 +106,7 @@ def equivariance(
     with ExitStack() as stack:
         if circular:
             stack.enter_context(circular_padding(subject.model, whole=whole))
-        at = {member: blur for blur, member in _blurred_members(subject.model).items()}
+        at = {member: blur for blur, member in blurred_members(subject.model).items()}
         paths = [at.get(layer.name, layer.name) for layer in found]
         hooks = [
             subject.model.get_submodule(path).register_forward_hook(layer.see)
@@ -133,7 +133,7 @@ def equivariance(
 
 
 @dataclass
-class _Layer:
+class Layer:
     """One layer while it is measured: a forward hook that compares what it sees with the unshifted pictures' map.
 
     The comparison at the picture's resolution takes no map of that size: shifted by q * s + t pixels (0 <= t < s), the
@@ -202,9 +202,9 @@ def _unit(features: Tensor) -> tuple[Tensor, Tensor]:
 # --- which layers
 
 
-def _find_layers(
+def find_layers(
     subject: Subject, names: Sequence[str] | None, circular: bool
-) -> tuple[list[_Layer], tuple[int, int], bool]:
+) -> tuple[list[Layer], tuple[int, int], bool]:
     """The layers to look at, in running order; the (height, width) of the pictures; whether to pad whole periods."""
     layers, size, whole = _candidates(subject, circular)
     chosen = _chosen(subject.model, layers, names)
@@ -216,7 +216,7 @@ def _find_layers(
     return chosen, size, whole
 
 
-def _candidates(subject: Subject, circular: bool) -> tuple[dict[str, _Layer], tuple[int, int], bool]:
+def _candidates(subject: Subject, circular: bool) -> tuple[dict[str, Layer], tuple[int, int], bool]:
     """All layers with maps by name, in running order; the pictures' size; whether to pad whole periods.
 
     The last for networks of which most maps don't divide the picture, as they pad too little (AlexNet, Inception).
@@ -229,7 +229,7 @@ def _candidates(subject: Subject, circular: bool) -> tuple[dict[str, _Layer], tu
         size = _multiple(size[0], {y for y, _ in fitting}), _multiple(size[1], {x for _, x in fitting})
     seen = first if size == subject.preprocessing.crop else _traced(subject, size)
     order = {node: index for index, node in enumerate(seen.graph.nodes)}
-    layers: dict[str, _Layer] = {}
+    layers: dict[str, Layer] = {}
     short = set()  # their maps are smaller than the picture over the stride
     for name, shape, node in _maps(seen):
         stride = strides.get(name)
@@ -238,7 +238,7 @@ def _candidates(subject: Subject, circular: bool) -> tuple[dict[str, _Layer], tu
         period = tuple(n // s for n, s in zip(size, stride, strict=True))
         if all(n <= most for n, most in zip(shape[2:], period, strict=True)):
             kind = type(subject.model.get_submodule(name)).__name__
-            layers[name] = _Layer(name, kind, stride, (shape[1], *period), order[node])
+            layers[name] = Layer(name, kind, stride, (shape[1], *period), order[node])
             if shape[2:] != period:
                 short.add(name)
     whole = circular and 2 * len(short) > len(layers)
@@ -268,7 +268,7 @@ def shared_layers(first: Subject, second: Subject, *, circular: bool = True) -> 
     return [layer.name for layer in _chosen(first.model, common, None)]
 
 
-def _chosen(model: nn.Module, layers: dict[str, _Layer], names: Sequence[str] | None) -> list[_Layer]:
+def _chosen(model: nn.Module, layers: dict[str, Layer], names: Sequence[str] | None) -> list[Layer]:
     ordered = list(layers)
     if names is not None:
         for glob in names:
@@ -310,7 +310,7 @@ def _traced(subject: Subject, size: tuple[int, int]) -> Trace:
 def _maps(seen: Trace) -> list[tuple[str, tuple[int, ...], Any]]:
     """(name, shape, node) of each 4-d output of a module that is called once; of a blurred member, its blur's."""
     times = Counter(call.path for call in seen.calls)
-    members = _blurred_members(seen.model)
+    members = blurred_members(seen.model)
     found = []
     for call in seen.calls:
         shape = call.output.meta["shape"] if call.output is not None else None
@@ -321,7 +321,7 @@ def _maps(seen: Trace) -> list[tuple[str, tuple[int, ...], Any]]:
     return found
 
 
-def _blurred_members(model: nn.Module) -> dict[str, str]:
+def blurred_members(model: nn.Module) -> dict[str, str]:
     """The blurs that come behind a member of an `nn.Sequential`, each with that member, whose map it gives."""
     plan = plan_of(model)
     inserted = [e for e in plan.edits if isinstance(e, InsertBlur) and e.after] if plan is not None else []

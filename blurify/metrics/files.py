@@ -48,7 +48,7 @@ def write_measurements(
     """Write measurements as JSON: `{"measurements": [...]}`. The file appears complete or not at all.
 
     Of two measurements there is a "difference" beside it: by the figure's name, how far the second's is above the
-    first's (see `differences`).
+    first's (see `differences`). Of three, "differences" is a list of those of the second and the third.
 
     Args:
         path: the file.
@@ -74,8 +74,12 @@ def write_measurements(
 def as_json(measurements: Sequence[Measurement]) -> dict[str, Any]:
     """What `write_measurements` writes and `blurify measure --json` prints."""
     data: dict[str, Any] = {"measurements": [measurement.to_dict() for measurement in measurements]}
-    if len(measurements) == 2:
-        data["difference"] = {name: asdict(found) for name, found in differences(*measurements).items()}
+    first, *others = measurements
+    found = [{name: asdict(item) for name, item in differences(first, other).items()} for other in others]
+    if len(found) == 1:
+        data["difference"] = found[0]
+    elif found:
+        data["differences"] = found
     return data
 
 

@@ -12,7 +12,7 @@ import math
 import torch
 
 from blurify.errors import BlurifyError
-from blurify.metrics.consistency import compared, estimate, seen_at
+from blurify.metrics.consistency import compared, confidence, estimate, seen_at
 from blurify.metrics.results import HalfPatch
 from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Pictures, Subject, Watch, no_answer
@@ -78,7 +78,7 @@ def half_patch(
     )
     halves = _corners((round(size[0] / 2), round(size[1] / 2)))
     wholes = _corners(size)
-    same: dict[str, list[torch.Tensor]] = {"half": [], "change": [], "grid": [], "whole": []}
+    same: dict[str, list[torch.Tensor]] = {"half": [], "change": [], "grid": [], "whole": [], "sure": []}
     dense = False
     total, done = math.ceil(len(pictures) / batch_size) * len({*quarters, *halves, *wholes}), 0
     for batch in pictures.batches(batch_size):
@@ -87,6 +87,7 @@ def half_patch(
         here = subject(seen_at(canvases, at, geometry, circular=circular))
         dense = here.ndim == 4
         broken = [no_answer(here)]
+        same["sure"].append(confidence(here))
         moved: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         for shift in dict.fromkeys((*halves, *quarters, *wholes)):
             step = torch.tensor(shift).expand(len(at), 2)
@@ -115,6 +116,7 @@ def half_patch(
         grid=estimate(same["grid"], yes_or_no=not dense),
         whole=estimate(same["whole"], yes_or_no=not dense),
         circular=circular,
+        confidence=estimate(same["sure"], yes_or_no=False),
     )
 
 

@@ -10,19 +10,27 @@ from typing import Any
 import torch
 
 from blurify.errors import BlurifyError, PictureError
+from blurify.metrics.agreement import agreement
 from blurify.metrics.aliasing import aliasing
 from blurify.metrics.by_kind import FIELDS, check_defined, under_shifts
 from blurify.metrics.detections import LEAST_SCORE
 from blurify.metrics.equivariance import MOST_SHIFT, UnknownLayerError, equivariance
+from blurify.metrics.fractional import fractional
 from blurify.metrics.half_patch import half_patch
-from blurify.metrics.results import Equivariance, Measurement
+from blurify.metrics.lie_derivative import lie_derivative
+from blurify.metrics.results import Measurement
 from blurify.metrics.stability import stability
 from blurify.metrics.subject import Pictures, Subject, Watch
 from blurify.metrics.worst_case import worst_case
 from blurify.surgery.carrying import plan_of
 
-METRICS = ("consistency", "aliasing", "equivariance", "stability", "worst-case", "half-patch")
+METRICS = (
+    "consistency", "aliasing", "equivariance", "stability", "worst-case", "half-patch", "fractional", "lie-derivative"
+)  # fmt: skip
 DEFAULT_METRICS = METRICS[:2]
+OF_TWO = "agreement"
+"""The metric of a model beside another, which comes without being asked for."""
+NOT_SHIFTED = f"{OF_TWO} under shifts"
 _ALIASING_BATCH = 16  # it keeps what enters every site
 
 
@@ -37,6 +45,7 @@ def measure(
     layers: Sequence[str] | None = None,
     most_shift: int = MOST_SHIFT,
     least_score: float = LEAST_SCORE,
+    original: Subject | None = None,
     watch: Watch | None = None,
 ) -> Measurement:
     """How shift-invariant a model is, by one metric or several.
@@ -44,14 +53,18 @@ def measure(
     Args:
         subject: the model, and how pictures become its input.
         pictures: what to measure on; with the same pictures and seed, two models see exactly the same.
-        metrics: some of 'consistency', 'aliasing', 'equivariance', 'stability', 'worst-case' and 'half-patch'; or
-            'all', which leaves out those that this model can't be measured by, and says why in `skipped`.
+        metrics: some of 'consistency', 'aliasing', 'equivariance', 'stability', 'worst-case', 'half-patch',
+            'fractional' and 'lie-derivative'; or 'all', which leaves out those that this model can't be measured by,
+            and says why in `skipped`. 'agreement' alone: nothing but that with the original, of which it gives nothing.
         seed: of all random choices.
         batch_size: pictures a forward.
-        circular: 'consistency' and 'half-patch' shift around instead of cropping elsewhere.
-        layers: names or globs for 'equivariance', where this model has them; else the choice is its own.
+        circular: 'consistency', 'half-patch' and 'fractional' shift around instead of cropping elsewhere.
+        layers: names or globs for 'equivariance' and 'lie-derivative', where this model has them; else the choice is
+            its own.
         most_shift: the largest shift that 'equivariance' tries, in pixels.
         least_score: detections of a lower score don't count.
+        original: the model that this one is compared with, such as the one that it was converted from: how far it
+            answers as that one does comes first, whatever is asked for.
         watch: told of the progress.
 
     Returns:
@@ -81,17 +94,25 @@ def measure(
     optional = {"aliasing"} if tuple(metrics) == DEFAULT_METRICS and taken.kind == "detections" else set()
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "watch": watch}
     small = {**common, "batch_size": min(batch_size, _ALIASING_BATCH)}
+    room = circular or any(
+        there > wanted for there, wanted in zip(subject.preprocessing.canvas, subject.preprocessing.crop, strict=True)
+    )
     ways: dict[str, Callable[[], Any]] = {
+        OF_TWO: lambda: agreement(original or subject, subject, pictures, shifted=room, circular=circular, **common),
         "consistency": lambda: under_shifts(subject, pictures, circular=circular, least_score=least_score, **common),
         "aliasing": lambda: aliasing(subject, pictures, **small),
-        "equivariance": lambda: _equivariance(subject, pictures, layers, {**common, "most_shift": most_shift}),
+        "equivariance": lambda: _at_layers(equivariance, subject, pictures, layers, most_shift=most_shift, **common),
         "stability": lambda: stability(subject, pictures, **common),
         "worst-case": lambda: worst_case(subject, pictures, **common),
         "half-patch": lambda: half_patch(subject, pictures, circular=circular, **common),
+        "fractional": lambda: fractional(subject, pictures, circular=circular, **common),
+        "lie-derivative": lambda: _at_layers(lie_derivative, subject, pictures, layers, **common),
     }
     found: dict[str, Any] = {}
     skipped: dict[str, str] = {}
-    for name in wanted:
+    if original is not None and not room:
+        skipped[NOT_SHIFTED] = "the canvas is no larger than the model's input; give a larger --canvas, or --circular"
+    for name in wanted if original is None else (OF_TWO, *wanted):
         try:
             check_defined(name, taken, subject)
             field = FIELDS[taken.kind] if name == "consistency" else name.replace("-", "_")
@@ -100,7 +121,7 @@ def measure(
             if (name in metrics and name not in optional) or isinstance(error, PictureError):
                 raise
             skipped[name] = str(error)
-    if not found:
+    if wanted and not found:
         raise BlurifyError(f"nothing can be measured: {'; '.join(skipped.values())}")
     return Measurement(
         model=subject.name,
@@ -114,19 +135,24 @@ def measure(
     )
 
 
-def _equivariance(
-    subject: Subject, pictures: Pictures, layers: Sequence[str] | None, common: dict[str, Any]
-) -> Equivariance:
+def _at_layers(
+    metric: Callable[..., Any], subject: Subject, pictures: Pictures, layers: Sequence[str] | None, **common: Any
+) -> Any:
+    """A metric of layers, at those named where this model has them."""
     if layers is not None:
         with contextlib.suppress(UnknownLayerError):
-            return equivariance(subject, pictures, layers=layers, **common)
-    return equivariance(subject, pictures, **common)
+            return metric(subject, pictures, layers=layers, **common)
+    return metric(subject, pictures, **common)
 
 
 def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
-    """The metrics in their usual order, 'all' standing for each. Raises BlurifyError for one that doesn't exist."""
+    """The metrics of one model in their usual order, 'all' standing for each.
+
+    Raises:
+        BlurifyError: one doesn't exist, or none is chosen.
+    """
     for name in metrics:
-        if name not in (*METRICS, "all"):
+        if name not in (*METRICS, OF_TWO, "all"):
             raise BlurifyError(f"there is no metric {name!r}: choose from {', '.join(METRICS)}, or all")
     if not metrics:
         raise BlurifyError(f"no metric is chosen: choose from {', '.join(METRICS)}, or all")

@@ -79,6 +79,8 @@ class Consistency:
         accuracy: top-1 of the centre crop; None where there are no labels.
         circular: pictures were shifted around (what leaves on one side comes in on the other), not cropped elsewhere.
         dense: the model gives a label map.
+        confidence: mean probability of the top-1 of the first crop, of which `pixel_change` is the change; None in
+            files of before.
     """
 
     agreement: Estimate
@@ -87,6 +89,7 @@ class Consistency:
     accuracy: Estimate | None = None
     circular: bool = False
     dense: bool = False
+    confidence: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -197,10 +200,26 @@ class CorruptionResult:
 
 @dataclass(frozen=True)
 class Stability:
-    """Perturbations and corruptions."""
+    """Perturbations and corruptions.
+
+    Attributes:
+        flip_rates: one entry a perturbation.
+        corruptions: one entry a corruption.
+        reference: the model whose rates are the unit of `mfr` and `mce`; '' where there was none.
+        mfr: mean flip rate (Hendrycks and Dietterich 2019): the mean over perturbations of the flip rate over the
+            reference's, 1 for the reference itself; None where there is no reference.
+        mce: mean corruption error: the mean over corruptions of the error over the reference's; None where there is no
+            reference, or no labels.
+        left_out: perturbations and corruptions on which the reference never fails, so that nothing can be a multiple of
+            that.
+    """
 
     flip_rates: tuple[FlipRate, ...]
     corruptions: tuple[CorruptionResult, ...]
+    reference: str = ""
+    mfr: Estimate | None = None
+    mce: Estimate | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -237,6 +256,7 @@ class HalfPatch:
         whole: how often it is the same a whole patch further, where the patches show the same parts again: what is left
             there is due to positions and borders, not to aliasing.
         circular: pictures were shifted around, not cropped elsewhere.
+        confidence: mean probability of the first answer; None in files of before.
     """
 
     patch: tuple[int, int]
@@ -245,6 +265,76 @@ class HalfPatch:
     grid: Estimate
     whole: Estimate
     circular: bool = False
+    confidence: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Fractional:
+    """How steady the answer is when the picture moves by less than a pixel, by an ideal resampler.
+
+    Attributes:
+        parts: a pixel is divided into so many along each axis: the grid has `parts` x `parts` places.
+        half: how often the answer is the same half a pixel further, along y, x and both; of a dense model, the share of
+            pixels.
+        half_change: by how much that moves the probability of the first answer, in the mean.
+        quarter, quarter_change: the same of a quarter of a pixel.
+        grid: how often the answer is the same at the other places of the grid.
+        worst: how often it is the same at all of them; of a dense model, the share of pixels at the worst place.
+        worst_change: by how much the probability of the first answer moves at the place where it moves most.
+        confidence: mean probability of the first answer.
+        circular: pictures were shifted around, not cropped elsewhere.
+        dense: the model gives a label map.
+    """
+
+    parts: int
+    half: Estimate
+    half_change: Estimate
+    quarter: Estimate
+    quarter_change: Estimate
+    grid: Estimate
+    worst: Estimate
+    worst_change: Estimate
+    confidence: Estimate
+    circular: bool = False
+    dense: bool = False
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one layer's map is from moving as the picture moves, for a shift that goes to 0.
+
+    Attributes:
+        name: the module's path.
+        kind: its class.
+        stride: (y, x), the layer's total stride: pixels of the picture for one step on the feature map.
+        shape: of the feature map, (C, H, W).
+        error: relative error per pixel of shift: of the Lie derivative, over the map itself; 0 is perfect equivariance.
+    """
+
+    name: str
+    kind: str
+    stride: tuple[int, int]
+    shape: tuple[int, ...]
+    error: Estimate
+
+
+@dataclass(frozen=True)
+class LieDerivative:
+    """The local equivariance error of all layers, in the order in which they run (Gruver et al. 2023).
+
+    Attributes:
+        layers: one entry a layer.
+        images: how many pictures the errors are means over.
+        input_shape: (C, H, W) of the pictures.
+        step: pixels, half of what the finite difference spans.
+        circular: the model's padding was made circular, so that borders play no part.
+    """
+
+    layers: tuple[LayerError, ...]
+    images: int
+    input_shape: tuple[int, ...]
+    step: float
+    circular: bool = True
 
 
 @dataclass(frozen=True)
@@ -361,15 +451,27 @@ class Agreement:
     Attributes:
         images: how many pictures.
         same: how often both have the same top-1.
+        top5: the share of the original's first five classes that are among the other's first five; None where there
+            are no more than five classes.
+        top1_in_top5: how often the original's top-1 is among the other's first five; None likewise.
         divergence: Kullback-Leibler, KL(original || other) of their probabilities, in nats; 0 is the same.
         sure: how often both have the same top-1, of the pictures on which the original gives its top-1 a probability
             above 1/2; None where there is no such picture.
+        cosine: of the outputs, each picture's as one vector; of classes, of the logits less their mean over the classes
+            (to add a number to all of them changes no probability). Of several tensors, the mean of theirs. 1 is the
+            same but for a factor. None where an output has not one row a picture.
         confidence: the mean probability of the original's top-1, and
-        confidence_other: that of the other's.
+        confidence_other: that of the other's; of label maps, over positions.
+        consistent: how often the original, shown another crop of a picture, answers what it answers on the first one:
+            how steady it is itself; of label maps, the share of positions; of embeddings (N, D), the cosine of the two.
+            None where nothing was shifted.
+        consistent_and_same: how often the other, shown that other crop, answers what the original answers on the first
+            one. Who always answers the same is steady, but not so.
         relative_error: squared distance of the outputs over the squared distance of the original's from their mean
             over the pictures: 0 is the same, 1 no better than to answer every picture with that mean. Of several
             output tensors, the mean of theirs.
         same_labels: of label maps (N, K, h, w), the share of positions at which both have the same top-1.
+        original: what the original is called; '' where it is not known.
     """
 
     images: int
@@ -380,6 +482,12 @@ class Agreement:
     confidence_other: Estimate | None = None
     relative_error: float | None = None
     same_labels: Estimate | None = None
+    top5: Estimate | None = None
+    top1_in_top5: Estimate | None = None
+    cosine: Estimate | None = None
+    consistent: Estimate | None = None
+    consistent_and_same: Estimate | None = None
+    original: str = ""
 
     @property
     def kept(self) -> float:
@@ -407,6 +515,7 @@ class Measurement:
         skipped: of 'all' metrics, those that this model can't be measured by, and why.
         output: what the model's output was taken for; None in files of before.
         embedding, dense, detections: what 'consistency' is of models that give these.
+        agreement: with the model that it is compared with; None for that one, and for a model alone.
     """
 
     model: str
@@ -425,6 +534,9 @@ class Measurement:
     embedding: EmbeddingDrift | None = None
     dense: DenseDrift | None = None
     detections: DetectionShifts | None = None
+    agreement: Agreement | None = None
+    fractional: Fractional | None = None
+    lie_derivative: LieDerivative | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""

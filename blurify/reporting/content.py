@@ -154,7 +154,9 @@ class Row:
 
 
 def verdict(difference: Difference | None, better: str) -> str:
-    """Whether a difference is for the better: 'better', 'worse' or 'not clear'; 'unpaired' is added where it is.
+    """Whether a difference is for the better: 'better', 'worse' or 'not clear', or its caveat ('less sure').
+
+    'unpaired' is added where it is.
 
     Args:
         difference: the second less the first; '' is said of None, and of what is no number.
@@ -162,7 +164,7 @@ def verdict(difference: Difference | None, better: str) -> str:
     """
     if difference is None or not math.isfinite(difference.value):
         return ""
-    word = "not clear"
+    word = difference.caveat or "not clear"
     if difference.clear:
         word = "better" if (difference.value > 0) == (better == "higher") else "worse"
     return word if difference.paired else f"{word}, unpaired"
@@ -190,7 +192,8 @@ def mean_differences(report: Report, figures: Sequence[str]) -> tuple[Difference
             result.append(None)
             continue
         first, other = mean(held[0]), mean(values)
-        result.append(compared({"mean": (first, other)})["mean"] if first and other else None)
+        doubt = next(filter(None, (known[name].caveat for name in figures)), "")
+        result.append(replace(compared({"mean": (first, other)})["mean"], caveat=doubt) if first and other else None)
     return tuple(result)
 
 

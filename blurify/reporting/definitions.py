@@ -53,7 +53,10 @@ _DEFINITIONS = (
         "picture easy or hard for both drops out. The interval is a bootstrap of 10,000 resamples of the pictures, "
         "both networks with the same ones, between percentiles that are expanded for few pictures. Where every picture "
         "has an answer of yes or no, McNemar's exact test looks at those alone on which the networks differ. Each "
-        "figure is judged by itself: of many figures without any difference, some 5 of 100 are called better or worse.",
+        "figure is judged by itself: of many figures without any difference, some 5 of 100 are called better or worse. "
+        "Neither is said of a smaller change of a probability that is itself smaller by more than a tenth (less sure; "
+        "more sure the other way round), nor of answers that are steadier but right less often, or without labels, the "
+        "first network's less often (other answers).",
         "Efron and Tibshirani, An Introduction to the Bootstrap, 1993; Hesterberg, What Teachers Should Know About the "
         "Bootstrap, 2015; McNemar, Note on the Sampling Error of the Difference Between Correlated Proportions, 1947",
     ),

@@ -10,6 +10,7 @@ import os
 import struct
 import sys
 import termios
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -17,7 +18,16 @@ from torch import nn
 from blurify.cli import main
 from blurify.cli.measurements import print_measurements
 from blurify.cli.zoo import _print_table
-from tests.report_data import measurement
+from blurify.metrics.results import (
+    Agreement,
+    Consistency,
+    Estimate,
+    Fractional,
+    LayerError,
+    LieDerivative,
+    Measurement,
+)
+from tests.report_data import estimate, measurement
 
 
 class Stage(nn.Module):
@@ -74,6 +84,36 @@ RECORDS = [
 ]  # fmt: skip
 
 
+def beside(converted: bool) -> Measurement:
+    """Few pictures, by the metrics that tell most of two models; the second is less sure."""
+
+    def about(mean: float, width: float = 0.04) -> Estimate:
+        return estimate(mean, width, 48)
+
+    kept = Agreement(
+        48, about(0.875), about(0.6123, 0.1), about(0.96), about(0.71), about(0.42), top5=about(0.8208),
+        top1_in_top5=about(0.9792), cosine=about(0.9107), consistent=about(0.8542), consistent_and_same=about(0.8333),
+    ) if converted else None  # fmt: skip
+    small = 0.5 if converted else 1.0
+    change = [about(part * small) for part in (0.08, 0.05, 0.13)]
+    return measurement(
+        converted=converted, images=48, agreement=kept,
+        aliasing=None, equivariance=None, stability=None, worst_case=None,
+        consistency=Consistency(about(0.85), change[0], about(0.1), confidence=about(0.71 if not converted else 0.42)),
+        fractional=Fractional(
+            4, about(0.93), change[0], about(0.97), change[1], about(0.95), about(0.8125), change[2],
+            about(0.71 if not converted else 0.42),
+        ),
+        lie_derivative=LieDerivative(
+            tuple(
+                LayerError(name, "Sequential", (stride, stride), (64, 224 // stride, 224 // stride), about(0.5 * small))
+                for name, stride in (("layer1", 4), ("backbone.layer2.downsample", 8))
+            ),
+            32, (3, 224, 224), 1 / 32,
+        ),
+    )  # fmt: skip
+
+
 def show(folder: str) -> None:
     """All that is looked at, each under a line that says what it is."""
     spec, shape = "python:on_a_terminal:net", "1,3,64,64"
@@ -93,6 +133,11 @@ def show(folder: str) -> None:
     for count in (1, 2):
         print(f"=== measure {count}", flush=True)
         print_measurements([measurement(), measurement(converted=True)][:count])
+    print("=== measure beside", flush=True)
+    print_measurements([beside(False), beside(True)])
+    print("=== measure three", flush=True)
+    adapted = replace(beside(True), model="adapted.pt", lie_derivative=None)
+    print_measurements([beside(False), beside(True), adapted])
 
 
 if __name__ == "__main__":

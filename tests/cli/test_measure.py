@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -22,6 +23,8 @@ from blurify.cli.measuring import parse_numbers, parse_size
 from blurify.errors import BlurifyError
 from blurify.files import opening, sources
 from blurify.metrics import files, measuring, results
+from blurify.metrics.agreement import agreement
+from blurify.metrics.normalised import normalised
 from blurify.metrics.results import Consistency, Estimate, Measurement
 
 TRAINED, TUNED = "python:blurify.demo:trained_network", "python:blurify.demo:finetuned_network"
@@ -73,6 +76,18 @@ def tuned() -> nn.Module:
     return blurify.convert(net.eval(), example_inputs=torch.zeros(1, 3, 24, 28))
 
 
+class Blind(nn.Module):
+    """Always the last class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * x + torch.arange(float(x.shape[1]))
+
+
+def dense(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Conv2d(3, 4, 1)
+
+
 class OneByOne(Colour):
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > 1 and not x.is_meta:
@@ -93,8 +108,9 @@ MAKERS = {
     "colour": Colour, "net": Net, "five": lambda: Net(5), "fussy": Fussy, "features": Features,
     "colour-net": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     "broken": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Broken()),
-    "tuned": lambda: tuned(),
-    "dense": lambda: nn.Conv2d(3, 4, 1), "sound": lambda: nn.Conv1d(1, 4, 3),
+    "tuned": lambda: tuned(), "net-broken": lambda: nn.Sequential(Net(), Broken()),
+    "blind": lambda: nn.Sequential(Net(), Blind()), "dense-2": lambda: dense(1),
+    "dense": lambda: dense(), "sound": lambda: nn.Conv1d(1, 4, 3),
 }  # fmt: skip
 
 
@@ -174,15 +190,17 @@ class TestCommand:
         assert lines[1].startswith("6 pictures (") and "24x28 from 27x32, seed 0" in lines[1]
         assert lines[2] == "output (3) taken for classes: there are 3 class folders"
         assert lines[3].split() == ["figure", "colour"]
-        assert len(lines) == 4 + 4
+        assert len(lines) == 4 + 5
         assert re.fullmatch(r"consistency: same answer in two random crops +100\.00% \(60\.97\.\.100\.00\)", lines[5])
 
     def test_side_by_side_with_its_own_conversion(self, capsys: pytest.CaptureFixture[str]) -> None:
         out = run(capsys, TRAINED, "--convert", "--images", 24, "--device", "cpu")
-        remark, _, taken, heading, *rows = out.splitlines()
+        remark, _, taken, *rows = out.splitlines()
         assert taken.startswith("output (10) taken for classes: ")
         assert remark.startswith(f"{TRAINED} converted has exactly the weights of {TRAINED}")
-        assert heading.split() == ["figure", TRAINED, TRAINED, "converted", "difference"]
+        headings = [row.split() for row in rows if row.startswith(("agreement ", "figure "))]
+        models = [TRAINED, TRAINED, "converted", "difference"]
+        assert headings == [["agreement", "with", TRAINED], ["agreement", *models], ["figure", *models]]
         assert re.search(r"block2\.conv1 +conv +2x2 .* blurred +-\d\.\d\d points \(-\d\.\d\d\.\.-\d\.\d\d\) \*", out)
         assert rows[-1].startswith("* the 95% interval of the difference, picture by picture, leaves out 0")
         assert "unpaired" not in out
@@ -197,7 +215,8 @@ class TestCommand:
         (alone,) = measured(capsys, TRAINED, *options)
         assert alone == both[0]
         again = measured(capsys, TRAINED, TRAINED, *options)
-        assert again[0] == again[1] == alone
+        assert again[0] == dataclasses.replace(again[1], agreement=None) == alone
+        assert again[1].agreement is not None and again[1].agreement.kept == 1
         assert both[1].consistency is not None and both[0].consistency is not None
         assert both[1].consistency != both[0].consistency
         accuracy = both[1].consistency.accuracy
@@ -292,7 +311,7 @@ class TestCommand:
         options = ("dense", "--data", photos, *SMALL, "--images", "2", "--metrics", "all")
         (found,) = measured(capsys, *options)
         assert found.consistency is not None and found.stability is None and found.worst_case is None
-        assert set(found.skipped) == {"equivariance", "stability", "worst-case", "half-patch"}
+        assert set(found.skipped) == {"equivariance", "stability", "worst-case", "half-patch", "lie-derivative"}
         assert "no layer" in found.skipped["equivariance"] and "label map" in found.skipped["stability"]
         assert "stability of dense is not measured: " in run(capsys, *options, "-o", tmp_path / "found.json")
         assert files.read_measurements(tmp_path / "found.json") == (found,)
@@ -349,6 +368,114 @@ class TestCommand:
         assert done.returncode == 0 and "--canvas" in done.stdout
 
 
+class TestAgreement:
+    def test_it_comes_first_and_unasked(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics", "consistency")
+        lines = run(capsys, "net", "tuned", *options).splitlines()
+        start = lines.index("agreement with net")
+        assert lines[start + 1].split() == ["agreement", "net", "tuned", "difference"]
+        assert lines[start + 2].startswith("same answer ") and start < lines.index("steadiness")
+        first, second = measured(capsys, "net", "tuned", *options)
+        assert first.agreement is None and second.agreement is not None and second.agreement.original == "net"
+        geometry = metrics.Preprocessing((24, 28), (27, 32))
+        net, other = (metrics.Subject(MAKERS[name]().eval(), geometry, name) for name in ("net", "tuned"))
+        alone = agreement(net, other, metrics.open_folder(photos, geometry), shifted=True, batch_size=4)
+        assert second.agreement == alone
+        assert second.agreement.consistent == first.consistency.agreement  # the same crops
+        assert f"{second.agreement.same.value:.2%}" in lines[start + 2]
+
+    def test_alone(self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics", "agreement")
+        found = measured(capsys, "net", "--convert", *options)
+        assert [one.consistency for one in found] == [None, None] and found[1].agreement is not None
+        out = run(capsys, "net", "--convert", *options, "-o", tmp_path / "found.json")
+        assert "same answer" in out and "shift by one pixel" not in out
+        assert files.read_measurements(tmp_path / "found.json") == tuple(found)
+        assert "agreement is of two models: give MODEL2, or --convert" in error(capsys, "net", *options)
+
+    def test_the_difference_to_the_firsts_own_consistency(
+        self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run(capsys, "net", "blind", "--data", photos, *SMALL, "--no-labels", "-o", tmp_path / "found.json")
+        data = json.loads((tmp_path / "found.json").read_text())
+        found = data["measurements"][1]["agreement"]
+        told = data["difference"]["agreement.consistent"]
+        assert told["value"] == found["consistent_and_same"]["value"] - found["consistent"]["value"]
+        assert told["method"].startswith("paired") and told["n"] == 9
+
+    def test_label_maps_and_other_outputs(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = run(capsys, "dense", "dense-2", "--data", photos, *SMALL, "--metrics", "consistency")
+        assert re.search(r"^relative error of the outputs \(1: all is lost\) +- +\d\.\d{4} ", out, re.MULTILINE)
+        assert "same label, share of positions" in out and "consistent and same labels: two random crops" in out
+        assert "first five" not in out
+
+    def test_three_models(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Original, converted, and one with other weights: the others against the first."""
+        options = ("--data", photos, *SMALL, "--metrics", "consistency")
+        data = json.loads(run(capsys, "net", "tuned", "blind", *options, "--json"))
+        found = [Measurement.from_dict(entry) for entry in data["measurements"]]
+        assert [one.agreement and one.agreement.original for one in found] == [None, "net", "net"]
+        for other, told in zip(("tuned", "blind"), data["differences"], strict=True):
+            pair = json.loads(run(capsys, "net", other, *options, "--json"))
+            assert pair["measurements"] == [data["measurements"][0], data["measurements"][1 + (other == "blind")]]
+            assert pair["difference"] == told
+        lines = run(capsys, "net", "tuned", "blind", *options).splitlines()
+        assert [f"{letter}: {name}" for letter, name in zip("ABC", ("net", "tuned", "blind"), strict=True)] == lines[
+            2:5
+        ]
+        (heading,) = (line for line in lines if line.startswith("figure "))
+        assert heading.split() == ["figure", "net", "tuned", "blind", "B", "-", "A", "C", "-", "A"]
+        (row,) = (line for line in lines if line.startswith("consistent and same"))
+        assert row.count("points (") == 2 and row.count("%") == 3
+
+    def test_what_it_lacks_is_said(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics", "aliasing")
+        out = run(capsys, "net", "tuned", *options, "--canvas", "24,28")
+        assert "agreement under shifts of tuned is not measured: the canvas is no larger" in out
+        assert "same answer" in out and "consistent and same" not in out
+        assert "consistent and same: two circular shifts" in run(
+            capsys, "net", "tuned", *options, "--canvas", "24,28", "--circular"
+        )
+        out = run(capsys, "net", "net-broken", *options)
+        assert "agreement of net-broken is not measured: the output of net-broken is not finite" in out
+
+    def test_lost_confidence_is_not_called_better(self, capsys: pytest.CaptureFixture[str]) -> None:
+        out = run(capsys, TRAINED, "--convert", "--images", 60, "--device", "cpu", "--metrics", "consistency")
+        (row,) = (line for line in out.splitlines() if line.startswith("shift by one pixel: change"))
+        assert row.endswith("less sure") and "*" not in row
+        assert "\nless sure: the other model's top probability is lower by more than a tenth" in out
+
+
+class TestRates:
+    """mFR and mCE, as multiples of the first model's or of --reference's."""
+
+    def test_of_two_models_the_first_is_the_unit(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics", "stability", "--images", 6, "--labels")
+        first, second = measured(capsys, "colour", "net", *options)
+        (alone,) = measured(capsys, "net", *options)
+        (by,) = measured(capsys, "colour", *options)
+        assert first.stability.mce.value == pytest.approx(1) and alone.stability.mce is None
+        assert second.stability == normalised(alone.stability, by.stability, "colour")
+        assert "mCE: mean corruption error, over that of colour" in run(capsys, "colour", "net", *options)
+
+    def test_a_reference(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics", "stability", "--images", 4, "--labels")
+        (found,) = measured(capsys, "net", *options, "--reference", "colour")
+        (by,) = measured(capsys, "colour", *options)
+        assert found.stability.reference == "colour"
+        assert found.stability == normalised(found.stability, by.stability, "colour")
+        pair = measured(capsys, "net", "tuned", *options, "--reference", "tuned")
+        assert [one.stability.reference for one in pair] == ["tuned", "tuned"]
+        assert pair[1].stability.mce is None or pair[1].stability.mce.value == pytest.approx(1)
+
+    def test_bad_ones(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--data", photos, *SMALL, "--metrics")
+        assert "add --metrics stability" in error(capsys, "net", *options, "consistency", "--reference", "colour")
+        line = error(capsys, "net", *options, "stability", "--reference", "five")
+        assert "net tells 3 classes apart and five 5" in line
+        assert "there is no file nothing" in error(capsys, "net", *options, "stability", "--reference", "nothing")
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -389,7 +516,8 @@ class TestErrors:
             (["dense", "--labels"], "gives a label map, for which folders have no labels"),
             (["five", "--labels"], "--labels can't be had: the 3 class folders (blue, green, red)"),
             (["nothing"], "there is no file nothing"),
-            (["net", "net", "net"], "unexpected extra argument"),
+            (["net"] * 4, "unexpected extra argument"),
+            (["net", "net", "net", "--convert"], "leave it out where three are given"),
         ],
     )
     def test_options(
@@ -539,6 +667,31 @@ def test_sizes_numbers_and_devices() -> None:
     assert parse_numbers("--mean", "0.5,.25") == (0.5, 0.25) and parse_numbers("--mean", None) is None
     wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
     assert find_device("auto").type == wanted and find_device("cpu").type == "cpu"
+
+
+def test_a_file_of_before_is_read() -> None:
+    """Without what is new: no agreement, no confidence, no fractional shifts, no reference."""
+    estimate = Estimate(0.5, 0.4, 0.6, 10)
+    found = Measurement(
+        "m", "d", 10, consistency=Consistency(estimate, estimate, estimate), stability=results.Stability((), ())
+    )
+    data = found.to_dict()
+    for name in ("agreement", "fractional", "lie_derivative"):
+        del data[name]
+    del data["consistency"]["confidence"]
+    for name in ("reference", "mfr", "mce", "left_out"):
+        del data["stability"][name]
+    assert Measurement.from_dict(data) == found
+
+
+def test_of_three_models_each_differs_from_the_first() -> None:
+    def one(value: float) -> Measurement:
+        estimate = Estimate(value, value - 0.01, value + 0.01, 10)
+        return Measurement("m", "d", 10, consistency=Consistency(estimate, estimate, estimate))
+
+    data = files.as_json([one(0.2), one(0.4), one(0.7)])
+    assert [found["consistency.agreement"]["value"] for found in data["differences"]] == pytest.approx([0.2, 0.5])
+    assert "difference" not in data
 
 
 def test_results_need_no_torch() -> None:

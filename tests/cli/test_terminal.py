@@ -87,7 +87,7 @@ def test_pipe(piped: str) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_line_is_longer_than_the_terminal(on_terminal: dict[int, str], width: int) -> None:
     sections = re.split(r"^=== ", on_terminal[width], flags=re.MULTILINE)
-    assert len(sections) == 10
+    assert len(sections) == 12
     for section in sections:
         if "--wide" not in section.partition("\n")[0]:
             lines = [line for line in section.split("\n") if "# " not in line]  # commands are to be copied whole

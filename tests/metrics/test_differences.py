@@ -8,7 +8,7 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ from blurify.metrics.differences import (
     mcnemar,
     students_point,
 )
+from blurify.metrics.normalised import normalised
 from blurify.metrics.packing import pack, unpack
 from blurify.metrics.results import Estimate, Measurement
 
@@ -217,23 +218,50 @@ def pair() -> tuple[Measurement, Measurement]:
     canvases = torch.rand(8, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     pictures = metrics.TensorPictures(canvases, torch.tensor([0, 1, 2, 0, 1, 2, 0, -1]))
 
-    def measured(seed: int) -> Measurement:
+    def subject(seed: int) -> metrics.Subject:
         torch.manual_seed(seed)
         net = nn.Sequential(
             nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)
         )
-        return metrics.measure(metrics.Subject(net, geometry), pictures, ("all",))
+        return metrics.Subject(net, geometry)
 
-    return measured(1), measured(2)
+    original, other = subject(1), subject(2)
+    both = metrics.measure(original, pictures, ("all",)), metrics.measure(other, pictures, ("all",), original=original)
+    unit = both[0].stability
+    first, second = (replace(one, stability=normalised(one.stability, unit, "first")) for one in both)
+    return first, second
+
+
+def figures_in(value: object, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """Where there are estimates in a measurement: field by field, parts by their names, severities as one."""
+    if isinstance(value, Estimate):
+        return {path}
+    if isinstance(value, tuple):
+        named = [
+            (path if isinstance(item, Estimate) else (*path, next(iter(vars(item).values()))), item)
+            for item in value
+            if is_dataclass(item)
+        ]
+        return set().union(*(figures_in(item, where) for where, item in named))
+    if not is_dataclass(value):
+        return set()
+    return set().union(*(figures_in(getattr(value, part.name), (*path, part.name)) for part in fields(value)))
 
 
 def test_every_figure_of_a_measurement_has_a_paired_difference(pair: tuple[Measurement, Measurement]) -> None:
     found = differences(*pair)
     assert {name.split(".")[0] for name in found} == {
-        "consistency", "stability", "worst_case", "aliasing", "equivariance", "half_patch",
+        "consistency", "stability", "worst_case", "aliasing", "equivariance", "half_patch", "fractional",
+        "lie_derivative", "agreement",
     }  # fmt: skip
     assert all(one.method == PAIRED for one in found.values())
     first, second = pair
+    # Whatever is an estimate of both has one, by whatever name; and of the agreement, what is of both models.
+    of_both = figures_in(first) & figures_in(second)
+    assert (
+        len(of_both) > 60 and ("stability", "mce") in of_both and ("lie_derivative", "layers", "0", "error") in of_both
+    )
+    assert len(found) == len(of_both) + len({"agreement.confidence", "agreement.consistent"})
     assert found["consistency.accuracy"].n == 7 and found["consistency.agreement"].n == 8
     assert found["consistency.pixel_change"].p is None and found["consistency.pixel_flips"].p is not None
     for layer, other in zip(first.equivariance.layers, second.equivariance.layers, strict=True):
@@ -254,8 +282,11 @@ def test_other_pictures_or_crops_are_not_paired(pair: tuple[Measurement, Measure
         replace(second, settings={**second.settings, "crop": [8, 8]}),
     ):
         found = differences(first, changed)
-        assert found and not any(one.paired for one in found.values())
+        assert found and not any(one.paired for name, one in found.items() if not name.startswith("agreement."))
         assert not any(name.startswith("equivariance") for name in found)
+        assert not any(name.startswith("lie_derivative") for name in found)
+    with_another = replace(second, agreement=replace(second.agreement, original="another"))
+    assert not any(name.startswith("agreement") for name in differences(first, with_another))
     elsewhere = replace(
         second, data="./same", settings={**second.settings, "device": "cuda", "batch_size": 3, "mean": [0.0] * 3}
     )
@@ -298,7 +329,8 @@ def test_a_file_holds_the_differences_and_what_they_are_made_of(
     data = json.loads((tmp_path / "both.json").read_text())
     wanted = differences(*pair)
     assert data["difference"]["consistency.agreement"] == {
-        name: getattr(wanted["consistency.agreement"], name) for name in ("value", "low", "high", "method", "n", "p")
+        name: getattr(wanted["consistency.agreement"], name)
+        for name in ("value", "low", "high", "method", "n", "p", "caveat")
     }
     assert metrics.read_measurements(tmp_path / "both.json") == pair
     for name, measured in zip("ab", pair, strict=True):

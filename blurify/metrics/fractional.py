@@ -1,0 +1,136 @@
+"""Fractional shifts: how steady the answer is when a picture moves by less than a pixel.
+
+A camera does not move by whole pixels. A network may have learnt to follow one-pixel shifts of its training pictures
+and still alias in between, and a network that is exact for whole pixels (adaptive polyphase sampling) need not be so
+here (Michaeli et al., "Alias-Free Convnets: Fractional Shift Invariance via Polynomial Activations", CVPR 2023).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blurify.errors import BlurifyError
+from blurify.metrics.consistency import confidence, estimate, same_and_moved
+from blurify.metrics.resampling import seen_shifted, shifted
+from blurify.metrics.results import Fractional
+from blurify.metrics.sizes import dimensions
+from blurify.metrics.subject import Pictures, Subject, Watch, middle, no_answer
+
+PARTS = 4
+"""Of a pixel along each axis: shifts by quarters, 15 of them."""
+
+Shift = tuple[float, float]
+
+
+def fractional(
+    subject: Subject,
+    pictures: Pictures,
+    *,
+    parts: int = PARTS,
+    seed: int = 0,
+    batch_size: int = 64,
+    circular: bool = False,
+    watch: Watch | None = None,
+) -> Fractional:
+    """Compare a model's answers for a picture with those for the same picture moved by parts of a pixel.
+
+    The picture is moved by an ideal (Fourier) resampler, see `resampling`: half a pixel and a quarter along y, along x
+    and along both, and to every place of a grid of `parts` x `parts` within one pixel. By default the canvas is moved,
+    continued as in a mirror, and the middle cut out of it. The resampled picture is not clipped to 0..1.
+
+    Label maps of dense models, brought to the crop's size, are moved back by the same resampler. Unless `circular`,
+    what lies beyond their border is not known (it is taken as in a mirror), and an ideal resampler reaches far: an
+    eighth of the side is left out at each border.
+
+    Args:
+        subject: the model.
+        pictures: canvases larger than the model's input, unless `circular`.
+        parts: of a pixel; a multiple of 4, so that halves and quarters are among them.
+        seed: without effect, there is nothing random here; all metrics take one.
+        batch_size: pictures a forward.
+        circular: move the centre crop around, with what leaves on one side coming in on the other: then shifts are
+            exact for every picture without energy at the Nyquist frequency itself.
+        watch: told of each forward.
+
+    Raises:
+        BlurifyError: `parts` is no multiple of 4, the canvas leaves no margin, or outputs are not finite.
+    """
+    if parts < 4 or parts % 4:
+        raise BlurifyError(
+            f"{parts} parts of a pixel: give a multiple of 4, so that halves and quarters are among them"
+        )
+    geometry = subject.preprocessing
+    if not circular and any(there <= wanted for there, wanted in zip(geometry.canvas, geometry.crop, strict=True)):
+        raise BlurifyError(
+            f"the canvas ({dimensions(geometry.canvas)}) is no larger than the model's input "
+            f"({dimensions(geometry.crop)}), so there is no room to shift: give a larger --canvas, or --circular"
+        )
+    grid = [(y / parts, x / parts) for y in range(parts) for x in range(parts) if y or x]
+    halves, quarters = (_corners(by) for by in (0.5, 0.25))
+    found: dict[str, list[Tensor]] = {
+        name: []
+        for name in ("half", "half_change", "quarter", "quarter_change", "grid", "worst", "worst_change", "sure")
+    }
+    dense = False
+    total, done = math.ceil(len(pictures) / batch_size) * (1 + len(grid)), 0
+
+    def answers(shift: Shift) -> Tensor:
+        nonlocal done
+        crop = middle(canvases, geometry.crop)
+        # At (0, 0) too, though it changes nothing: the same arithmetic rounds alike.
+        seen = shifted(crop, *shift) if circular else seen_shifted(canvases, geometry.crop, *shift)
+        logits = subject(seen)
+        if bool(no_answer(logits)):
+            raise BlurifyError(
+                "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, "
+                "or measure it in float32"
+            )
+        done += 1
+        if watch is not None:
+            watch("fractional shifts", done, total)
+        return logits
+
+    for batch in pictures.batches(batch_size):
+        canvases = batch.canvases.to(subject.device, non_blocking=True)
+        here = answers((0.0, 0.0))
+        dense = here.ndim == 4
+        pairs = {shift: _compared(here, answers(shift), shift, geometry.crop, circular=circular) for shift in grid}
+        same, change = ({shift: pair[part] for shift, pair in pairs.items()} for part in (0, 1))
+        for name, shifts in (("half", halves), ("quarter", quarters)):
+            found[name].append(torch.stack([same[shift] for shift in shifts]).mean(0))
+            found[f"{name}_change"].append(torch.stack([change[shift] for shift in shifts]).mean(0))
+        found["grid"].append(torch.stack(list(same.values())).mean(0))
+        found["worst"].append(torch.stack(list(same.values())).amin(0))
+        found["worst_change"].append(torch.stack(list(change.values())).amax(0))
+        found["sure"].append(confidence(here))
+    sure = found.pop("sure")
+    answered = {"half", "quarter", "grid", "worst"}
+    estimates = {name: estimate(parts, yes_or_no=name in answered and not dense) for name, parts in found.items()}
+    return Fractional(
+        parts=parts, confidence=estimate(sure, yes_or_no=False), circular=circular, dense=dense, **estimates
+    )
+
+
+def _corners(by: float) -> tuple[Shift, Shift, Shift]:
+    """Moved along y, along x and along both."""
+    return (by, 0.0), (0.0, by), (by, by)
+
+
+def _compared(
+    here: Tensor, there: Tensor, shift: Shift, crop: tuple[int, int], *, circular: bool
+) -> tuple[Tensor, Tensor]:
+    """(N,) each: the share of equal top-1, and the change of the probability of the first; label maps moved back."""
+    if here.ndim == 2:
+        return same_and_moved(here, there)
+    if here.shape[2:] != crop:
+        here, there = (F.interpolate(logits, crop, mode="bilinear", align_corners=False) for logits in (here, there))
+    back = (-shift[0], -shift[1])
+    there = shifted(there, *back) if circular else seen_shifted(there, crop, *back)
+    if not circular:
+        inside = crop[0] - crop[0] // 8 * 2, crop[1] - crop[1] // 8 * 2
+        here, there = middle(here, inside), middle(there, inside)
+    return same_and_moved(here, there)
