@@ -164,7 +164,7 @@ def verdict(difference: Difference | None, better: str) -> str:
     """
     if difference is None or not math.isfinite(difference.value):
         return ""
-    word = difference.caveat or "not clear"
+    word = (difference.beyond_chance and difference.caveat) or "not clear"
     if difference.clear:
         word = "better" if (difference.value > 0) == (better == "higher") else "worse"
     return word if difference.paired else f"{word}, unpaired"
