@@ -192,8 +192,13 @@ def mean_differences(report: Report, figures: Sequence[str]) -> tuple[Difference
             result.append(None)
             continue
         first, other = mean(held[0]), mean(values)
-        doubt = next(filter(None, (known[name].caveat for name in figures)), "")
-        result.append(replace(compared({"mean": (first, other)})["mean"], caveat=doubt) if first and other else None)
+        if first is None or other is None:
+            result.append(None)
+            continue
+        found = compared({"mean": (first, other)})["mean"]
+        parts = (known[name] for name in figures)
+        doubts = (part.caveat for part in parts if part.caveat and part.value * found.value > 0)
+        result.append(replace(found, caveat=next(doubts, "")))
     return tuple(result)
 
 
