@@ -132,7 +132,7 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
             console.say(f"aliasing: {one.model} has no sites, it never subsamples with a stride")
     told = [difference for of_one in found for difference in of_one.values()]
     for caveat, why in caveats.MEANINGS.items():
-        if any(difference.caveat == caveat for difference in told):
+        if any(difference.caveat == caveat and difference.beyond_chance for difference in told):
             console.say(f"{caveat}: {why}")
     for paired, meaning in _MEANINGS.items():
         if any(difference.clear and difference.paired == paired for difference in told):
@@ -244,7 +244,7 @@ def _difference(one: Figure | None, other: Figure | None, found: Mapping[str, Di
         return text, text
     low, high = difference.low, difference.high
     ends = f"{100 * low:+.2f}..{100 * high:+.2f}" if one.share else f"{_number(low, '+')}..{_number(high, '+')}"
-    mark = f"{_CLEAR * difference.clear} {difference.caveat}".rstrip()
+    mark = _CLEAR * difference.clear or (f" {difference.caveat}" if difference.beyond_chance else "")
     return f"{text} ({ends}){mark}", f"{text}{mark}"
 
 

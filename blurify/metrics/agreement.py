@@ -14,6 +14,7 @@ from torch import Tensor
 from blurify.errors import BlurifyError
 from blurify.graph.structure import tensors_in
 from blurify.metrics.consistency import Places, amounts, compared, confidence, estimate, places_of, seen_at
+from blurify.metrics.outputs import as_scores, entry_in, in_order
 from blurify.metrics.results import Agreement, Estimate
 from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Batch, Pictures, Preprocessing, Subject, Watch, logits_of, middle, no_answer
@@ -94,7 +95,9 @@ def agreements(
                 found = [_Classes(original, other) for other in others]
             else:
                 # Anchors may happen to be as many as the pictures of a batch; they are never one.
-                whole = [len(seen) > 1 and not _is_one(tensor) for tensor in _floats(original.run(seen[:1]))]
+                whole = [
+                    len(seen) > 1 and not _is_one(tensor) for tensor in _floats(original, original.run(seen[:1]), 1)
+                ]
                 found = [_Outputs(original, other, whole) for other in others]
         for other, comparison in zip(others, found, strict=True):
             comparison.add(first, other.run(seen), len(seen))
@@ -151,7 +154,7 @@ class _Shifts:
         if here is not None and there is not None:
             self._answers = here.ndim == 2
             return compared(here, there, moves, self._geometry, circular=self._circular)[0]
-        pairs = list(zip(*map(_floats, outputs), strict=True))
+        pairs = list(zip(*(_floats(*pair, count) for pair in zip(models, outputs, strict=True)), strict=True))
         if not pairs or not all(a.ndim == 2 and a.shape == b.shape and len(a) == count for a, b in pairs):
             return None
         self._answers = False
@@ -176,8 +179,11 @@ def _scores(subject: Subject, output: Any, count: int) -> Tensor | None:
         output: what it returned.
         count: for how many pictures.
     """
+    taken = subject.decided
+    if taken is not None and taken.kind not in ("classes", "label-map"):
+        return None
     try:
-        found = logits_of(output, count)
+        found = logits_of(output, count) if taken is None else as_scores(_told(subject, output, count), taken)
     except BlurifyError:
         return None
     return found if found.dtype == torch.float64 else found.float()
@@ -196,8 +202,16 @@ def _cosines(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(empty[0] | empty[1], (empty[0] & empty[1]).double(), cosine)
 
 
-def _floats(output: Any) -> list[Tensor]:
-    return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+def _told(subject: Subject, output: Any, count: int) -> Any:
+    """What of an output is compared: the entry that was taken, in its order; where none was, and of detections, all."""
+    taken = subject.decided
+    if taken is None or taken.kind == "detections":
+        return output
+    return in_order(entry_in(output, taken, count), taken, subject.preprocessing.crop)
+
+
+def _floats(subject: Subject, output: Any, count: int) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(_told(subject, output, count)) if tensor.is_floating_point()]
 
 
 def _is_one(tensor: Tensor) -> bool:
@@ -269,7 +283,7 @@ class _Outputs:
 
     def add(self, first: Any, second: Any, count: int) -> None:
         """Take the outputs of both for `count` pictures."""
-        one, other = _floats(first), _floats(second)
+        one, other = (_floats(*pair, count) for pair in zip(self._models, (first, second), strict=True))
         if not one:
             raise BlurifyError(f"{self._models[0].name} returns no tensor of floats, so that nothing can be compared")
         _check_shapes(one, other, self._models)
@@ -377,7 +391,8 @@ def _check_shapes(one: Sequence[Tensor], other: Sequence[Tensor], models: Sequen
 
 
 def _other_outputs(models: Sequence[Subject], first: Any, second: Any) -> BlurifyError:
-    here, there = (" and ".join(str(tuple(tensor.shape)) for tensor in _floats(output)) for output in (first, second))
+    found = ([one for one in tensors_in(output) if one.is_floating_point()] for output in (first, second))
+    here, there = (" and ".join(str(tuple(tensor.shape)) for tensor in tensors) for tensors in found)
     return BlurifyError(
         f"{models[0].name} returns {here} and {models[1].name} {there}: give two models with the same outputs, such "
         "as one and its conversion"

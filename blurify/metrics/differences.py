@@ -79,14 +79,17 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the difference is beyond chance: 0 lies outside the interval, and no exact test says otherwise.
+        """Whether the difference is beyond chance, and nothing speaks against calling it better or worse."""
+        return self.beyond_chance and not self.caveat
 
-        Never with a caveat.
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether 0 lies outside the interval, and no exact test says otherwise.
 
         The bootstrap knows only pictures that were seen: where one model is right on five that the other gets wrong,
         and never the other way round, its interval leaves 0 out, though a fair coin does the same in 6 of 100 cases.
         """
-        return (self.low > 0 or self.high < 0) and (self.p is None or self.p < 0.05) and not self.caveat
+        return (self.low > 0 or self.high < 0) and (self.p is None or self.p < 0.05)
 
 
 def differences(first: Measurement, second: Measurement) -> dict[str, Difference]:

@@ -205,6 +205,11 @@ class Subject:
         """What the model's output is taken for (see `decide`)."""
         return self._taken if self._taken is not None else self.decide()
 
+    @property
+    def decided(self) -> Output | None:
+        """The same, where it was decided; None before, and for who takes anything for classes that may be."""
+        return self._taken if self._taken is not None or self._wanted is None else self.decide()
+
     def decide(self, *, folders: int | None = None, labelled: bool = False) -> Output:
         """Decide what the model's output is taken for, by one picture of noise, once and for all.
 

@@ -164,7 +164,7 @@ def verdict(difference: Difference | None, better: str) -> str:
     """
     if difference is None or not math.isfinite(difference.value):
         return ""
-    word = difference.caveat or "not clear"
+    word = (difference.beyond_chance and difference.caveat) or "not clear"
     if difference.clear:
         word = "better" if (difference.value > 0) == (better == "higher") else "worse"
     return word if difference.paired else f"{word}, unpaired"
@@ -192,8 +192,13 @@ def mean_differences(report: Report, figures: Sequence[str]) -> tuple[Difference
             result.append(None)
             continue
         first, other = mean(held[0]), mean(values)
-        doubt = next(filter(None, (known[name].caveat for name in figures)), "")
-        result.append(replace(compared({"mean": (first, other)})["mean"], caveat=doubt) if first and other else None)
+        if first is None or other is None:
+            result.append(None)
+            continue
+        found = compared({"mean": (first, other)})["mean"]
+        parts = (known[name] for name in figures)
+        doubts = (part.caveat for part in parts if part.caveat and part.value * found.value > 0)
+        result.append(replace(found, caveat=next(doubts, "")))
     return tuple(result)
 
 

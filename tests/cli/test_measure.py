@@ -661,6 +661,23 @@ def test_differences(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.count("-10.00 points (-25.00..+5.00)\n") == 3 and "*" not in out
 
 
+def test_a_caveat_stands_where_a_star_would(capsys: pytest.CaptureFixture[str]) -> None:
+    """And nowhere else: what is within chance needs no excuse."""
+
+    def one(change: Estimate, confidence: float) -> Measurement:
+        same, sure = Estimate(0.5, 0.4, 0.6, 10), Estimate(confidence, confidence - 0.01, confidence + 0.01, 10)
+        settings = {"crop": [1, 1], "canvas": [2, 2], "seed": 0}
+        return Measurement("m", "d", 10, settings, consistency=Consistency(same, change, same, confidence=sure))
+
+    before = one(Estimate(0.1, 0.09, 0.11, 10), 0.8)
+    for change, shown in ((Estimate(0.05, 0.04, 0.06, 10), True), (Estimate(0.09, 0.08, 0.1, 10), False)):
+        measurements.print_measurements([before, one(change, 0.4)])
+        out = capsys.readouterr().out
+        (row,) = (line for line in out.splitlines() if line.startswith("shift by one pixel: change"))
+        assert row.endswith(") less sure") == shown and row.endswith(")") != shown
+        assert ("less sure: " in out) == shown
+
+
 def test_sizes_numbers_and_devices() -> None:
     assert parse_size("--size", "224") == (224, 224) and parse_size("--size", "24, 32") == (24, 32)
     assert parse_size("--size", "24x32") == (24, 32) and parse_size("--size", None) is None

@@ -26,9 +26,9 @@ from blurify import cli, reporting
 from blurify.errors import BlurifyError
 from blurify.metrics.differences import PAIRED, UNPAIRED, Difference, differences
 from blurify.metrics.files import Context, write_measurements
-from blurify.metrics.results import Aliasing, Equivariance, Estimate, LayerMap, Measurement, Stability
+from blurify.metrics.results import Agreement, Aliasing, Equivariance, Estimate, LayerMap, Measurement, Stability
 from blurify.reporting import Report, charts, content, heatmaps, render, words, write_figures
-from tests.report_data import measurement, plan
+from tests.report_data import IMAGES, measurement, plan
 
 BEFORE, AFTER = measurement(), measurement(converted=True)
 HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>\"&{{ 7 * 7 }}</style>"
@@ -205,8 +205,22 @@ def test_verdicts(low: float, value: float, high: float, better: str, verdict: s
     if verdict:
         assert content.verdict(Difference(value, low, high, UNPAIRED, 9), better) == f"{verdict}, unpaired"
         assert content.verdict(Difference(value, low, high, PAIRED, 9, p=0.06), better) == "not clear"
-        assert content.verdict(Difference(value, low, high, PAIRED, 9, caveat="less sure"), better) == "less sure"
+        doubtful = Difference(value, low, high, PAIRED, 9, caveat="less sure")
+        assert content.verdict(doubtful, better) == ("not clear" if verdict == "not clear" else "less sure")
     assert content.verdict(None, better) == ""
+
+
+def test_the_mean_of_figures_with_a_caveat_has_it_too() -> None:
+    """The answers are others: that all flip rates together are lower is not better; that they are higher is worse."""
+    yes, no = (Estimate.of([float(n < bound) for n in range(IMAGES)]) for bound in (IMAGES, IMAGES // 5))
+    kept = Agreement(IMAGES, same=no, consistent=yes, consistent_and_same=no, original=BEFORE.model)
+    names = [f"stability.flip_rate.{item.perturbation}" for item in BEFORE.stability.flip_rates]
+    for first, second, caveat in ((BEFORE, AFTER, "other answers"), (AFTER, BEFORE, "")):
+        consistent = replace(second.consistency, accuracy=None)  # labels would know better
+        other = replace(second, consistency=consistent, agreement=replace(kept, original=first.model))
+        report = Report((replace(first, consistency=replace(first.consistency, accuracy=None)), other))
+        (found,) = content.mean_differences(report, names)
+        assert found is not None and found.beyond_chance and found.caveat == caveat
 
 
 def test_flip_rates_and_worst_case_and_means(full: Page) -> None:
