@@ -26,8 +26,9 @@ _KINDS = {
     "stability": ("classes",),
     "worst-case": ("classes",),
     "half-patch": ("classes", "label-map"),
+    "fractional": ("classes", "label-map"),
 }  # all others take any
-_OF_PICTURES = ("equivariance", "stability", "worst-case", "half-patch")
+_OF_PICTURES = ("equivariance", "stability", "worst-case", "half-patch", "fractional", "lie-derivative")
 _BOXES_BATCH = 8  # detectors see large pictures
 _WORDS = {
     "classes": "classes",

@@ -211,7 +211,7 @@ def _decode(path: Path, preprocessing: Preprocessing, row: Any) -> None:
         with Image.open(path) as opened:
             picture, largest = in_mode(ImageOps.exif_transpose(opened), preprocessing.channels)
         array = np.asarray(picture.resize((width, height), resample, _covering(picture.size, (width, height))))
-    except Image.UnidentifiedImageError as error:
+    except (Image.UnidentifiedImageError, ImportError) as error:  # ultralytics then looks for a decoder to import
         raise PictureError(f"{path} is not an image: take it out of the folder, or mend it") from error
     except Exception as error:  # decoders raise all sorts of things at damaged files
         raise PictureError(

@@ -421,7 +421,7 @@ class TestAgreement:
             assert pair["difference"] == told
         lines = run(capsys, "net", "tuned", "blind", *options).splitlines()
         assert [f"{letter}: {name}" for letter, name in zip("ABC", ("net", "tuned", "blind"), strict=True)] == lines[
-            2:5
+            3:6
         ]
         (heading,) = (line for line in lines if line.startswith("figure "))
         assert heading.split() == ["figure", "net", "tuned", "blind", "B", "-", "A", "C", "-", "A"]

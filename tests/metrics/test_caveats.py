@@ -138,10 +138,10 @@ def test_of_networks_that_are_known(other: nn.Module, figure: str, caveat: str) 
     for n, canvas in enumerate(canvases):
         canvas[n % 3] += 0.2
     pictures = TensorPictures(canvases)
-    original = Subject(Bright(5.0), GEOMETRY, "original")
+    original = Subject(Bright(5.0), GEOMETRY, "original", output="0:classes")
     metrics = ("consistency", "fractional")
     first = measure(original, pictures, metrics)
-    second = measure(Subject(other, GEOMETRY, "other"), pictures, metrics, original=original)
+    second = measure(Subject(other, GEOMETRY, "other", output="0:classes"), pictures, metrics, original=original)
     found = differences(first, second)[figure]
     assert found.caveat == caveat and caveat in MEANINGS and not found.clear
     assert found.beyond_chance  # by the interval alone it would be

@@ -179,7 +179,7 @@ def test_an_answer_can_be_steady_at_whole_pixels_and_not_between() -> None:
             value = 10 * (x.std((1, 2, 3)) - 0.25)
             return torch.stack([value, -value], 1)
 
-    subject = Subject(Contrast(), geometry())
+    subject = Subject(Contrast(), geometry(), output="0:classes")
     found = measure(subject, TensorPictures(stripes), ["consistency", "fractional"])
     assert found.consistency and found.consistency.agreement.value == 1 and found.consistency.pixel_flips.value == 0
     assert found.fractional and found.fractional.half.value == pytest.approx(1 / 3)  # along y alone nothing changes

@@ -323,7 +323,7 @@ def test_every_measurement_says_what_was_taken() -> None:
 def test_metrics_that_are_not_defined_are_skipped_or_refused() -> None:
     subject, pictures = subject_of(trunk()), TensorPictures(torch.rand(3, 3, 28, 28))
     found = measure(subject, pictures, ["all"])
-    assert set(found.skipped) == {"stability", "worst-case", "half-patch"}
+    assert set(found.skipped) == {"stability", "worst-case", "half-patch", "fractional"}
     assert all("gives an embedding" in reason for reason in found.skipped.values())
     assert found.embedding is not None and found.aliasing is not None and found.equivariance is not None
     for name in METRICS:

@@ -314,7 +314,8 @@ def test_metrics_of_pictures_are_refused(noise: Path) -> None:
     subject = Subject(Frames().eval(), used)
     found = measure(subject, signals, ["all"])
     assert found.consistency is not None and found.aliasing is not None
-    assert set(found.skipped) == {"equivariance", "stability", "worst-case", "half-patch"}
+    of_pictures = {"equivariance", "lie-derivative", "stability", "worst-case", "half-patch", "fractional"}
+    assert set(found.skipped) == of_pictures
     for name in found.skipped:
         with pytest.raises(BlurifyError, match=f"models of pictures only: leave {name} out"):
             measure(subject, signals, [name])
