@@ -10,6 +10,7 @@ from functools import cached_property
 from blurify.errors import BlurifyError
 from blurify.metrics.differences import Difference, compared, differences, pooled
 from blurify.metrics.differences import figures as figures_of
+from blurify.metrics.evidence import Evidence
 from blurify.metrics.pareto import ParetoTable
 from blurify.metrics.results import Consistency, Estimate, LayerMap, Measurement, WorstCase
 from blurify.metrics.trade_off import Ranking
@@ -34,6 +35,7 @@ class Report:
         ranking: of the sites by what converting each costs; None where they were not ranked.
         adapted: what adapting did to each model, one entry a measurement; empty where none was adapted.
         pareto: what partial conversions cost and buy; None where they were not looked at.
+        evidence: pictures, curves, maps, spectra and times of the same models; None where they were not gathered.
 
     Raises:
         BlurifyError: there are more measurements than three, or none, or a map that is no rectangle.
@@ -47,6 +49,7 @@ class Report:
     ranking: Ranking | None = None
     adapted: tuple[Adapted | None, ...] = ()
     pareto: ParetoTable | None = None
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.measurements) <= MOST:
