@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blurify.cli import console
-from blurify.cli.measuring import Choices, command_line, measured, with_choices
+from blurify.cli.measuring import Choices, Found, command_line, measured, with_choices
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
+    from blurify.metrics.evidence import Evidence
     from blurify.reporting import Report
 
 _MEASURED = ".json"
+
+
+@dataclass(frozen=True)
+class More:
+    """What a report shows besides figures, by its own options."""
+
+    pictures: bool = True
+    latency: bool = True
+    class_names: Path | None = None
 
 
 @with_choices
@@ -31,13 +43,29 @@ def report(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The page: one HTML file that needs nothing else.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The page: one HTML file that needs nothing else; or FILE.pdf."
+        ),
     ],
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the figures here too, as PNG and SVG.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     metrics: Annotated[str, typer.Option(metavar="LIST", help="As for blurify measure.")] = "all",
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Embed some of the pictures, such as those that flip.")
+    ] = True,
+    latency: Annotated[
+        bool, typer.Option("--latency/--no-latency", help="Time the models too: a few seconds.")
+    ] = True,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Names of the classes, one a line or as JSON.",
+            show_default="the model's own, or ImageNet's for 1000",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
     *,
     choices: Choices,
@@ -50,22 +78,30 @@ def report(
     with console.working("loading"):
         from blurify import reporting
         from blurify.files import atomic
+        from blurify.reporting import pdf
 
     for source in sources:
         if Path(source).expanduser().resolve() == output.expanduser().resolve():
             raise BlurifyError(f"{output} is what the report is made from: give --output another name")
     atomic.check_target(output, force=force)  # before the work, so that none is wasted
     reporting.require("jinja2")
+    printed = output.suffix.lower() == ".pdf"
+    if printed:
+        pdf.find_browser()
     if figures is not None:
         reporting.check_figures(figures, force=force)
     if json:
         raise BlurifyError("a report is a page: for JSON, blurify measure has --json")
     if any(_is_file(source) for source in sources):
-        found = _read([*sources, *_given(context, "metrics", *vars(choices))])
+        given = _given(context, "metrics", "pictures", "latency", "class_names", *vars(choices))
+        found = _read([*sources, *given])
     else:
-        found = _measured(sources, metrics, choices, command_line(context))
+        more = More(pictures=pictures, latency=latency, class_names=class_names)
+        found = _measured(sources, metrics, choices, more, command_line(context))
     with console.working("drawing"):
         page = reporting.render(found).encode()
+        if printed:
+            page = pdf.printed(page)
         written = reporting.write_figures(found, figures, force=force) if figures is not None else []
         atomic.write_bytes(output.expanduser(), page, force=force)
     console.say(f"wrote {output} ({len(page) / 1e3:.0f} kB)", style="bold")
@@ -114,11 +150,13 @@ def _read(paths: list[str]) -> Report:
         ranking=next((context.ranking for context in about if context.ranking is not None), None),
         adapted=adapted if any(adapted) else (),
         pareto=next((context.pareto for context in about if context.pareto is not None), None),
+        # It is of all models of one file: of several files, each has its own alone, and they don't go together.
+        evidence=about[0].evidence if len(about) == 1 else None,
     ).in_order
 
 
-def _measured(models: list[str], metrics: str, choices: Choices, command: str) -> Report:
-    """Measure as `blurify measure` does."""
+def _measured(models: list[str], metrics: str, choices: Choices, more: More, command: str) -> Report:
+    """Measure as `blurify measure` does, and gather what a page shows besides."""
     from blurify.reporting import MOST, Report
 
     if len(models) > MOST:
@@ -130,7 +168,32 @@ def _measured(models: list[str], metrics: str, choices: Choices, command: str) -
     found = measured(models, metrics, choices, command=command, in_context=True)
     about = found.context
     assert about is not None  # it was asked for
-    return Report(
+    ordered = Report(
         found.results, about.plan, about.command, about.versions, same_weights=about.same_weights,
         adapted=about.adapted, pareto=found.pareto,
     ).in_order  # fmt: skip
+    subjects = [found.subjects[found.results.index(measurement)] for measurement in ordered.measurements]
+    evidence = gathered(dataclasses.replace(found, subjects=tuple(subjects), results=ordered.measurements), choices, more)
+    return dataclasses.replace(ordered, evidence=evidence)
+
+
+def gathered(found: Found, choices: Choices, more: More) -> Evidence:
+    """All that a report measures besides the figures of `blurify measure`."""
+    from blurify.cli.devices import memory_errors
+    from blurify.metrics import class_names
+    from blurify.metrics.gathering import gather
+    from blurify.metrics.measuring import answer_shape
+
+    assert found.pictures is not None  # it was measured just now
+    shape = answer_shape(found.subjects[0])
+    if more.class_names is not None:
+        names = class_names.read_class_names(more.class_names, shape[0])
+    else:
+        names = class_names.class_names(shape[0], found.categories)
+    with memory_errors("a smaller --batch-size"), console.bar("pictures, curves and spectra") as watch:
+        return gather(
+            found.subjects, found.pictures, measurements=found.results,
+            plan=found.context.plan if found.context is not None else None, classes=names, seed=choices.seed,
+            batch_size=choices.batch_size, circular=choices.circular, shown=more.pictures, timed=more.latency,
+            watch=watch,
+        )  # fmt: skip

@@ -279,6 +279,20 @@ class Evidence:
     agreements: tuple[Agreement, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def models(self) -> set[int]:
+        """Of how many models the parts are: one number, unless something is wrong."""
+        counts = {len(curve.answers) for curve in self.curves} | {len(curve.probabilities) for curve in self.curves}
+        if self.flips is not None:
+            counts |= {len(self.flips.changed), *(len(flip.answers) for flip in self.flips.shown)}
+        if self.features is not None:
+            counts.add(len(self.features.maps))
+        if self.spectra is not None:
+            counts.add(len(self.spectra.models))
+        if self.latency is not None:
+            counts.add(len(self.latency.models))
+        return counts | ({len(self.agreements) + 1} if self.agreements else set())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""
         return {"format": FORMAT, **dataclasses.asdict(self)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -58,8 +56,3 @@ def spectrum(signal: Tensor, stride: tuple[int, ...], edges: tuple[float, ...]) 
     level = float(total.sum()) / max(len(total) - 1, 1)
     power = sums / counts.clamp(min=1) / (level if level > 0 else 1.0)
     return Spectrum(tuple(power.tolist()), above / whole if whole > 0 else 0.0)
-
-
-def decibels(power: float, floor: float = -80.0) -> float:
-    """10 log10, never below the floor."""
-    return max(10 * math.log10(power), floor) if power > 0 else floor

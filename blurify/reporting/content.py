@@ -12,7 +12,7 @@ from blurify.metrics.differences import Difference, compared, differences, poole
 from blurify.metrics.differences import figures as figures_of
 from blurify.metrics.evidence import Evidence
 from blurify.metrics.pareto import ParetoTable
-from blurify.metrics.results import Consistency, Estimate, LayerMap, Measurement, WorstCase
+from blurify.metrics.results import Agreement, Consistency, Estimate, LayerMap, Measurement, WorstCase
 from blurify.metrics.trade_off import Ranking
 from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
@@ -59,6 +59,10 @@ class Report:
             )
         if self.adapted and len(self.adapted) != len(self.measurements):
             raise BlurifyError(f"{len(self.adapted)} records of adapting for {len(self.measurements)} measurements")
+        if self.evidence is not None and not self.evidence.models <= {len(self.measurements)}:
+            raise BlurifyError(
+                f"the evidence is not of {len(self.measurements)} models, as the measurements are: measure again"
+            )
         for measured in self.measurements:
             for layer in measured.equivariance.layers if measured.equivariance else ():
                 if not layer.distances or not layer.distances[0] or len(set(map(len, layer.distances))) > 1:
@@ -195,6 +199,13 @@ def mean_differences(report: Report, figures: Sequence[str]) -> tuple[Difference
         first, other = mean(held[0]), mean(values)
         result.append(compared({"mean": (first, other)})["mean"] if first and other else None)
     return tuple(result)
+
+
+def agreement_of(report: Report, index: int) -> Agreement | None:
+    """How far one of the other models answers as the first does; None where that was not measured."""
+    found: Agreement | None = getattr(report.measurements[index], "agreement", None)
+    known = report.evidence.agreements if report.evidence is not None else ()
+    return found or (known[index - 1] if len(known) >= index else None)
 
 
 def consistency(report: Report) -> list[Row]:
@@ -338,6 +349,9 @@ class Layer:
         return all(len(found.distances) == len(found.distances[0]) == 1 for found in self.maps if found)
 
 
+_IDENTITIES = ("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "DropPath", "StochasticDepth")
+
+
 def layers(report: Report) -> list[Layer]:
     """The layers with maps, in the order in which they run; none where they were not measured."""
     found = [
@@ -348,6 +362,8 @@ def layers(report: Report) -> list[Layer]:
     for name in _names(found):
         maps = tuple(maps.get(name) for maps in found)
         like = next(item for item in maps if item is not None)
+        if like.kind in _IDENTITIES:  # they hand on what they get: their row is that of the layer before
+            continue
         result.append(Layer(name, like.kind, maps))
     return result
 

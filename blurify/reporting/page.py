@@ -14,9 +14,10 @@ from blurify.metrics.differences import Difference
 from blurify.metrics.pareto import ParetoPoint, ParetoTable
 from blurify.metrics.results import Estimate
 from blurify.metrics.sizes import amount, bytes_line, file_size
-from blurify.reporting import charts, content, filters, heatmaps, words
+from blurify.reporting import charts, content, evidence_page, filters, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.definitions import definitions
+from blurify.reporting.verdict import verdict
 
 if TYPE_CHECKING:
     from blurify.spec.adapted import Stage
@@ -81,8 +82,17 @@ def _page(report: Report) -> dict[str, Any]:
         "path": report.roles == ("original", "converted", "adapted"),
         "same_weights": report.same_weights,
         "pictures": _pictures(report),
-        "headlines": [_figure(row) for row in _headline_rows(report)] + _means(report, alike),
+        "verdict": verdict(report),
+        "headlines": evidence_page.agreements(report)
+        + [_figure(row) for row in _headline_rows(report)]
+        + _means(report, alike),
+        "flips": evidence_page.flips(report),
+        "curves": evidence_page.curves(report),
+        "against": evidence_page.agreement_against_aliasing(report),
+        "cost": evidence_page.cost(report),
+        "worst_site": evidence_page.worst_site(report),
         "missing": content.missing(report),
+        "without": evidence_page.missing(report),
         "differences": report.differences,
         "plan": _plan(report),
         "filters": filters.section(report.plan) if report.plan is not None else [],
@@ -111,8 +121,13 @@ def _page(report: Report) -> dict[str, Any]:
 
 _SECTIONS = (
     ("summary", "Summary", None),
+    ("flips", "Pictures whose answer flips", "flips"),
+    ("curves", "Probability against shift", "curves"),
+    ("against", "Agreement against aliasing", "against"),
+    ("cost", "Cost", "cost"),
     ("sites", "Sites", "plan"),
     ("filters", "Filters", "filters"),
+    ("worst-site", "The site that aliases most", "worst_site"),
     ("adapting", "Adapting", "adapting"),
     ("consistency", "Consistency", "consistency"),
     ("equivariance", "Equivariance maps", "equivariance"),
@@ -280,6 +295,11 @@ def _plan(report: Report) -> dict[str, Any] | None:
     return {
         "sites": [_site(number, site, shares) for number, site in enumerate(plan.sites, 1)],
         "shares": bool(curve),
+        "columns": [
+            "#", "Site", "Kind", "Kernel / stride", "Input → output", "Action", *["Aliasing"] * bool(curve),
+            "Extra multiply-adds", *["Extra bytes written", "Extra bytes kept"] * bool(plan.written is not None),
+            "Rule: where the blur goes, or why not",
+        ],
         "model": plan.model,
         "recipe": plan.recipe.name,
         "filter": plan.recipe.method.words(),
