@@ -56,13 +56,12 @@ def report(
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Embed some of the pictures, such as those that flip.")
     ] = True,
-    latency: Annotated[
-        bool, typer.Option("--latency/--no-latency", help="Time the models too: a few seconds.")
-    ] = True,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Time the models too: a few seconds.")] = True,
     class_names: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Names of the classes, one a line or as JSON.",
+            metavar="FILE",
+            help="Names of the classes, one a line or as JSON.",
             show_default="the model's own, or ImageNet's for 1000",
         ),
     ] = None,
@@ -173,7 +172,9 @@ def _measured(models: list[str], metrics: str, choices: Choices, more: More, com
         adapted=about.adapted, pareto=found.pareto,
     ).in_order  # fmt: skip
     subjects = [found.subjects[found.results.index(measurement)] for measurement in ordered.measurements]
-    evidence = gathered(dataclasses.replace(found, subjects=tuple(subjects), results=ordered.measurements), choices, more)
+    evidence = gathered(
+        dataclasses.replace(found, subjects=tuple(subjects), results=ordered.measurements), choices, more
+    )
     return dataclasses.replace(ordered, evidence=evidence)
 
 

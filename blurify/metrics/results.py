@@ -315,6 +315,12 @@ class Measurement:
     half_patch: HalfPatch | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        """The figures as a notebook shows them."""
+        from blurify.metrics.notebook import measurement_table  # which reads this module
+
+        return measurement_table(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""
         return {"format": FORMAT, **dataclasses.asdict(self)}

@@ -84,9 +84,7 @@ class Walk:
     steady: Tensor
 
 
-def walk(
-    subject: Subject, canvases: Tensor, path: Path, *, batch_size: int = 64, watch: Watch | None = None
-) -> Walk:
+def walk(subject: Subject, canvases: Tensor, path: Path, *, batch_size: int = 64, watch: Watch | None = None) -> Walk:
     """Run a classifier at each place of a path.
 
     Args:

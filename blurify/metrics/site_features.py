@@ -56,7 +56,9 @@ def site_features(
         for found, subject in zip(first, subjects, strict=True)
     ]
     pairs = [
-        None if one is None or other is None else (kept(one[0], stride)[0], moved_back(kept(other[0], stride), stride)[0])
+        None
+        if one is None or other is None
+        else (kept(one[0], stride)[0], moved_back(kept(other[0], stride), stride)[0])
         for one, other in zip(first, moved, strict=True)
     ]
     leading = next(pair for pair in pairs if pair is not None)

@@ -51,7 +51,9 @@ def spectrum(signal: Tensor, stride: tuple[int, ...], edges: tuple[float, ...]) 
     above, whole = energy_above(signal, stride).sum(1).tolist()
     total[0] = 0
     ring = torch.bucketize(place, torch.tensor(edges[1:-1], dtype=torch.float64), right=True)
-    counts = torch.zeros(len(edges) - 1, dtype=torch.float64).index_add_(0, ring[1:], torch.ones(len(ring) - 1).double())
+    counts = torch.zeros(len(edges) - 1, dtype=torch.float64).index_add_(
+        0, ring[1:], torch.ones(len(ring) - 1).double()
+    )
     sums = torch.zeros(len(edges) - 1, dtype=torch.float64).index_add_(0, ring, total)
     level = float(total.sum()) / max(len(total) - 1, 1)
     power = sums / counts.clamp(min=1) / (level if level > 0 else 1.0)

@@ -15,7 +15,7 @@ _QUALITY = 82
 
 
 def address(picture: Tensor) -> str:
-    """A picture (C, h, w) in 0..1, of 1 or 3 channels, as the `data:` address of a JPEG; large ones are made smaller."""
+    """A picture (C, h, w) in 0..1, as the `data:` address of a JPEG; large ones are made smaller."""
     from PIL import Image
 
     pixels = (picture.detach().cpu().clamp(0, 1) * 255).round().byte()

@@ -349,7 +349,16 @@ class Layer:
         return all(len(found.distances) == len(found.distances[0]) == 1 for found in self.maps if found)
 
 
-_IDENTITIES = ("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "DropPath", "StochasticDepth")
+_IDENTITIES = (
+    "Identity",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "AlphaDropout",
+    "DropPath",
+    "StochasticDepth",
+)
 
 
 def layers(report: Report) -> list[Layer]:

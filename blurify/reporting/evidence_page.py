@@ -27,7 +27,9 @@ def missing(report: Report) -> list[str]:
     """What of the evidence is not there, and why, in words."""
     found = report.evidence
     if found is None:
-        return ["pictures that flip, curves, feature maps, spectra and latency: a report of models has them, not of a file"]
+        return [
+            "pictures that flip, curves, feature maps, spectra and latency: a report of models has them, not of a file"
+        ]
     return [f"{NAMES[name]} ({why})" for name, why in found.missing.items() if name in NAMES]
 
 
@@ -46,7 +48,7 @@ def flips(report: Report) -> dict[str, Any] | None:
 
 
 def _flip(number: int, flip: Flip, roles: Sequence[str]) -> dict[str, Any]:
-    places = [_place(place) for place in flip.places]
+    places = [place_words(place) for place in flip.places]
     return {
         "number": number,
         "picture": flip.picture,
@@ -62,8 +64,8 @@ def _flip(number: int, flip: Flip, roles: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _place(place: tuple[int, int]) -> str:
-    """(0, -3) -> '3 px left'."""
+def place_words(place: tuple[int, int]) -> str:
+    """Where a window lies, from the middle: (0, -3) -> '3 px left'."""
     down, right = place
     parts = [
         f"{abs(value)} px {names[value > 0]}"

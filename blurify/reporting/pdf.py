@@ -13,6 +13,7 @@ from blurify.errors import BlurifyError, one_line
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 CHOSEN = "BLURIFY_BROWSER"
 _PATIENCE = 120.0  # seconds
+_INSTEAD = "write -o report.html, and print it from a browser"
 
 
 def find_browser() -> str:
@@ -45,8 +46,9 @@ def printed(page: bytes) -> bytes:
         source, target = Path(folder, "page.html"), Path(folder, "page.pdf")
         source.write_bytes(page)
         arguments = [
-            browser, "--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--no-pdf-header-footer",
-            "--disable-background-networking", "--disable-component-update", "--disable-extensions",
+            browser, "--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            "--no-pdf-header-footer", "--disable-background-networking", "--disable-component-update",
+            "--disable-extensions",
             f"--user-data-dir={Path(folder, 'profile')}", f"--print-to-pdf={target}", source.as_uri(),
         ]  # fmt: skip
         if hasattr(os, "geteuid") and os.geteuid() == 0:  # it refuses to run as root with its sandbox
@@ -57,14 +59,10 @@ def printed(page: bytes) -> bytes:
                 env={**os.environ, "HOME": folder, "XDG_CONFIG_HOME": folder},
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise BlurifyError(
-                f"{browser} did not print the page ({one_line(error)}): write -o report.html, and print it from a browser"
-            ) from error
+            raise BlurifyError(f"{browser} did not print the page ({one_line(error)}): {_INSTEAD}") from error
         data = target.read_bytes() if target.is_file() else b""
         if not data.startswith(b"%PDF"):
             said = done.stderr.decode(errors="replace").strip().splitlines()
             why = one_line(said[-1], 200) if said else f"exit code {done.returncode}"
-            raise BlurifyError(
-                f"{browser} did not print the page ({why}): write -o report.html, and print it from a browser"
-            )
+            raise BlurifyError(f"{browser} did not print the page ({why}): {_INSTEAD}")
     return data

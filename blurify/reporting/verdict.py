@@ -134,7 +134,9 @@ def of_conversion(others: Sequence[Other]) -> Verdict | None:
     if holds is False:
         worse = last.accuracy is not None and _direction(last.accuracy) == "worse"
         if last.adapted:
-            lead = "Less accurate than the original" if worse else "Too many answers changed to take the original’s place"
+            lead = (
+                "Less accurate than the original" if worse else "Too many answers changed to take the original’s place"
+            )
         else:
             lead = f"{'Less accurate' if worse else 'Not ready for use'} until it is adapted or fine-tuned"
         return Verdict(lead, text, "bad")
@@ -233,10 +235,9 @@ def _steady(other: Other) -> str:
         return ""
     text = f"two crops get the same answer in {_change(other.steady)}"
     found = other.agreement
-    if found is not None and found.confidence is not None and found.confidence_other is not None:
-        if found.confidence_other.high < found.confidence.low:  # what says little flips little, too
-            one, two = (words.percent(item.value) for item in (found.confidence, found.confidence_other))
-            text += f"; it is less sure of its answers, {one} → {two}"
+    before, after = (found.confidence, found.confidence_other) if found is not None else (None, None)
+    if before is not None and after is not None and after.high < before.low:  # what is unsure moves little, too
+        text += f"; it is less sure of its answers, {words.percent(before.value)} → {words.percent(after.value)}"
     return text
 
 
