@@ -208,6 +208,12 @@ def agreement_of(report: Report, index: int) -> Agreement | None:
     return found or (known[index - 1] if len(known) >= index else None)
 
 
+def less_sure(found: Agreement | None) -> bool:
+    """Whether a model is clearly less sure of its answers than the original: the two intervals do not overlap."""
+    before, after = (found.confidence, found.confidence_other) if found is not None else (None, None)
+    return before is not None and after is not None and after.high < before.low
+
+
 def consistency(report: Report) -> list[Row]:
     """The rows of the consistency section; none where it was not measured."""
     dense = any(measured.consistency and measured.consistency.dense for measured in report.measurements)

@@ -73,10 +73,11 @@ def _curves(report: Report) -> Figure | None:
             _line(axes, series, curve.shifts, values, marked=True)
         axes.set_ylim(-0.02, 1.02)
         axes.grid(axis="y")
+        axes.set_xticks(sorted({curve.shifts[0], 0, curve.shifts[-1]}))
         axes.set_xlabel(f"window moved {'right' if curve.axis == 'x' else 'down'}, pixels")
         answers = "\n".join(short(found.words, 34) for found in curve.answers)
         title(axes, f"{short(curve.picture, 30)}\n{answers}", fontsize=8)
-    figure.axes[0].set_ylabel("probability of the answer in the middle")
+    figure.axes[0].set_ylabel("probability of its answer")
     legend(report, figure, loc="outside lower left", ncols=2)
     return figure
 
@@ -117,7 +118,7 @@ def _features(report: Report) -> Figure | None:
         for (part, name), axes in zip(parts, row, strict=True):
             axes.imshow(part.shares, cmap=scale, vmin=0, vmax=1, interpolation="nearest")
             axes.set_axis_off()
-            error = f", {words.percent(maps.error)} in all channels" if name == "difference" else ""
+            error = f", all channels {words.percent(maps.error)}" if name == "difference" else ""
             who = f"{role}, " if len(report.roles) > 1 else ""
             title(axes, f"{who}{name}{error}", fontsize=7)
     text = f"Channel {found.channel} at {short(found.site)} under a shift of {found.shift} pixels"

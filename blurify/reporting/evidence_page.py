@@ -13,6 +13,7 @@ from blurify.reporting.content import Report
 from blurify.reporting.evidence_charts import Standing
 
 _DASH = "\N{EN DASH}"
+_RELATED = ("before", "original")  # what the first is where the plan is that of the others' conversion
 NAMES = {
     "flips": "pictures whose answer flips",
     "curves": "probability against shift",
@@ -265,7 +266,7 @@ def cost(report: Report) -> dict[str, Any] | None:
     rows = []
     for index, (role, timing) in enumerate(zip(report.roles, found.models, strict=True)):
         macs = _DASH
-        if plan is not None and plan.macs:
+        if plan is not None and plan.macs and (index == 0 or report.roles[0] in _RELATED):
             total = plan.macs + (plan.extra_macs if report.measurements[index].converted else 0)
             macs = amount(total) + (f" ({_signed_share(total / plan.macs - 1)})" if total != plan.macs else "")
         rows.append({"role": role, "macs": macs, **_times(timing, first=index == 0)})

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 _DASH = "\N{EN DASH}"
+_WIDE = 0.05  # as far as that from none, a difference that is not clear may yet be large
 _SMALL = 150.0  # pixels: height of a chart of one corruption
 
 
@@ -68,6 +69,7 @@ def _page(report: Report) -> dict[str, Any]:
     several = len(report.measurements)
     shown = content.layers(report)
     alike = [layer for layer in shown if layer.comparable]
+    unsure = [content.less_sure(content.agreement_of(report, index)) for index in range(1, several)]
     page: dict[str, Any] = {
         "title": report.measurements[0].model,
         "roles": [
@@ -84,7 +86,7 @@ def _page(report: Report) -> dict[str, Any]:
         "pictures": _pictures(report),
         "verdict": verdict(report),
         "headlines": evidence_page.agreements(report)
-        + [_figure(row) for row in _headline_rows(report)]
+        + [_figure(row, unsure) for row in _headline_rows(report)]
         + _means(report, alike),
         "flips": evidence_page.flips(report),
         "curves": evidence_page.curves(report),
@@ -97,7 +99,7 @@ def _page(report: Report) -> dict[str, Any]:
         "plan": _plan(report),
         "filters": filters.section(report.plan) if report.plan is not None else [],
         "adapting": _adapting(report),
-        "consistency": _rows_section(content.consistency(report)),
+        "consistency": _rows_section(content.consistency(report), unsure),
         "circular": any(item.consistency and item.consistency.circular for item in report.measurements),
         "dense": any(item.consistency and item.consistency.dense for item in report.measurements),
         "equivariance": _equivariance(report, shown),
@@ -153,13 +155,23 @@ def _headline_rows(report: Report) -> list[Row]:
     return content.consistency(report) + [row for row in content.worst_case(report) if row.name in wanted]
 
 
-def _figure(row: Row) -> dict[str, Any]:
-    """A row of a table of figures: label, one cell a measurement, the changes."""
+def _figure(row: Row, unsure: Sequence[bool] = ()) -> dict[str, Any]:
+    """A row of a table of figures: label, one cell a measurement, the changes.
+
+    Args:
+        row: the figures.
+        unsure: of each of the others, whether it is clearly less sure of its answers than the first: its probabilities
+            then move less for that alone, and that is not called better.
+    """
+    changes = [_change(difference, row.better) for difference in row.differences]
+    for change, less in zip(changes, unsure if row.name == "pixel_change" else (), strict=False):
+        if less and change["tone"] == "better":
+            change |= {"verdict": "smaller, but so is its confidence", "tone": ""}
     return {
         "label": row.label,
         "better": row.better,
         "cells": [_cell(item) for item in row.estimates],
-        "changes": [_change(difference, row.better) for difference in row.differences],
+        "changes": changes,
     }
 
 
@@ -168,6 +180,8 @@ def _change(difference: Difference | None, better: str, *, share: bool = True) -
     if difference is None:
         return {"change": "", "within": "", "verdict": "", "tone": ""}
     verdict = content.verdict(difference, better)
+    if share and verdict.startswith("not clear") and max(abs(difference.low), abs(difference.high)) > _WIDE:
+        verdict = f"too few pictures; {verdict}"
     low, high = (words.points(end) if share else _signed(end) for end in (difference.low, difference.high))
     return {
         "change": _amount_of_change(difference.value, share=share),
@@ -270,11 +284,11 @@ def _mean(values: Sequence[float | None]) -> float:
     return math.fsum(found) / len(found)
 
 
-def _rows_section(rows: list[Row]) -> dict[str, Any] | None:
+def _rows_section(rows: list[Row], unsure: Sequence[bool] = ()) -> dict[str, Any] | None:
     """A chart of intervals and its table."""
     if not rows:
         return None
-    return {"chart": charts.dots(rows), "rows": [_figure(row) for row in rows], "says": _says(rows)}
+    return {"chart": charts.dots(rows), "rows": [_figure(row, unsure) for row in rows], "says": _says(rows)}
 
 
 def _says(rows: Sequence[Row]) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 from blurify.metrics.differences import FEWEST, Difference
 from blurify.metrics.results import Agreement, Estimate
 from blurify.reporting import words
-from blurify.reporting.content import Report, agreement_of
+from blurify.reporting.content import Report, agreement_of, less_sure
 
 KEEPS = 0.9
 """The share of the original's answers that a conversion must keep to be of use in the original's place."""
@@ -87,8 +87,8 @@ def verdict(report: Report) -> Verdict | None:
         changes: dict[str, Change | None] = {}
         for name in ("agreement", "accuracy"):
             one, other = (getattr(item.consistency, name, None) for item in (first, measured))
-            both = one is not None and other is not None
-            changes[name] = Change(one, other, known.get(f"consistency.{name}")) if both else None
+            found = known.get(f"consistency.{name}")
+            changes[name] = Change(one, other, found) if one is not None and other is not None else None
         adapted = record is not None or (measured.converted and not report.same_weights and not len(rest) > 1)
         role = report.roles[index + 1] if len(rest) > 1 or not related else "converted"
         others.append(
@@ -235,8 +235,8 @@ def _steady(other: Other) -> str:
         return ""
     text = f"two crops get the same answer in {_change(other.steady)}"
     found = other.agreement
-    before, after = (found.confidence, found.confidence_other) if found is not None else (None, None)
-    if before is not None and after is not None and after.high < before.low:  # what is unsure moves little, too
+    if less_sure(found) and found is not None and found.confidence and found.confidence_other:
+        before, after = found.confidence, found.confidence_other  # what is unsure moves little, too
         text += f"; it is less sure of its answers, {words.percent(before.value)} → {words.percent(after.value)}"
     return text
 

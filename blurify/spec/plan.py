@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from blurify.errors import BlurifyError
+from blurify.spec import notebook
 from blurify.spec.alignment import Alignment, Drift, drift_from
 from blurify.spec.edits import Edit, SetStride, edit_from_dict, edit_to_dict, tuples
 from blurify.spec.methods import Method
-from blurify.spec import notebook
 from blurify.spec.overrides import Facts, facts_of
 from blurify.spec.reading import LONGEST, read_fields, require
 from blurify.spec.recipes import Recipe
@@ -172,7 +172,9 @@ class Plan:
         """The plan as a notebook shows it: what becomes of each site."""
         rows = [
             (
-                site.name, site.action, f"{site.kind} {notebook.times(site.kernel_size)} / {notebook.times(site.stride)}",
+                site.name,
+                site.action,
+                f"{site.kind} {notebook.times(site.kernel_size)} / {notebook.times(site.stride)}",
                 f"{notebook.times(site.input_shape[1:])} → {notebook.times(site.output_shape[1:])}",
                 site.placement if site.action == "blur" and site.placement else site.reason,
             )
