@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class More:
 
     pictures: bool = True
     latency: bool = True
-    class_names: Path | None = None
+    class_names: tuple[str, ...] = ()
 
 
 @with_choices
@@ -77,6 +78,7 @@ def report(
     with console.working("loading"):
         from blurify import reporting
         from blurify.files import atomic
+        from blurify.metrics.class_names import read_class_names
         from blurify.reporting import pdf
 
     for source in sources:
@@ -89,13 +91,14 @@ def report(
         pdf.find_browser()
     if figures is not None:
         reporting.check_figures(figures, force=force)
+    names = read_class_names(class_names) if class_names is not None else ()
     if json:
         raise BlurifyError("a report is a page: for JSON, blurify measure has --json")
     if any(_is_file(source) for source in sources):
         given = _given(context, "metrics", "pictures", "latency", "class_names", *vars(choices))
         found = _read([*sources, *given])
     else:
-        more = More(pictures=pictures, latency=latency, class_names=class_names)
+        more = More(pictures=pictures, latency=latency, class_names=names)
         found = _measured(sources, metrics, choices, more, command_line(context))
     with console.working("drawing"):
         page = reporting.render(found).encode()
@@ -186,11 +189,13 @@ def gathered(found: Found, choices: Choices, more: More) -> Evidence:
     from blurify.metrics.measuring import answer_shape
 
     assert found.pictures is not None  # it was measured just now
-    shape = answer_shape(found.subjects[0])
-    if more.class_names is not None:
-        names = class_names.read_class_names(more.class_names, shape[0])
-    else:
-        names = class_names.class_names(shape[0], found.categories)
+    names: tuple[str, ...] = ()
+    with contextlib.suppress(BlurifyError):  # a model without classes has no names for them
+        classes = answer_shape(found.subjects[0])[0]
+        names = class_names.class_names(classes, more.class_names or found.categories)
+        if more.class_names and len(more.class_names) != classes:  # not an error: all is measured already
+            names = ()
+            console.say(f"{len(more.class_names)} class names for {classes} classes: the page has numbers instead")
     with memory_errors("a smaller --batch-size"), console.bar("pictures, curves and spectra") as watch:
         return gather(
             found.subjects, found.pictures, measurements=found.results,

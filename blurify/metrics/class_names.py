@@ -28,11 +28,11 @@ def class_names(classes: int, categories: Sequence[str] = ()) -> tuple[str, ...]
     return tuple(text.partition(",")[0] for text in ImageNetInfo().label_descriptions())
 
 
-def read_class_names(path: str | Path, classes: int) -> tuple[str, ...]:
+def read_class_names(path: str | Path) -> tuple[str, ...]:
     """The names in a file: one a line, or a JSON list; JSON may also give names by number, {"0": "tench"}.
 
     Raises:
-        BlurifyError: there is no such file, or it does not name as many classes.
+        BlurifyError: there is no such file, or it is no list of names.
     """
     path = Path(path).expanduser()
     try:
@@ -52,6 +52,4 @@ def read_class_names(path: str | Path, classes: int) -> tuple[str, ...]:
         found = [line.strip() for line in text.splitlines()]
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise BlurifyError(f"{path} is no list of names: give one a line, in the order of the classes")
-    if len(found) != classes:
-        raise BlurifyError(f"{path} names {len(found)} classes, the model has {classes}: give one a line, in order")
     return tuple(found)

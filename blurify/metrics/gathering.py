@@ -18,12 +18,13 @@ from blurify.metrics.results import Measurement
 from blurify.metrics.shift_curves import path_for, shift_curves, walk
 from blurify.metrics.site_features import site_features
 from blurify.metrics.spectra import edges_for, spectrum
-from blurify.metrics.subject import Pictures, Subject, TensorPictures, Watch, middle
+from blurify.metrics.subject import Pictures, Subject, Watch, middle
 from blurify.metrics.thumbnails import name_of
 from blurify.spec.plan import Plan
 
 IMAGES = 16
 """Pictures that shift; the first of them are those that features and spectra are of."""
+PARTS = ("flips", "curves", "features", "spectra", "latency")
 _SPECTRA = 8
 _BATCH = 16
 
@@ -64,6 +65,8 @@ def gather(
     """
     chosen = spread_choice(len(pictures), images, seed)
     few = _few(pictures, images, seed)
+    if few.ndim != 4:
+        return Evidence(missing=dict.fromkeys(PARTS, "it is shown of pictures only"))
     names = [name_of(pictures, index) for index in chosen]
     geometry = subjects[0].preprocessing
     found: dict[str, Any] = {}
@@ -75,19 +78,13 @@ def gather(
         except BlurifyError as error:
             missing[name] = str(error)
 
-    def answers() -> None:
+    try:
         path = path_for(geometry, circular=circular)
-        walks = [
-            walk(subject, few.canvases, path, batch_size=min(batch_size, _BATCH), watch=watch) for subject in subjects
-        ]
-        rest = (walks, few.canvases, path, geometry, names, classes)
-        found["flips"] = flips(*rest, pictures=shown)
-        found["curves"] = shift_curves(*rest, pictures=shown)
-
-    attempt("walks", answers)
-    found.pop("walks", None)
-    if "walks" in missing:
-        missing["flips"] = missing["curves"] = missing.pop("walks")
+        walks = [walk(subject, few, path, batch_size=min(batch_size, _BATCH), watch=watch) for subject in subjects]
+        found["flips"] = flips(walks, few, path, geometry, names, classes, pictures=shown)
+        found["curves"] = shift_curves(walks, few, path, geometry, names, classes, pictures=shown)
+    except BlurifyError as error:
+        missing["flips"] = missing["curves"] = str(error)
     # A measurement may know already, and then on all pictures.
     known = [getattr(measured, "agreement", None) for measured in measurements[1:]]
     if len(subjects) > 1 and not all(known):
@@ -99,7 +96,7 @@ def gather(
     if site is None:
         missing["features"] = missing["spectra"] = "no site was measured"
     else:
-        seen = middle(few.canvases, geometry.crop)
+        seen = middle(few, geometry.crop)
         attempt("spectra", lambda: _spectra(subjects, seen[:_SPECTRA], site))
         attempt("features", lambda: site_features(subjects, seen[:1], site, names[0], pictures=shown))
     if timed:
@@ -123,10 +120,9 @@ def worst_site(measurements: Sequence[Measurement], plan: Plan | None) -> str | 
     return max(sites, key=lambda site: site.share.value).site if sites else None
 
 
-def _few(pictures: Pictures, images: int, seed: int) -> TensorPictures:
-    """Some pictures, in memory."""
-    batches = list(some_of(pictures, images, seed).batches(_BATCH))
-    return TensorPictures(torch.cat([batch.canvases for batch in batches]), name=pictures.name)
+def _few(pictures: Pictures, images: int, seed: int) -> torch.Tensor:
+    """Some pictures, in memory: (N, C, H, W) in 0..1."""
+    return torch.cat([batch.canvases for batch in some_of(pictures, images, seed).batches(_BATCH)])
 
 
 def _spectra(subjects: Sequence[Subject], seen: torch.Tensor, site: str) -> SiteSpectra:
