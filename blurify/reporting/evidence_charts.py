@@ -13,6 +13,7 @@ from blurify.reporting.charts import CurveChart, Line, Mark, Tick, share, ticks_
 from blurify.reporting.words import FLOOR, decibels
 
 _FIRST, _LAST = 14.0, 97.0  # percent, as of the other charts
+_LAST_WIDE = 92.0  # where the last text of the axis is wide
 _TOP, _AXIS = 18.0, 24.0  # pixels
 
 
@@ -109,7 +110,7 @@ def standings(found: Sequence[Standing], *, height: float = 200.0) -> CurveChart
     right = ticks_to(max(item.aliasing for item in found))
 
     def across(value: float) -> float:
-        return _FIRST + (_LAST - _FIRST) * value / right[-1]
+        return _FIRST + (_LAST_WIDE - _FIRST) * value / right[-1]
 
     def down(value: float) -> float:
         return bottom - height * value
