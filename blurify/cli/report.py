@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blurify.cli import console
-from blurify.cli.measuring import Choices, Found, command_line, measured, with_choices
+from blurify.cli.gathering import More, gathered
+from blurify.cli.measuring import Choices, command_line, measured, with_choices
 from blurify.errors import BlurifyError
 
 if TYPE_CHECKING:
-    from blurify.metrics.evidence import Evidence
     from blurify.reporting import Report
 
 _MEASURED = ".json"
-
-
-@dataclass(frozen=True)
-class More:
-    """What a report shows besides figures, by its own options."""
-
-    pictures: bool = True
-    latency: bool = True
-    class_names: tuple[str, ...] = ()
 
 
 @with_choices
@@ -179,27 +168,3 @@ def _measured(models: list[str], metrics: str, choices: Choices, more: More, com
         dataclasses.replace(found, subjects=tuple(subjects), results=ordered.measurements), choices, more
     )
     return dataclasses.replace(ordered, evidence=evidence)
-
-
-def gathered(found: Found, choices: Choices, more: More) -> Evidence:
-    """All that a report measures besides the figures of `blurify measure`."""
-    from blurify.cli.devices import memory_errors
-    from blurify.metrics import class_names
-    from blurify.metrics.gathering import gather
-    from blurify.metrics.measuring import answer_shape
-
-    assert found.pictures is not None  # it was measured just now
-    names: tuple[str, ...] = ()
-    with contextlib.suppress(BlurifyError):  # a model without classes has no names for them
-        classes = answer_shape(found.subjects[0])[0]
-        names = class_names.class_names(classes, more.class_names or found.categories)
-        if more.class_names and len(more.class_names) != classes:  # not an error: all is measured already
-            names = ()
-            console.say(f"{len(more.class_names)} class names for {classes} classes: the page has numbers instead")
-    with memory_errors("a smaller --batch-size"), console.bar("pictures, curves and spectra") as watch:
-        return gather(
-            found.subjects, found.pictures, measurements=found.results,
-            plan=found.context.plan if found.context is not None else None, classes=names, seed=choices.seed,
-            batch_size=choices.batch_size, circular=choices.circular, shown=more.pictures, timed=more.latency,
-            watch=watch,
-        )  # fmt: skip

@@ -28,9 +28,7 @@ def missing(report: Report) -> list[str]:
     """What of the evidence is not there, and why, in words."""
     found = report.evidence
     if found is None:
-        return [
-            "pictures that flip, curves, feature maps, spectra and latency: a report of models has them, not of a file"
-        ]
+        return ["pictures that flip, curves, feature maps, spectra and latency: blurify measure --evidence takes them"]
     return [f"{NAMES[name]} ({why})" for name, why in found.missing.items() if name in NAMES]
 
 

@@ -285,3 +285,14 @@ def test_measurements_may_know_their_agreement() -> None:
     known = Knows(**{name: getattr(AFTER, name) for name in AFTER.__dataclass_fields__})
     assert content.agreement_of(Report((BEFORE, known)), 1) is Knows.agreement
     assert content.agreement_of(Report((BEFORE, AFTER)), 1) is None
+
+
+def test_measure_keeps_them_for_a_report_made_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, path = "python:blurify.demo:trained_network", tmp_path / "m.json"
+    options = [model, "--convert", "--images", "3", "--metrics=aliasing", "--evidence"]
+    assert cli.main(["measure", *options, "-o", str(path)]) == 0, capsys.readouterr().err
+    assert cli.main(["report", str(path), "-o", str(tmp_path / "r.html")]) == 0
+    assert "Probability against shift" in Page((tmp_path / "r.html").read_text(encoding="utf-8")).sections()
+    capsys.readouterr()
+    assert cli.main(["measure", *options]) == 2
+    assert capsys.readouterr().err.startswith("error: --evidence goes into a file")
