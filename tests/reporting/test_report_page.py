@@ -435,3 +435,15 @@ def test_what_a_screen_reader_is_told_of_evidence(browser: Browser, evident: Pat
 def test_labels_of_evidence_do_not_touch(browser: Browser, evident: Path) -> None:
     for width in (390, 1280):
         test_labels_of_charts_do_not_touch(browser, evident, width)
+
+
+def test_paper_cuts_no_table(browser: Browser, evident: Path) -> None:
+    """A4 between its margins, at 96 dots an inch."""
+    browser.open(evident, width=718, height=1000)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    assert browser.run("document.documentElement.scrollWidth") <= 718
+    beyond = browser.run(
+        "[...document.querySelectorAll('table, img, svg')].filter(item => item.getBoundingClientRect().right > 719)"
+        ".map(item => item.outerHTML.slice(0, 80))"
+    )
+    assert beyond == []
