@@ -220,6 +220,7 @@ def agreements(report: Report) -> list[dict[str, Any]]:
     rows = []
     for label, better, name in (
         (f"Same answer as {own}", "higher", "same"),
+        (f"First five classes among those of {own}", "higher", "top5"),
         (f"Same where {own} is sure", "higher", "sure"),
         (f"Same labels as {own}", "higher", "same_labels"),
         (f"Divergence from {own}, nats", "lower", "divergence"),

@@ -17,6 +17,7 @@ from blurify.metrics.sizes import amount, bytes_line, file_size
 from blurify.reporting import charts, content, evidence_page, filters, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.definitions import definitions
+from blurify.reporting.further import further
 from blurify.reporting.verdict import verdict
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def _page(report: Report) -> dict[str, Any]:
         "pareto": _pareto(report.pareto),
         "stability": _stability(report),
         "worst_case": _worst_case(report),
+        "further": _further(report),
         "methods": definitions(report),
         "settings": _settings(report),
         "command": report.command,
@@ -138,6 +140,7 @@ _SECTIONS = (
     ("pareto", "Partial conversions by cost", "pareto"),
     ("stability", "Stability", "stability"),
     ("worst-case", "Worst case", "worst_case"),
+    ("further", "Further figures", "further"),
     ("methods", "What the figures mean", None),
     ("again", "How to measure this again", None),
 )
@@ -179,7 +182,7 @@ def _change(difference: Difference | None, better: str, *, share: bool = True) -
     """The cell of the change: how large it is, its interval, what that allows to say."""
     if difference is None:
         return {"change": "", "within": "", "verdict": "", "tone": ""}
-    verdict = content.verdict(difference, better)
+    verdict = content.verdict(difference, better) if better else ""
     if share and verdict.startswith("not clear") and max(abs(difference.low), abs(difference.high)) > _WIDE:
         verdict = f"too few pictures; {verdict}"
     low, high = (words.points(end) if share else _signed(end) for end in (difference.low, difference.high))
@@ -652,6 +655,31 @@ def _corruption(curve: Curve) -> dict[str, Any]:
         "points": curve.points,
         "series": [[_cell(item) for item in part] for part in curve.series],
     }
+
+
+def _further(report: Report) -> list[dict[str, Any]]:
+    """Tables of the figures that have no section of their own."""
+    return [
+        {
+            "title": title,
+            "rows": [
+                {
+                    "label": row.label,
+                    "better": row.better,
+                    "cells": [_cell(item) if row.share else _number(item) for item in row.estimates],
+                    "changes": [_change(item, row.better, share=row.share) for item in row.differences],
+                }
+                for row in rows
+            ],
+        }
+        for title, rows in further(report)
+    ]
+
+
+def _number(item: Estimate | None) -> dict[str, str]:
+    if item is None:
+        return _cell(None)
+    return {"value": f"{item.value:.4g}", "interval": words.signed(f"{item.low:.4g} to {item.high:.4g}")}
 
 
 def _worst_case(report: Report) -> dict[str, Any] | None:

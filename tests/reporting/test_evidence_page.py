@@ -296,3 +296,20 @@ def test_measure_keeps_them_for_a_report_made_elsewhere(tmp_path: Path, capsys: 
     capsys.readouterr()
     assert cli.main(["measure", *options]) == 2
     assert capsys.readouterr().err.startswith("error: --evidence goes into a file")
+
+
+def test_metrics_without_a_section_have_a_table() -> None:
+    """A metric that is new to the page shows all the same."""
+    from blurify.metrics.results import Estimate, HalfPatch
+
+    def patch(right: int) -> HalfPatch:
+        steady = Estimate.of([float(index < right) for index in range(100)])
+        return HalfPatch((16, 16), steady, Estimate.of([0.1] * 100, yes_or_no=False), steady, steady)
+
+    pair = Report(tuple(replace(item, half_patch=patch(n)) for item, n in ((BEFORE, 50), (AFTER, 90))), plan())
+    page = Page(render(pair))
+    assert "Further figures" in page.sections()
+    rows = page.table("Shifts by parts of a patch")
+    assert rows["Half higher is better"][0].startswith("50.0%") and rows["Half higher is better"][2].endswith("better")
+    assert rows["Half change lower is better"][2].endswith("not clear")
+    assert "Further figures" not in Page(render(report())).sections()
