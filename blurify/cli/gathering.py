@@ -27,13 +27,12 @@ class More:
 def gathered(found: Found, choices: Choices, more: More) -> Evidence:
     """All that a report measures besides the figures of `blurify measure`."""
     from blurify.metrics import class_names
-    from blurify.metrics.gathering import gather
-    from blurify.metrics.measuring import answer_shape
+    from blurify.metrics.gathering import count_classes, gather
 
     assert found.pictures is not None  # it was measured just now
     names: tuple[str, ...] = ()
     with contextlib.suppress(BlurifyError):  # a model without classes has no names for them
-        classes = answer_shape(found.subjects[0])[0]
+        classes = count_classes(found.subjects[0])
         names = class_names.class_names(classes, more.class_names or found.categories)
         if more.class_names and len(more.class_names) != classes:  # not an error: all is measured already
             names = ()

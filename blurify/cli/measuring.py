@@ -205,8 +205,8 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     ]
     first = opened[0][1]
     return Found(
-        tuple(results), about, tuple(dict.fromkeys(filter(None, notes))), table, tuple(subjects), shown,
-        preprocessing.declared(first.model, first.source.arch).categories,
+        tuple(results), about, tuple(dict.fromkeys(filter(None, notes))), table, subjects=tuple(subjects),
+        pictures=shown, categories=preprocessing.declared(first.model, first.source.arch).categories,
     )  # fmt: skip
 
 

@@ -69,6 +69,7 @@ def gather(
         return Evidence(missing=dict.fromkeys(PARTS, "it is shown of pictures only"))
     names = [name_of(pictures, index) for index in chosen]
     geometry = subjects[0].preprocessing
+    shown = shown and min(geometry.crop) > 1  # a signal is no picture to look at
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
 
@@ -102,6 +103,12 @@ def gather(
     if timed:
         attempt("latency", lambda: latency(subjects, watch=watch))
     return Evidence(**found, missing=missing)
+
+
+def count_classes(subject: Subject) -> int:
+    """How many classes a model tells apart, by one black picture. Raises BlurifyError where it gives something else."""
+    geometry = subject.preprocessing
+    return subject(torch.zeros(1, geometry.channels, *geometry.crop)).shape[1]
 
 
 def worst_site(measurements: Sequence[Measurement], plan: Plan | None) -> str | None:

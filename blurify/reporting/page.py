@@ -183,7 +183,9 @@ def _change(difference: Difference | None, better: str, *, share: bool = True) -
     if difference is None:
         return {"change": "", "within": "", "verdict": "", "tone": ""}
     verdict = content.verdict(difference, better) if better else ""
-    if share and verdict.startswith("not clear") and max(abs(difference.low), abs(difference.high)) > _WIDE:
+    if caveat := getattr(difference, "caveat", ""):  # the figure is not what it looks like, whatever its interval
+        verdict = f"neither better nor worse: {caveat}"
+    elif share and verdict.startswith("not clear") and max(abs(difference.low), abs(difference.high)) > _WIDE:
         verdict = f"too few pictures; {verdict}"
     low, high = (words.points(end) if share else _signed(end) for end in (difference.low, difference.high))
     return {

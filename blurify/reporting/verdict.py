@@ -206,6 +206,8 @@ def _direction(change: Change | None) -> str:
     found = change.difference if change is not None else None
     if found is None or not math.isfinite(found.value):
         return "" if change is None else "few"
+    if getattr(found, "caveat", ""):  # it is not what it looks like
+        return ""
     if found.clear and found.n >= FEWEST:
         return "better" if found.value > 0 else "worse"
     return "none" if max(abs(found.low), abs(found.high)) <= CLOSE else "few"

@@ -140,3 +140,14 @@ def test_what_a_model_does_not_allow_is_left_out_with_the_reason() -> None:
     tight = Preprocessing((20, 20), (20, 20), channels=3)
     found = gather([Subject(network(), tight)], pictures, timed=False)
     assert "no room to shift" in found.missing["curves"]
+
+
+def test_signals_are_not_shown_as_pictures() -> None:
+    """A signal is a picture of one row."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, (1, 9), padding=(0, 4)), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.AdaptiveAvgPool2d(1)
+    )
+    net = nn.Sequential(*net, nn.Flatten(), nn.Linear(4, 3)).eval()
+    geometry = Preprocessing((1, 64), (1, 80), channels=1, mean=(0.0,), std=(1.0,))
+    found = gather([Subject(net, geometry)], TensorPictures(torch.rand(3, 1, 1, 80)), timed=False)
+    assert found.curves and found.curves[0].axis == "x" and "data:image" not in json.dumps(found.to_dict())

@@ -167,6 +167,14 @@ def test_too_few_pictures_is_said_where_the_interval_is_wide(low: float, high: f
     assert found["verdict"] == said
 
 
+def test_a_caveat_is_said_in_place_of_better() -> None:
+    class Doubted(Difference):
+        caveat = "other answers"
+
+    found = _change(Doubted(0.2, 0.1, 0.3, PAIRED, 20), "higher")
+    assert found["verdict"] == "neither better nor worse: other answers"
+
+
 def test_cost_has_times_beside_multiply_adds(full: Page) -> None:
     rows = full.table("Multiply-adds and times")
     assert rows["before"] == ["1.81 G", "20 ms 19 ms to 31 ms", "–", "20 ms"]
