@@ -192,7 +192,7 @@ def _change(difference: Difference | None, better: str, *, share: bool = True) -
         "change": _amount_of_change(difference.value, share=share),
         "within": f"{low} to {high}",
         "verdict": verdict,
-        "tone": verdict.partition(",")[0] if difference.clear else "",
+        "tone": tone if difference.clear and (tone := verdict.partition(",")[0]) in ("better", "worse") else "",
     }
 
 

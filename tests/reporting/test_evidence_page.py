@@ -172,7 +172,7 @@ def test_a_caveat_is_said_in_place_of_better() -> None:
         caveat = "other answers"
 
     found = _change(Doubted(0.2, 0.1, 0.3, PAIRED, 20), "higher")
-    assert found["verdict"] == "neither better nor worse: other answers"
+    assert found["verdict"] == "neither better nor worse: other answers" and found["tone"] == ""
 
 
 def test_cost_has_times_beside_multiply_adds(full: Page) -> None:
