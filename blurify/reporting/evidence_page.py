@@ -29,7 +29,11 @@ def missing(report: Report) -> list[str]:
     found = report.evidence
     if found is None:
         return ["pictures that flip, curves, feature maps, spectra and latency: blurify measure --evidence takes them"]
-    return [f"{NAMES[name]} ({why})" for name, why in found.missing.items() if name in NAMES]
+    by_reason: dict[str, list[str]] = {}
+    for name, why in found.missing.items():
+        if name in NAMES:
+            by_reason.setdefault(why, []).append(NAMES[name])
+    return [f"{' and '.join(names)} ({why})" for why, names in by_reason.items()]
 
 
 def flips(report: Report) -> dict[str, Any] | None:

@@ -194,6 +194,8 @@ def _holds(other: Other) -> bool | None:
             return True if _direction(other.accuracy) in ("better", "none") else None
     found = other.agreement
     same = (found.same or found.same_labels) if found is not None else None
+    if found is not None and found.same is None and found.images < FEWEST:
+        return None  # of shares and errors, so few pictures give no interval to rely on
     if found is not None and same is None and found.relative_error is not None:
         return found.relative_error <= 1 - KEEPS
     if same is None:

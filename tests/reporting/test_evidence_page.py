@@ -58,6 +58,10 @@ def test_sections_are_those_of_the_evidence(full: Page) -> None:
     partly = replace(evidence(), flips=None, latency=None, missing={"flips": "it gives a <label> map"})
     page = Page(render(Report((BEFORE, AFTER), plan(), evidence=partly)))
     assert "Without pictures whose answer flips (it gives a <label> map)." in page.text
+    alike = replace(evidence(), missing={"spectra": "why", "features": "why"})
+    assert (
+        "Without spectra and feature maps under a shift (why)." in Page(render(Report(THREE[:2], evidence=alike))).text
+    )
     assert not {"Pictures whose answer flips", "Cost"} & set(page.sections())
 
 

@@ -95,6 +95,10 @@ CASES = {
         "bad", "Not ready for use until it is adapted or fine-tuned",
         "the original’s label at 55.0% (95% interval 50.0 to 60.0%) of the positions in 30 pictures",
     ),
+    "a dense model, on three pictures": (
+        [Other("converted", Agreement(3, relative_error=0.0, same_labels=Estimate(1.0, 1.0, 1.0, 3)))],
+        "open", "Too few pictures to say whether it answers as before", "in 3 pictures",
+    ),
     "other outputs": (
         [Other("converted", Agreement(30, relative_error=0.02))],
         "open", "It answers as before", "a relative error of 0.02 in the outputs",
