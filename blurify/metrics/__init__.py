@@ -15,6 +15,14 @@ Of two models:
     trade_off     of conversions site by site, and
     pareto        of partial conversions by cost: what is kept of the answers and left of the aliasing
 
+What a report shows besides figures (`evidence`, all of it by `gathering`):
+
+    shift_curves   answers and their probability while a picture shifts
+    flips          pictures whose answer changes when they move by one pixel
+    site_features  what a site keeps of a picture, and of the same picture moved
+    spectra        the power of what is subsampled, by frequency
+    latency        the time of a picture, models in turn
+
 `results` is what they return: plain data, which reads and writes as JSON. `measure` runs several on one model:
 
     subject = metrics.Subject(model, metrics.preprocessing_of(model))

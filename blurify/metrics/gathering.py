@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from blurify.spec.plan import Plan
 IMAGES = 16
 """Pictures that shift; the first of them are those that features and spectra are of."""
 PARTS = ("flips", "curves", "features", "spectra", "latency")
-_SPECTRA = 8
+_SPECTRA = 8 * 224 * 224  # pixels: what enters a site is many times as large
 _BATCH = 16
 
 
@@ -98,7 +99,8 @@ def gather(
         missing["features"] = missing["spectra"] = "no site was measured"
     else:
         seen = middle(few, geometry.crop)
-        attempt("spectra", lambda: _spectra(subjects, seen[:_SPECTRA], site))
+        some = seen[: max(min(_SPECTRA // math.prod(geometry.crop), 8), 1)]
+        attempt("spectra", lambda: _spectra(subjects, some, site))
         attempt("features", lambda: site_features(subjects, seen[:1], site, names[0], pictures=shown))
     if timed:
         attempt("latency", lambda: latency(subjects, watch=watch))

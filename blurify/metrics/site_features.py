@@ -69,7 +69,7 @@ def site_features(
 
 def kept(signal: Tensor, stride: Sequence[int]) -> Tensor:
     """What subsampling keeps: (N, C, H, W) -> (N, C, ceil(H / s), ceil(W / s))."""
-    return signal[:, :, :: stride[0], :: stride[1]].double()
+    return signal[:, :, :: stride[0], :: stride[1]].cpu().double()  # not every device has double precision
 
 
 def moved_back(features: Tensor, stride: Sequence[int]) -> Tensor:
