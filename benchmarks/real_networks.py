@@ -23,9 +23,14 @@ _CLASSES = {"pnet": "PNet", "rnet": "RNet", "onet": "ONet"}
 
 
 def lite0(packages: Path) -> nn.Module:
-    """EfficientNet-Lite0, trained on ImageNet: timm's, with another implementation's weights, in the same order."""
+    """EfficientNet-Lite0, trained on ImageNet, from the folder of fetched packages."""
+    return lite0_of(_file(packages, ".pth"))
+
+
+def lite0_of(weights: Path) -> nn.Module:
+    """EfficientNet-Lite0: timm's, with another implementation's weights, in the same order."""
     model = timm.create_model("tf_efficientnet_lite0")
-    theirs = torch.load(_file(packages, ".pth"), weights_only=True)
+    theirs = torch.load(weights, weights_only=True)
     ours = model.state_dict()
     names = [[name for name in state if "num_batches_tracked" not in name] for state in (ours, theirs)]
     for name, other in zip(*names, strict=True):

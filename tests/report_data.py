@@ -5,6 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from blurify.metrics.evidence import (
+    Answer,
+    Evidence,
+    Flip,
+    Flips,
+    Grid,
+    Latency,
+    ShiftCurve,
+    SiteFeatures,
+    SiteMaps,
+    SiteSpectra,
+    Spectrum,
+    Timing,
+)
 from blurify.metrics.packing import pack
 from blurify.metrics.pareto import ParetoPoint, ParetoTable
 from blurify.metrics.results import (
@@ -222,3 +236,66 @@ def pareto(*, measured: bool = True, classes: bool = True, first: str = "maxpool
         32 if measured else 0,
         3 if measured else 0,
     )  # fmt: skip
+
+
+PNG = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR4nGP8z8DAwMDAxAADCBYAGBEBA0G3u0AA"
+    "AAAASUVORK5CYII="
+)
+NAMES = ("tiger cat", "Egyptian cat", "crane", "drilling platform", "palace")
+
+
+def agreement(same: float = 0.38, count: int = 40) -> Agreement:
+    answers = [float(index < round(same * count)) for index in range(count)]
+    return Agreement(
+        count,
+        same=Estimate.of(answers),
+        divergence=Estimate(2.1, 1.5, 2.7, count),
+        sure=Estimate.of(answers),
+        confidence=Estimate(0.62, 0.55, 0.69, count),
+        confidence_other=Estimate(0.4, 0.33, 0.47, count),
+    )
+
+
+def evidence(models: int = 2, *, name: str = "chelsea.png", first: str = NAMES[0], kept: float = 0.38) -> Evidence:
+    """Evidence of some models: those after the first are steadier; with the name of a picture and a class to choose."""
+    shown = (PNG, PNG)
+
+    def flip(number: int, picture: str) -> Flip:
+        one, other = Answer(number, 0.43, first if number == 0 else NAMES[number]), Answer(number + 1, 0.41, NAMES[1])
+        return Flip(picture, ((0, number - 1), (0, number)), ((one, other), *[(one, one)] * (models - 1)), shown)
+
+    shifts = tuple(range(-8, 9))
+
+    def curve(picture: str, depth: float) -> ShiftCurve:
+        waves = [
+            tuple(round(0.6 + depth * math.sin(2.1 * shift) / (1 + 4 * model), 6) for shift in shifts)
+            for model in range(models)
+        ]
+        return ShiftCurve(picture, "x", shifts, (Answer(0, 0.6, first),) * models, tuple(waves), PNG)
+
+    def maps(model: int) -> SiteMaps:
+        def grid(part: int) -> Grid:
+            cells = [[math.sin(0.3 * y + part) * math.cos(0.2 * x) for x in range(28)] for y in range(28)]
+            return Grid.of(cells, -1.0, 1.0)
+
+        return SiteMaps(grid(0), grid(1), grid(2), 0.44 / (1 + 5 * model))
+
+    edges = tuple(index / 8 for index in range(17))
+    power = [
+        tuple(10.0 / (1 + edge) ** (3 + 9 * min(model, 1) * (edge > 0.5)) for edge in edges[:-1])
+        for model in range(models)
+    ]
+    times = [
+        Timing(0.02 * (1 + 0.3 * m), 0.019, 0.031, 0.02 * (1 + 0.3 * m), 1 + 0.3 * m, 1.0, 1.5) for m in range(models)
+    ]
+    return Evidence(
+        flips=Flips(24, 16, (12, 5, 4)[:models], tuple(flip(n, name if n == 0 else f"{n}.png") for n in range(4))),
+        curves=(curve(name, 0.35), curve("b.png", 0.2), curve("c.png", 0.1)),
+        features=SiteFeatures("maxpool", name, 2, 60, tuple(map(maps, range(models))), PNG),
+        spectra=SiteSpectra(
+            "maxpool", (2, 2), edges, 8, tuple(Spectrum(p, 0.24 / (1 + 5 * m)) for m, p in enumerate(power))
+        ),
+        latency=Latency(tuple(times), 15, 1, (3, 224, 224), "cpu", "A Processor"),
+        agreements=tuple(agreement(kept if index == 0 else 0.93) for index in range(models - 1)),
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from blurify.cli import console, options
+from blurify.cli.gathering import More, gathered
 from blurify.cli.measuring import Choices, command_line, entry_and_file, measured, with_choices
 from blurify.cli.pareto import print_pareto
 from blurify.errors import BlurifyError
@@ -38,6 +40,12 @@ def measure(
     output: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the measurements as JSON.")
     ] = None,
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence", help="Also into FILE: what a report shows besides figures, such as pictures that flip."
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE where it exists.")] = False,
     wide: options.Wide = False,
     json: options.Json = False,
@@ -58,6 +66,8 @@ def measure(
         from blurify.files import atomic
         from blurify.metrics import files
 
+    if evidence and output is None:
+        raise BlurifyError("--evidence goes into a file: give -o found.json, and blurify report shows it")
     if output is not None:
         atomic.check_target(output, force=force)  # before the work, so that none is wasted
     specs = [spec for spec in (model, model2, model3) if spec is not None]
@@ -65,7 +75,10 @@ def measure(
         raise BlurifyError("--convert makes the second model of one: leave it out where three are given")
     found = measured(specs, metrics, choices, command=command_line(context), in_context=output is not None)
     if output is not None:
-        files.write_measurements(output, found.results, context=found.context, force=force)
+        about = found.context
+        if evidence and about is not None:
+            about = dataclasses.replace(about, evidence=gathered(found, choices, More()))
+        files.write_measurements(output, found.results, context=about, force=force)
     if json:
         table = {"pareto": found.pareto.to_dict()} if found.pareto is not None else {}
         console.print_json(files.as_json(found.results) | table)

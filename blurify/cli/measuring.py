@@ -159,12 +159,17 @@ class Found:
         context: what goes into a file or a report besides; None where it was not wanted.
         notes: what the user is to know, each in one line.
         pareto: of the original among the models, with what of them is its conversion; None where it was not wanted.
+        subjects, pictures: what was measured, for more of it.
+        categories: the names that MODEL itself has for its classes; () where it has none.
     """
 
     results: tuple[Measurement, ...]
     context: files.Context | None
     notes: tuple[str, ...]
     pareto: ParetoTable | None = None
+    subjects: tuple[Subject, ...] = ()
+    pictures: Pictures | None = None
+    categories: tuple[str, ...] = ()
 
 
 def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: str, in_context: bool) -> Found:
@@ -186,7 +191,7 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
         parse_numbers("--std", choices.std),
     )
     with console.working("loading torch"):
-        from blurify.metrics import files, measuring, outputs
+        from blurify.metrics import files, measuring, outputs, preprocessing
         from blurify.spec.recipes import load_recipe
         from blurify.surgery.carrying import adapted_of
         from blurify.versions import versions
@@ -250,7 +255,11 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     notes += [
         f"{name} of {one.model} is not measured: {reason}" for one in results for name, reason in one.skipped.items()
     ]
-    return Found(tuple(results), about, tuple(dict.fromkeys(filter(None, notes))), table)
+    first = opened[0][1]
+    return Found(
+        tuple(results), about, tuple(dict.fromkeys(filter(None, notes))), table, subjects=tuple(subjects),
+        pictures=shown, categories=preprocessing.declared(first.model, first.source.arch).categories,
+    )  # fmt: skip
 
 
 UNCHANGED = "{1.model} has exactly the weights of {0.model}: it was not fine-tuned, and has never seen blurred features"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blurify.cli import console
+from blurify.cli.gathering import More, gathered
 from blurify.cli.measuring import Choices, command_line, entry_and_file, measured, with_choices
 from blurify.errors import BlurifyError
 
@@ -36,7 +38,7 @@ def report(
             "-o",
             "--out",
             metavar="FILE",
-            help="The page: one HTML file that needs nothing else. [required]",
+            help="The page: one HTML file that needs nothing else; or FILE.pdf. [required]",
             show_default=False,
         ),
     ] = None,
@@ -45,6 +47,18 @@ def report(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     metrics: Annotated[str, typer.Option(metavar="LIST", help="As for blurify measure.")] = "all",
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Embed some of the pictures, such as those that flip.")
+    ] = True,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Time the models too: a few seconds.")] = True,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the classes, one a line or as JSON.",
+            show_default="the model's own, or ImageNet's for 1000",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
     *,
     choices: Choices,
@@ -54,30 +68,40 @@ def report(
     It shows what the file holds: measure with --metrics all for every section. A MODEL is measured so by itself. Of an
     adapted model it shows every stage; three models stand side by side as original, converted and adapted.
     """
-    choices, output = entry_and_file(choices, output, (".html", ".htm"))
+    choices, output = entry_and_file(choices, output, (".html", ".htm", ".pdf"))
     if output is None:
         raise BlurifyError("nothing says where to write the page: give -o FILE, such as -o report.html")
     with console.working("loading"):
         from blurify import reporting
         from blurify.files import atomic
+        from blurify.metrics.class_names import read_class_names
+        from blurify.reporting import pdf
 
     for source in sources:
         if Path(source).expanduser().resolve() == output.expanduser().resolve():
-            raise BlurifyError(f"{output} is what the report is made from: give --output another name")
+            raise BlurifyError(f"{output} is what the report is made from: give -o another name")
     atomic.check_target(output, force=force)  # before the work, so that none is wasted
     reporting.require("jinja2")
+    printed = output.suffix.lower() == ".pdf"
+    if printed:
+        pdf.find_browser()
     if figures is not None:
         reporting.check_figures(figures, force=force)
+    names = read_class_names(class_names) if class_names is not None else ()
     if json:
         raise BlurifyError("a report is a page: for JSON, blurify measure has --json")
     if any(_is_file(source) for source in sources):
         # --output may have named the page, and then says nothing of a model.
         options = [name for name in vars(choices) if name != "entry" or choices.entry is not None]
-        found = _read([*sources, *_given(context, "metrics", *options)])
+        given = _given(context, "metrics", "pictures", "latency", "class_names", *options)
+        found = _read([*sources, *given])
     else:
-        found = _measured(sources, metrics, choices, command_line(context))
+        more = More(pictures=pictures, latency=latency, class_names=names)
+        found = _measured(sources, metrics, choices, more, command_line(context))
     with console.working("drawing"):
         page = reporting.render(found).encode()
+        if printed:
+            page = pdf.printed(page)
         written = reporting.write_figures(found, figures, force=force) if figures is not None else []
         atomic.write_bytes(output.expanduser(), page, force=force)
     console.say(f"wrote {output} ({len(page) / 1e3:.0f} kB)", style="bold")
@@ -126,11 +150,13 @@ def _read(paths: list[str]) -> Report:
         ranking=next((context.ranking for context in about if context.ranking is not None), None),
         adapted=adapted if any(adapted) else (),
         pareto=next((context.pareto for context in about if context.pareto is not None), None),
+        # It is of all models of one file: of several files, each has its own alone, and they don't go together.
+        evidence=about[0].evidence if len(about) == 1 else None,
     ).in_order
 
 
-def _measured(models: list[str], metrics: str, choices: Choices, command: str) -> Report:
-    """Measure as `blurify measure` does."""
+def _measured(models: list[str], metrics: str, choices: Choices, more: More, command: str) -> Report:
+    """Measure as `blurify measure` does, and gather what a page shows besides."""
     from blurify.reporting import MOST, Report
 
     if len(models) > MOST:
@@ -142,7 +168,12 @@ def _measured(models: list[str], metrics: str, choices: Choices, command: str) -
     found = measured(models, metrics, choices, command=command, in_context=True)
     about = found.context
     assert about is not None  # it was asked for
-    return Report(
+    ordered = Report(
         found.results, about.plan, about.command, about.versions, same_weights=about.same_weights,
         adapted=about.adapted, pareto=found.pareto,
     ).in_order  # fmt: skip
+    subjects = [found.subjects[found.results.index(measurement)] for measurement in ordered.measurements]
+    evidence = gathered(
+        dataclasses.replace(found, subjects=tuple(subjects), results=ordered.measurements), choices, more
+    )
+    return dataclasses.replace(ordered, evidence=evidence)

@@ -24,6 +24,14 @@ Of two models:
 What a model's output is, is told by `outputs`, or said: `Subject(..., output="NAME:KIND")`. Models of signals are
 measured like those of pictures, on `signals`.
 
+What a report shows besides figures (`evidence`, all of it by `gathering`):
+
+    shift_curves   answers and their probability while a picture shifts
+    flips          pictures whose answer changes when they move by one pixel
+    site_features  what a site keeps of a picture, and of the same picture moved
+    spectra        the power of what is subsampled, by frequency
+    latency        the time of a picture, models in turn
+
 `results` is what they return: plain data, which reads and writes as JSON. `measure` runs several on one model:
 
     subject = metrics.Subject(model, metrics.preprocessing_of(model))

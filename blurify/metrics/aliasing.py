@@ -477,3 +477,47 @@ def _unstrided(layer: Any, x: Tensor, extend: tuple[int, ...] | None = None) -> 
     """What a BlurPool's filter gives before the layer subsamples it."""
     with torch._C.DisableTorchFunction():
         return cast(Tensor, layer.unstrided().to(x.device)(x, extend=extend))
+
+
+# --- the signals themselves
+
+
+def signals_at(subject: Subject, seen: Tensor, site: str) -> tuple[Tensor, tuple[int, ...]] | None:
+    """The signal at one site as `aliasing` measures it, and its stride; None where the model has no such site.
+
+    Args:
+        subject: the model, as it is or converted.
+        seen: (N, C, h, w) in 0..1.
+        site: its name in the plan of the original.
+
+    Returns:
+        (N, C', *spatial) in float32, of the first call where it is called several times.
+
+    Raises:
+        BlurifyError: the model can't be traced, or runs otherwise than when it was traced.
+    """
+    scheme = _scheme(subject, len(seen), (site,))
+    if not scheme.sites:
+        return None
+    gauge = _Signals(scheme, len(seen))
+    with gauge.attached(subject.model):
+        subject.run(seen)
+    gauge.finish()
+    signal = gauge.signals.get(site)
+    return None if signal is None else (signal.float(), scheme.strides[site])
+
+
+class _Signals(_Gauge):
+    """Keeps the signals instead of their energies."""
+
+    def __init__(self, scheme: _Scheme, count: int) -> None:
+        super().__init__(scheme, count)
+        self.signals: dict[str, Tensor] = {}
+
+    def _take(self, site: str, signal: Tensor, stride: tuple[int, ...] | None = None) -> None:
+        rank = len(stride or self._scheme.strides[site])
+        if next((n for n in signal.shape[:-rank] if n != 1), 1) % self._count:
+            raise BlurifyError(f"what {site} reads is not split by picture: give batch size 1")
+        with torch._C.DisableTorchFunction():
+            kept = signal.detach().reshape(self._count, -1, *signal.shape[-rank:]).clone()
+        self.signals.setdefault(site, kept)

@@ -32,7 +32,8 @@ MOST_SHIFT = 31
 _DEPTH = 2  # the model's children, and theirs
 _GROWTH = 192  # pixels; a multiple of the usual total strides, so that a map grows by exactly 192 / stride
 _MINOR = (
-    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.dropout._DropoutNd
+    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.dropout._DropoutNd,
+    nn.Identity,
 )  # fmt: skip
 
 
@@ -80,8 +81,9 @@ def equivariance(
         step: only every step-th shift (a layer whose stride is no larger sees the unshifted picture alone, then).
         circular: pad circularly too (see `circular_padding`), so that borders play no part.
         layers: names of modules, or globs of names. By default up to 24 of the model's children and their children,
-            normalisations and dropout left out: those at which the total stride changes, and some spread evenly over
-            the rest. A layer counts if its output is one tensor (N, C, H, W) whose size divides the picture's, in each
+            normalisations, dropout and identities left out: those at which the total stride changes, and some spread
+            evenly over the rest. A layer counts if its output is one tensor (N, C, H, W) whose size divides the
+            picture's, in each
             call of the model exactly once.
         seed: of the choice of pictures.
         batch_size: pictures a forward.

@@ -11,6 +11,7 @@ from typing import Any
 from blurify.errors import BlurifyError, one_line
 from blurify.files import atomic
 from blurify.metrics.differences import differences
+from blurify.metrics.evidence import Evidence
 from blurify.metrics.pareto import ParetoTable
 from blurify.metrics.results import Measurement
 from blurify.metrics.trade_off import Ranking
@@ -31,6 +32,7 @@ class Context:
         adapted: what adapting did to each model, one entry a measurement, None for a model that was not adapted; empty
             where none was.
         pareto: what partial conversions cost and buy; None where they were not measured.
+        evidence: what a report shows besides figures; None where it was not gathered.
     """
 
     plan: Plan | None = None
@@ -40,6 +42,7 @@ class Context:
     ranking: Ranking | None = None
     adapted: tuple[Adapted | None, ...] = ()
     pareto: ParetoTable | None = None
+    evidence: Evidence | None = None
 
 
 def write_measurements(
@@ -54,7 +57,7 @@ def write_measurements(
         path: the file.
         measurements: what `measure` returned, of one model or several.
         context: what else to write down, beside "measurements": "plan", "command", "versions", "same_weights"
-            and, where there are such, "ranking", "adapted" and "pareto".
+            and, where there are such, "ranking", "adapted", "pareto" and "evidence".
         force: replace a file that is there.
 
     Returns:
@@ -95,6 +98,7 @@ def _context_data(context: Context | None) -> dict[str, Any]:
         **({"ranking": context.ranking.to_dict()} if context.ranking else {}),
         **({"adapted": [item and item.to_dict() for item in context.adapted]} if any(context.adapted) else {}),
         **({"pareto": context.pareto.to_dict()} if context.pareto else {}),
+        **({"evidence": context.evidence.to_dict()} if context.evidence else {}),
     }
 
 
@@ -129,7 +133,8 @@ def read_all(path: str | Path) -> tuple[tuple[Measurement, ...], Context]:
         if adapted and len(adapted) != len(entries):
             raise TypeError(f"{len(adapted)} records of adapting for {len(entries)} measurements")
         pareto = ParetoTable.from_dict(data["pareto"]) if data.get("pareto") is not None else None
-        context = Context(plan, str(data.get("command", "")), versions, same, ranking, adapted, pareto)
+        evidence = Evidence.from_dict(data["evidence"]) if data.get("evidence") is not None else None
+        context = Context(plan, str(data.get("command", "")), versions, same, ranking, adapted, pareto, evidence)
         return tuple(Measurement.from_dict(entry) for entry in entries), context
     except OSError as error:
         raise BlurifyError(f"{path} can't be read: {error.strerror}") from error

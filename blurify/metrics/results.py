@@ -538,6 +538,12 @@ class Measurement:
     fractional: Fractional | None = None
     lie_derivative: LieDerivative | None = None
 
+    def _repr_html_(self) -> str:
+        """The figures as a notebook shows them."""
+        from blurify.metrics.notebook import measurement_table  # which reads this module
+
+        return measurement_table(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""
         return {"format": FORMAT, **dataclasses.asdict(self)}

@@ -95,7 +95,10 @@ class DotChart:
 
 @dataclass(frozen=True)
 class CurveChart:
-    """Estimates by depth or severity, values upwards."""
+    """Estimates by depth or severity, values upwards.
+
+    `guides` are lines from top to bottom: where something changes, and what.
+    """
 
     height: float
     bottom: float
@@ -103,6 +106,7 @@ class CurveChart:
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
     marks: tuple[Mark, ...]
+    guides: tuple[Tick, ...] = ()
 
 
 def dots(rows: Sequence[Row]) -> DotChart:

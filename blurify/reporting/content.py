@@ -10,8 +10,9 @@ from functools import cached_property
 from blurify.errors import BlurifyError
 from blurify.metrics.differences import Difference, compared, differences, pooled
 from blurify.metrics.differences import figures as figures_of
+from blurify.metrics.evidence import Evidence
 from blurify.metrics.pareto import ParetoTable
-from blurify.metrics.results import Consistency, Estimate, LayerMap, Measurement, WorstCase
+from blurify.metrics.results import Agreement, Consistency, Estimate, LayerMap, Measurement, WorstCase
 from blurify.metrics.trade_off import Ranking
 from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
@@ -34,6 +35,7 @@ class Report:
         ranking: of the sites by what converting each costs; None where they were not ranked.
         adapted: what adapting did to each model, one entry a measurement; empty where none was adapted.
         pareto: what partial conversions cost and buy; None where they were not looked at.
+        evidence: pictures, curves, maps, spectra and times of the same models; None where they were not gathered.
 
     Raises:
         BlurifyError: there are more measurements than three, or none, or a map that is no rectangle.
@@ -47,6 +49,7 @@ class Report:
     ranking: Ranking | None = None
     adapted: tuple[Adapted | None, ...] = ()
     pareto: ParetoTable | None = None
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.measurements) <= MOST:
@@ -56,6 +59,10 @@ class Report:
             )
         if self.adapted and len(self.adapted) != len(self.measurements):
             raise BlurifyError(f"{len(self.adapted)} records of adapting for {len(self.measurements)} measurements")
+        if self.evidence is not None and not self.evidence.models <= {len(self.measurements)}:
+            raise BlurifyError(
+                f"the evidence is not of {len(self.measurements)} models, as the measurements are: measure again"
+            )
         for measured in self.measurements:
             for layer in measured.equivariance.layers if measured.equivariance else ():
                 if not layer.distances or not layer.distances[0] or len(set(map(len, layer.distances))) > 1:
@@ -202,6 +209,19 @@ def mean_differences(report: Report, figures: Sequence[str]) -> tuple[Difference
     return tuple(result)
 
 
+def agreement_of(report: Report, index: int) -> Agreement | None:
+    """How far one of the other models answers as the first does; None where that was not measured."""
+    found: Agreement | None = getattr(report.measurements[index], "agreement", None)
+    known = report.evidence.agreements if report.evidence is not None else ()
+    return found or (known[index - 1] if len(known) >= index else None)
+
+
+def less_sure(found: Agreement | None) -> bool:
+    """Whether a model is clearly less sure of its answers than the original: the two intervals do not overlap."""
+    before, after = (found.confidence, found.confidence_other) if found is not None else (None, None)
+    return before is not None and after is not None and after.high < before.low
+
+
 def consistency(report: Report) -> list[Row]:
     """The rows of the consistency section; none where it was not measured."""
     dense = any(measured.consistency and measured.consistency.dense for measured in report.measurements)
@@ -343,6 +363,18 @@ class Layer:
         return all(len(found.distances) == len(found.distances[0]) == 1 for found in self.maps if found)
 
 
+_IDENTITIES = (
+    "Identity",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "AlphaDropout",
+    "DropPath",
+    "StochasticDepth",
+)
+
+
 def layers(report: Report) -> list[Layer]:
     """The layers with maps, in the order in which they run; none where they were not measured."""
     found = [
@@ -353,6 +385,8 @@ def layers(report: Report) -> list[Layer]:
     for name in _names(found):
         maps = tuple(maps.get(name) for maps in found)
         like = next(item for item in maps if item is not None)
+        if like.kind in _IDENTITIES:  # they hand on what they get: their row is that of the layer before
+            continue
         result.append(Layer(name, like.kind, maps))
     return result
 

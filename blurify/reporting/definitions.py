@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blurify.reporting.content import Report
+from blurify.reporting.content import Report, agreement_of
 
 _ZHANG = "Zhang, Making Convolutional Networks Shift-Invariant Again, ICML 2019"
 _AZULAY = (
@@ -24,7 +24,7 @@ class Definition:
     Attributes:
         part: the part of a measurement that holds it; 'plan' for the table of sites, 'ranking' for their ranking,
             'pareto' for the table of partial conversions, 'adapted' for the stages of adapting, 'pair' for what a page
-            of several measurements has, '' for what every page has.
+            of several measurements has, '' for what every page has; a part of the evidence by its own name.
         name: what the page calls it.
         text: what it is.
         source: who defined it.
@@ -133,6 +133,48 @@ _DEFINITIONS = (
         "Kullback and Leibler, On Information and Sufficiency, 1951",
     ),
     Definition(
+        "agreements",
+        "Same answer as the original, divergence, confidence",
+        "Both models see the same centre crops. The share of pictures with the same top-1, of all and of those where "
+        "the original is sure (a probability above 1/2); the Kullback-Leibler divergence of the other's probabilities "
+        "from the original's, in nats; and the mean probability that each gives its own top-1.",
+        "Kullback and Leibler, On Information and Sufficiency, 1951",
+    ),
+    Definition(
+        "flips",
+        "Pictures whose answer flips, probability against shift",
+        "Some of the pictures, seen through a window that moves over them by one pixel a step. Shown are the steps at "
+        "which the top-1 changes, those first where the smaller of the two probabilities is largest, and of each model "
+        "that flips at all its own; and as curves the probability of the answer that a model gives in the middle.",
+        f"{_AZULAY}, figures 1 and 2",
+    ),
+    Definition(
+        "spectra",
+        "Spectrum just before the subsampling",
+        "The mean power of the frequencies in each ring, of the signal that the site's subsampling is applied to, "
+        "relative to the mean over all frequencies (the signal's mean left out): white noise has 0 dB. A ring holds "
+        "the frequencies whose larger component is alike, as subsampling along both sides folds squares, not circles.",
+        f"{_ZHANG}, section 2",
+    ),
+    Definition(
+        "features",
+        "Feature maps under a shift",
+        "The picture is rolled by the pixels of one sample before the site's subsampling, so that other samples are "
+        "kept; what is kept is shifted back by that part of a sample in the Fourier domain. By the sampling theorem "
+        "the two are equal where nothing lay above the new Nyquist frequency; the difference is aliasing, here and "
+        "before, and borders. The figure is the length of the difference over that of the features, of all channels.",
+        f"{_ZHANG}, figure 1 and section 3.1",
+    ),
+    Definition(
+        "latency",
+        "Time, median",
+        "Whole forwards, the normalising of the pictures included, after two runs to warm up. The models run in turn, "
+        "every other round in the opposite order. Times are medians with their quartiles, over the pictures of a run; "
+        "the ratio to the first is taken within each round, which a machine that is busy for a while hardly moves. "
+        "Processor time is of all threads.",
+        "blurify.metrics.latency",
+    ),
+    Definition(
         "stability",
         "Flip rate",
         "Sequences of frames that a perturbation changes a little from one to the next. The share of comparisons in "
@@ -166,6 +208,10 @@ def definitions(report: Report) -> list[Definition]:
         *(["pair"] if any(report.compared) else []),
         *(["adapted"] if any(report.adapted) else []),
     }
+    if report.evidence is not None:
+        shown |= {name for name in ("flips", "spectra", "features", "latency") if getattr(report.evidence, name)}
+    if any(agreement_of(report, index) for index in range(1, len(report.measurements))):
+        shown.add("agreements")
     for measured in report.measurements:
         shown |= {item.part for item in _DEFINITIONS if item.part and getattr(measured, item.part, None) is not None}
     return [item for item in _DEFINITIONS if item.part in shown]

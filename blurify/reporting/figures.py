@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from blurify.errors import BlurifyError
 from blurify.files import atomic
-from blurify.reporting import charts, content, heatmaps, words
+from blurify.reporting import charts, content, evidence_figures, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row, TradeOff
+from blurify.reporting.drawing import COLOURS, LINES, MARKERS, legend, new_figure, short, title
 from blurify.reporting.page import require
 
 if TYPE_CHECKING:
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
     from blurify.metrics.pareto import ParetoTable
 
-NAMES = ("consistency", "heatmaps", "aliasing", "trade-off", "pareto", "stability", "corruptions", "worst-case")
+NAMES = (
+    "consistency", "heatmaps", "aliasing", "trade-off", "pareto", "stability", "corruptions", "worst-case",
+    *evidence_figures.NAMES,
+)  # fmt: skip
 FORMATS = ("png", "svg")
-_COLOURS, _MARKERS, _STYLES = ("#a34a00", "#0b57b0", "#a8176f"), ("s", "o", "D"), ("--", "-", "-.")
 _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "blurify", "font.size": 9.0, "axes.spines.top": False,
           "axes.spines.right": False, "axes.edgecolor": "#525c67", "grid.color": "#e3e7eb"}  # fmt: skip
 _DPI = 160
-_LONGEST = 40  # characters of a name; its end says more than its start
 _MOST_NAMES = 12  # beside the marks of one curve
 _ACROSS = 8  # layers side by side
 _ASIDE = 0.07  # of the way to the next point
@@ -99,6 +101,7 @@ def _figures(report: Report) -> dict[str, Figure]:
         "stability": _dots(report, flips, f"Flip rates; {_BARS}") if flips else None,
         "corruptions": _multiples(report, corrupted, f"{what}, by severity; {_BARS}") if corrupted else None,
         "worst-case": _dots(report, grid, f"Worst case over translations and rotations; {_BARS}") if grid else None,
+        **evidence_figures.figures(report),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -109,34 +112,9 @@ def _draw(figure: Figure, format: str, file: BinaryIO) -> None:
     figure.savefig(file, format=format, dpi=_DPI, metadata=metadata)
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), facecolor="white", layout="constrained")
-
-
-def _legend(report: Report, on: Axes | Figure, **place: Any) -> None:
-    """Which marks are which model's."""
-    from matplotlib.lines import Line2D
-
-    if len(report.roles) == 1:
-        return
-    handles: list[Any] = [
-        Line2D([], [], color=colour, marker=marker, ls=style, markerfacecolor="white" if index == 0 else colour)
-        for index, (colour, marker, style) in enumerate(zip(_COLOURS, _MARKERS, _STYLES, strict=True))
-    ][: len(report.roles)]
-    labels = [f"{role}: {_short(item.model)}" for role, item in zip(report.roles, report.measurements, strict=True)]
-    for text in on.legend(handles, labels, frameon=False, **place).get_texts():
-        text.set_parse_math(False)
-
-
-def _title(axes: Axes, text: str, **more: Any) -> None:
-    axes.set_title(text, loc="left", parse_math=False, **more)
-
-
-def _dots(report: Report, rows: Sequence[Row], title: str) -> Figure:
+def _dots(report: Report, rows: Sequence[Row], heading: str) -> Figure:
     """Estimates with their intervals, one row a figure."""
-    figure = _figure(7.5, 1.1 + 0.42 * len(rows) * len(report.measurements) ** 0.5)
+    figure = new_figure(7.5, 1.1 + 0.42 * len(rows) * len(report.measurements) ** 0.5)
     axes = figure.subplots()
     highest = 0.0
     for number, row in enumerate(rows):
@@ -152,7 +130,7 @@ def _dots(report: Report, rows: Sequence[Row], title: str) -> Figure:
                 )
                 highest = max(highest, item.high)
     # Which way is good, beside each: one figure may hold both kinds.
-    labels = [f"{_short(row.label, 60)} {_BETTER[row.better]}" for row in rows]
+    labels = [f"{short(row.label, 60)} {_BETTER[row.better]}" for row in rows]
     axes.set_yticks(range(len(rows)), labels, parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     ticks = charts.ticks_to(highest)
@@ -161,15 +139,15 @@ def _dots(report: Report, rows: Sequence[Row], title: str) -> Figure:
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.tick_params(left=False)
-    _title(axes, title)
-    _legend(report, figure, loc="outside lower left", ncols=2)
+    title(axes, heading)
+    legend(report, figure, loc="outside lower left", ncols=2)
     return figure
 
 
 def _mark(axes: Axes, series: int, x: Sequence[float], y: Sequence[float], **errors: Any) -> None:
-    colour = _COLOURS[series]
+    colour = COLOURS[series]
     axes.errorbar(
-        x, y, fmt=_MARKERS[series], color=colour, markersize=5, elinewidth=1.6, capsize=2,
+        x, y, fmt=MARKERS[series], color=colour, markersize=5, elinewidth=1.6, capsize=2,
         markerfacecolor="white" if series == 0 else colour, **errors,
     )  # fmt: skip
 
@@ -181,7 +159,7 @@ def _curve(axes: Axes, curve: Curve, highest: float) -> None:
         aside = _ASIDE * (series - middle) / middle if middle else 0.0  # so that equal values all show
         values = [item.value if charts.drawable(item) else math.nan for item in part]
         places = [number + aside for number in range(1, len(part) + 1)]
-        axes.plot(places, values, color=_COLOURS[series], linestyle=_STYLES[series], linewidth=1.4)
+        axes.plot(places, values, color=COLOURS[series], linestyle=LINES[series], linewidth=1.4)
         for place, item in zip(places, part, strict=True):
             if charts.drawable(item):
                 _mark(axes, series, [place], [item.value], yerr=[[item.value - item.low], [item.high - item.value]])
@@ -193,24 +171,24 @@ def _curve(axes: Axes, curve: Curve, highest: float) -> None:
 
 
 def _depth(report: Report, curve: Curve) -> Figure:
-    figure = _figure(max(7.5, 1.5 + 0.24 * len(curve.points)), 4.2)
+    figure = new_figure(max(7.5, 1.5 + 0.24 * len(curve.points)), 4.2)
     axes = figure.subplots()
     _curve(axes, curve, charts.largest([curve]))
     axes.set_xticks(
-        range(1, len(curve.points) + 1), [_short(name) for name in curve.points], rotation=60, ha="right",
+        range(1, len(curve.points) + 1), [short(name) for name in curve.points], rotation=60, ha="right",
         rotation_mode="anchor", parse_math=False,
     )  # fmt: skip
-    _title(axes, f"Share of energy above the new Nyquist frequency, by site; {_BARS}")
-    _legend(report, axes, loc="best")
+    title(axes, f"Share of energy above the new Nyquist frequency, by site; {_BARS}")
+    legend(report, axes, loc="best")
     return figure
 
 
 def _trade_off(points: Sequence[TradeOff]) -> Figure:
     """Answers kept over aliasing removed, the name of each further site beside its mark."""
-    figure = _figure(7.5, 4.2)
+    figure = new_figure(7.5, 4.2)
     axes = figure.subplots()
     removed, kept = [point.removed for point in points], [point.kept for point in points]
-    axes.plot(removed, kept, color=_COLOURS[0], linestyle=_STYLES[1], linewidth=1.4)
+    axes.plot(removed, kept, color=COLOURS[0], linestyle=LINES[1], linewidth=1.4)
     for point in points:
         ends = (
             None if point.low is None or point.high is None else [[point.kept - point.low], [point.high - point.kept]]
@@ -219,7 +197,7 @@ def _trade_off(points: Sequence[TradeOff]) -> Figure:
     if len(points) <= _MOST_NAMES:
         for point in points:
             axes.annotate(
-                _short(point.label), (point.removed, point.kept), xytext=(6, 4), textcoords="offset points",
+                short(point.label), (point.removed, point.kept), xytext=(6, 4), textcoords="offset points",
                 fontsize=7, parse_math=False,
             )  # fmt: skip
     across, up = charts.ticks_to(max(removed)), charts.ticks_to(1.0)
@@ -229,7 +207,7 @@ def _trade_off(points: Sequence[TradeOff]) -> Figure:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set_xlabel("aliasing removed at the sites")
-    _title(axes, f"Answers kept, one site more at each mark; {_BARS}")
+    title(axes, f"Answers kept, one site more at each mark; {_BARS}")
     return figure
 
 
@@ -239,7 +217,7 @@ def _pareto(table: ParetoTable) -> Figure | None:
     known = [cost for cost in costs if all(charts.cost_of(table, point, cost) is not None for point in table.points)]
     if not known:
         return None
-    figure = _figure(0.8 + 4.2 * len(known), 4.0)
+    figure = new_figure(0.8 + 4.2 * len(known), 4.0)
     for cost, axes in zip(known, figure.subplots(1, len(known), sharey=True, squeeze=False)[0], strict=True):
         across = [charts.cost_of(table, point, cost) or 0.0 for point in table.points]
         for series, name in ((charts.LEFT, "aliasing left"), (charts.KEPT, "answers kept")):
@@ -261,8 +239,8 @@ def _pareto(table: ParetoTable) -> Figure | None:
         axes.set_ylim(-0.03 * up[-1], 1.05 * up[-1])
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower left", ncols=3)
-    title = f"Partial conversions of {_short(table.model)} by cost; small marks: dominated by another"
-    figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+    heading = f"Partial conversions of {short(table.model)} by cost; small marks: dominated by another"
+    figure.suptitle(heading, x=0.01, ha="left", parse_math=False)
     return figure
 
 
@@ -274,21 +252,21 @@ def _costs(axes: Axes, table: ParetoTable, series: int, name: str, across: Seque
         for x, y, point, front in zip(across, values, table.points, table.front, strict=True)
         if y is not None
     ]
-    colour = _COLOURS[series]
+    colour = COLOURS[series]
     on_the_way = [(x, y) for x, y, point, _ in shown if point.steps is not None]
     if joined:
-        axes.plot(*zip(*on_the_way, strict=True), color=colour, linestyle=_STYLES[series], linewidth=1.4)
+        axes.plot(*zip(*on_the_way, strict=True), color=colour, linestyle=LINES[series], linewidth=1.4)
     for number, (x, y, point, front) in enumerate(shown):
         ends = None
         if series == charts.KEPT and point.answers is not None:
             ends = [[y - point.answers.low], [point.answers.high - y]]
         axes.errorbar(
-            [x], [y], yerr=ends, fmt=_MARKERS[series], color=colour, markersize=6 if front else 3.5, elinewidth=1.2,
+            [x], [y], yerr=ends, fmt=MARKERS[series], color=colour, markersize=6 if front else 3.5, elinewidth=1.2,
             capsize=2, markerfacecolor="white" if series == 0 else colour, label=name if number == 0 else None,
         )  # fmt: skip
         if point.present:
             label = "the present conversion" if series == charts.LEFT else None
-            axes.plot([x], [y], "o", color=_COLOURS[2], markersize=13, markerfacecolor="none", label=label)
+            axes.plot([x], [y], "o", color=COLOURS[2], markersize=13, markerfacecolor="none", label=label)
 
 
 def _roots(values: Any) -> Any:
@@ -303,11 +281,11 @@ def _squares(values: Any) -> Any:
     return np.copysign(np.square(values), values)
 
 
-def _multiples(report: Report, curves: Sequence[Curve], title: str) -> Figure:
+def _multiples(report: Report, curves: Sequence[Curve], heading: str) -> Figure:
     """One small chart a curve, all on the same axes."""
     columns = min(4, len(curves))
     lines = math.ceil(len(curves) / columns)
-    figure = _figure(2.4 * columns, 0.8 + 1.8 * lines)
+    figure = new_figure(2.4 * columns, 0.8 + 1.8 * lines)
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     highest = charts.largest(curves)
     for number, axes in enumerate(grid.flat):
@@ -316,9 +294,9 @@ def _multiples(report: Report, curves: Sequence[Curve], title: str) -> Figure:
             continue
         _curve(axes, curves[number], highest)
         axes.set_xticks(range(1, len(curves[number].points) + 1))
-        _title(axes, _short(curves[number].label), fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left")
-    _legend(report, figure, loc="outside lower left", ncols=2)
+        title(axes, short(curves[number].label), fontsize=9)
+    figure.suptitle(heading, x=0.01, ha="left")
+    legend(report, figure, loc="outside lower left", ncols=2)
     return figure
 
 
@@ -329,7 +307,7 @@ def _heatmaps(report: Report, layers: Sequence[Layer]) -> Figure:
     models = len(report.measurements)
     columns = min(_ACROSS, len(layers))
     bands = math.ceil(len(layers) / columns)
-    figure = _figure(max(4.0, 1.5 * columns + 0.8), bands * (1.35 * models + 0.35) + 0.9)
+    figure = new_figure(max(4.0, 1.5 * columns + 0.8), bands * (1.35 * models + 0.35) + 0.9)
     grid = figure.subplots(bands * models, columns, squeeze=False)
     colours = [tuple(sample / 255 for sample in colour) for colour in heatmaps.SCALE]
     scale = ListedColormap(colours).with_extremes(bad="grey")
@@ -344,14 +322,8 @@ def _heatmaps(report: Report, layers: Sequence[Layer]) -> Figure:
                 continue
             axes = grid[band * models + series, column]
             drawn = axes.imshow(found.distances, cmap=scale, vmin=0, vmax=highest, interpolation="nearest")
-            name = f"{_short(layer.name, 18)}\n" if series == 0 else ""
-            _title(axes, f"{name}{role + ', ' if models > 1 else ''}mean {words.distance(found.mean)}", fontsize=7)
+            name = f"{short(layer.name, 18)}\n" if series == 0 else ""
+            title(axes, f"{name}{role + ', ' if models > 1 else ''}mean {words.distance(found.mean)}", fontsize=7)
     figure.colorbar(drawn, ax=grid, shrink=0.6, label="distance from equivariance (0: none)")  # type: ignore[arg-type]
     figure.suptitle("Equivariance maps: down, shifts in y; across, shifts in x", x=0.01, ha="left")
     return figure
-
-
-def _short(name: str, longest: int = _LONGEST) -> str:
-    """A name that fits, in characters that every file format can hold."""
-    text = words.plain(name)
-    return text if len(text) <= longest else f"\N{HORIZONTAL ELLIPSIS}{text[1 - longest :]}"

@@ -14,9 +14,11 @@ from blurify.metrics.differences import Difference
 from blurify.metrics.pareto import ParetoPoint, ParetoTable
 from blurify.metrics.results import Estimate
 from blurify.metrics.sizes import amount, bytes_line, file_size
-from blurify.reporting import charts, content, filters, heatmaps, words
+from blurify.reporting import charts, content, evidence_page, filters, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.definitions import definitions
+from blurify.reporting.further import further
+from blurify.reporting.verdict import verdict
 
 if TYPE_CHECKING:
     from blurify.spec.adapted import Stage
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 _DASH = "\N{EN DASH}"
+_WIDE = 0.05  # as far as that from none, a difference that is not clear may yet be large
 _SMALL = 150.0  # pixels: height of a chart of one corruption
 
 
@@ -67,6 +70,7 @@ def _page(report: Report) -> dict[str, Any]:
     several = len(report.measurements)
     shown = content.layers(report)
     alike = [layer for layer in shown if layer.comparable]
+    unsure = [content.less_sure(content.agreement_of(report, index)) for index in range(1, several)]
     page: dict[str, Any] = {
         "title": report.measurements[0].model,
         "roles": [
@@ -81,13 +85,22 @@ def _page(report: Report) -> dict[str, Any]:
         "path": report.roles == ("original", "converted", "adapted"),
         "same_weights": report.same_weights,
         "pictures": _pictures(report),
-        "headlines": [_figure(row) for row in _headline_rows(report)] + _means(report, alike),
+        "verdict": verdict(report),
+        "headlines": evidence_page.agreements(report)
+        + [_figure(row, unsure) for row in _headline_rows(report)]
+        + _means(report, alike),
+        "flips": evidence_page.flips(report),
+        "curves": evidence_page.curves(report),
+        "against": evidence_page.agreement_against_aliasing(report),
+        "cost": evidence_page.cost(report),
+        "worst_site": evidence_page.worst_site(report),
         "missing": content.missing(report),
+        "without": evidence_page.missing(report),
         "differences": report.differences,
         "plan": _plan(report),
         "filters": filters.section(report.plan) if report.plan is not None else [],
         "adapting": _adapting(report),
-        "consistency": _rows_section(content.consistency(report)),
+        "consistency": _rows_section(content.consistency(report), unsure),
         "circular": any(item.consistency and item.consistency.circular for item in report.measurements),
         "dense": any(item.consistency and item.consistency.dense for item in report.measurements),
         "equivariance": _equivariance(report, shown),
@@ -96,6 +109,7 @@ def _page(report: Report) -> dict[str, Any]:
         "pareto": _pareto(report.pareto),
         "stability": _stability(report),
         "worst_case": _worst_case(report),
+        "further": _further(report),
         "methods": definitions(report),
         "settings": _settings(report),
         "command": report.command,
@@ -111,8 +125,13 @@ def _page(report: Report) -> dict[str, Any]:
 
 _SECTIONS = (
     ("summary", "Summary", None),
+    ("flips", "Pictures whose answer flips", "flips"),
+    ("curves", "Probability against shift", "curves"),
+    ("against", "Agreement against aliasing", "against"),
+    ("cost", "Cost", "cost"),
     ("sites", "Sites", "plan"),
     ("filters", "Filters", "filters"),
+    ("worst-site", "The site that aliases most", "worst_site"),
     ("adapting", "Adapting", "adapting"),
     ("consistency", "Consistency", "consistency"),
     ("equivariance", "Equivariance maps", "equivariance"),
@@ -121,6 +140,7 @@ _SECTIONS = (
     ("pareto", "Partial conversions by cost", "pareto"),
     ("stability", "Stability", "stability"),
     ("worst-case", "Worst case", "worst_case"),
+    ("further", "Further figures", "further"),
     ("methods", "What the figures mean", None),
     ("again", "How to measure this again", None),
 )
@@ -138,13 +158,23 @@ def _headline_rows(report: Report) -> list[Row]:
     return content.consistency(report) + [row for row in content.worst_case(report) if row.name in wanted]
 
 
-def _figure(row: Row) -> dict[str, Any]:
-    """A row of a table of figures: label, one cell a measurement, the changes."""
+def _figure(row: Row, unsure: Sequence[bool] = ()) -> dict[str, Any]:
+    """A row of a table of figures: label, one cell a measurement, the changes.
+
+    Args:
+        row: the figures.
+        unsure: of each of the others, whether it is clearly less sure of its answers than the first: its probabilities
+            then move less for that alone, and that is not called better.
+    """
+    changes = [_change(difference, row.better) for difference in row.differences]
+    for change, less in zip(changes, unsure if row.name == "pixel_change" else (), strict=False):
+        if less and change["tone"] == "better":
+            change |= {"verdict": "smaller, but so is its confidence", "tone": ""}
     return {
         "label": row.label,
         "better": row.better,
         "cells": [_cell(item) for item in row.estimates],
-        "changes": [_change(difference, row.better) for difference in row.differences],
+        "changes": changes,
     }
 
 
@@ -152,13 +182,17 @@ def _change(difference: Difference | None, better: str, *, share: bool = True) -
     """The cell of the change: how large it is, its interval, what that allows to say."""
     if difference is None:
         return {"change": "", "within": "", "verdict": "", "tone": ""}
-    verdict = content.verdict(difference, better)
+    verdict = content.verdict(difference, better) if better else ""
+    if caveat := getattr(difference, "caveat", ""):  # the figure is not what it looks like, whatever its interval
+        verdict = f"neither better nor worse: {caveat}"
+    elif share and verdict.startswith("not clear") and max(abs(difference.low), abs(difference.high)) > _WIDE:
+        verdict = f"too few pictures; {verdict}"
     low, high = (words.points(end) if share else _signed(end) for end in (difference.low, difference.high))
     return {
         "change": _amount_of_change(difference.value, share=share),
         "within": f"{low} to {high}",
         "verdict": verdict,
-        "tone": verdict.partition(",")[0] if difference.clear else "",
+        "tone": tone if difference.clear and (tone := verdict.partition(",")[0]) in ("better", "worse") else "",
     }
 
 
@@ -255,11 +289,11 @@ def _mean(values: Sequence[float | None]) -> float:
     return math.fsum(found) / len(found)
 
 
-def _rows_section(rows: list[Row]) -> dict[str, Any] | None:
+def _rows_section(rows: list[Row], unsure: Sequence[bool] = ()) -> dict[str, Any] | None:
     """A chart of intervals and its table."""
     if not rows:
         return None
-    return {"chart": charts.dots(rows), "rows": [_figure(row) for row in rows], "says": _says(rows)}
+    return {"chart": charts.dots(rows), "rows": [_figure(row, unsure) for row in rows], "says": _says(rows)}
 
 
 def _says(rows: Sequence[Row]) -> str:
@@ -280,6 +314,18 @@ def _plan(report: Report) -> dict[str, Any] | None:
     return {
         "sites": [_site(number, site, shares) for number, site in enumerate(plan.sites, 1)],
         "shares": bool(curve),
+        "columns": [
+            "#",
+            "Site",
+            "Kind",
+            "Kernel / stride",
+            "Input → output",
+            "Action",
+            *["Aliasing"] * bool(curve),
+            "Extra multiply-adds",
+            *["Extra bytes written", "Extra bytes kept"] * bool(plan.written is not None),
+            "Rule: where the blur goes, or why not",
+        ],
         "model": plan.model,
         "recipe": plan.recipe.name,
         "filter": plan.recipe.method.words(),
@@ -611,6 +657,31 @@ def _corruption(curve: Curve) -> dict[str, Any]:
         "points": curve.points,
         "series": [[_cell(item) for item in part] for part in curve.series],
     }
+
+
+def _further(report: Report) -> list[dict[str, Any]]:
+    """Tables of the figures that have no section of their own."""
+    return [
+        {
+            "title": title,
+            "rows": [
+                {
+                    "label": row.label,
+                    "better": row.better,
+                    "cells": [_cell(item) if row.share else _number(item) for item in row.estimates],
+                    "changes": [_change(item, row.better, share=row.share) for item in row.differences],
+                }
+                for row in rows
+            ],
+        }
+        for title, rows in further(report)
+    ]
+
+
+def _number(item: Estimate | None) -> dict[str, str]:
+    if item is None:
+        return _cell(None)
+    return {"value": f"{item.value:.4g}", "interval": words.signed(f"{item.low:.4g} to {item.high:.4g}")}
 
 
 def _worst_case(report: Report) -> dict[str, Any] | None:

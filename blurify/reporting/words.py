@@ -64,3 +64,18 @@ def dimensions(values: Sequence[int]) -> str:
 def plain(text: str) -> str:
     """A name of somebody else's as one line of printable characters, which every file format can hold."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+FLOOR = -80.0
+
+
+def decibels(power: float) -> float:
+    """A power over that of reference in decibels: 10 log10, never below the floor."""
+    return max(10 * math.log10(power), FLOOR) if power > 0 else FLOOR
+
+
+def milliseconds(value: float) -> str:
+    """A short time, given in seconds: 0.0203 -> '20.3 ms', 2.04 -> '2.04 s'."""
+    if not math.isfinite(value):
+        return "no number"
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"

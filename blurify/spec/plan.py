@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from blurify.errors import BlurifyError
+from blurify.spec import notebook
 from blurify.spec.alignment import Alignment, Drift, drift_from
 from blurify.spec.edits import Edit, SetStride, edit_from_dict, edit_to_dict, tuples
 from blurify.spec.methods import Method
@@ -166,6 +167,30 @@ class Plan:
     def count(self, field: str = "kind") -> dict[str, int]:
         """How many sites have each value of a field ('kind', 'action', 'rule')."""
         return dict(Counter(getattr(site, field) for site in self.sites))
+
+    def _repr_html_(self) -> str:
+        """The plan as a notebook shows it: what becomes of each site."""
+        rows = [
+            (
+                site.name,
+                site.action,
+                f"{site.kind} {notebook.times(site.kernel_size)} / {notebook.times(site.stride)}",
+                f"{notebook.times(site.input_shape[1:])} → {notebook.times(site.output_shape[1:])}",
+                site.placement if site.action == "blur" and site.placement else site.reason,
+            )
+            for site in self.sites
+        ]  # fmt: skip
+        counted = f"{len(self.sites)} site{'s' * (len(self.sites) != 1)}"
+        says = f"{counted}: {len(self.converted)} blurred, {len(self.skipped)} skipped"
+        if self.macs:
+            total = self.macs + self.extra_macs
+            says += (
+                f"; multiply-adds {notebook.amount(self.macs)} → {notebook.amount(total)} "
+                f"({self.extra_macs / self.macs:+.0%})"
+            )
+        name = f"{self.model or 'model'}, recipe {self.recipe.name}, filter {self.recipe.method.words()}"
+        headings = ("site", "action", "what", "sizes", "where the blur goes, or why not")
+        return notebook.table(name, headings, rows, says=says)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data for JSON; `from_dict` reads it back."""

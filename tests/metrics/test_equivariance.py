@@ -277,3 +277,13 @@ def test_networks_that_pad_too_little_have_maps_of_whole_periods(converted):
         for dy in range(9):
             expected = dy % period == 0
             assert (layer.distances[dy][0] < 1e-20) == expected, (layer.name, dy)
+
+
+def test_identities_have_no_row():
+    """timm's batch norms hold one, called drop: it hands on what the norm gives."""
+    norm = nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(4), drop=nn.Identity(), act=nn.ReLU()))
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3, 2, 1), bn1=norm, last=nn.Identity())).eval()
+    found = equivariance(_subject(net), _pictures(), images=1)
+    assert [layer.name for layer in found.layers] == ["conv", "bn1.act"]
+    named = equivariance(_subject(net), _pictures(), images=1, layers=["bn1.drop"])
+    assert [layer.name for layer in named.layers] == ["bn1.drop"]

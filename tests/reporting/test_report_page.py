@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import re
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from blurify.reporting import Report, heatmaps, render
+from blurify.spec.plan import Plan
 from tests.browser import Browser, running_browser
-from tests.report_data import measurement, pareto, plan
+from tests.report_data import evidence, measurement, pareto, plan
 
 PHONE = {"width": 360, "height": 800, "phone": True}
 WIDE = {"width": 1200, "height": 900}
@@ -74,6 +76,24 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pages") / "full.html"
     path.write_text(render(report), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["two", "three"])
+def evident(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with the evidence on it, of two models or three."""
+    several = (measurement(), *[measurement(converted=True)] * (request.param - 1))
+    report = Report(several, memory(plan()), "blurify report a b", evidence=evidence(request.param), same_weights=True)
+    path = tmp_path_factory.mktemp("pages") / "evident.html"
+    path.write_text(render(report), encoding="utf-8")
+    return path
+
+
+def memory(found: Plan) -> Plan:
+    """With the bytes of each site, so that the table has all its columns."""
+    sites = tuple(
+        dataclasses.replace(site, extra_written=1000 * index, extra_kept=7) for index, site in enumerate(found.sites)
+    )
+    return dataclasses.replace(found, sites=sites, written=10**7, kept=10**7)
 
 
 def luminance(colour: str) -> float:
@@ -287,3 +307,143 @@ def test_prints_with_its_tables_open(browser: Browser, full: Path) -> None:
     )
     assert luminance(ground) > 0.9, "ink is for text"
     assert height > 50, "what is folded on the screen is printed"
+
+
+# --- evidence, at the widths of a laptop and of a phone
+
+SIZES = [{"width": 1280, "height": 900}, {"width": 390, "height": 800, "phone": True}]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES, ids=["1280", "390"])
+def test_evidence_fits_and_stands_out(browser: Browser, evident: Path, scheme: str, size: dict[str, Any]) -> None:
+    browser.open(evident, **size, scheme=scheme)
+    assert browser.complaints == [] and [url for url in browser.requests if not url.startswith("data:")] == [
+        evident.as_uri()
+    ]
+    texts: list[dict[str, Any]] = browser.run(TEXTS)
+    faint = {
+        (item["text"], round(contrast(item["colour"], item["ground"]), 2))
+        for item in texts
+        if contrast(item["colour"], item["ground"]) < 4.5 or item["opacity"] < 1
+    }
+    assert faint == set() and min(item["size"] for item in texts) >= 11
+    assert browser.run("document.documentElement.scrollWidth") <= size["width"]
+    outside = browser.run(
+        "[...document.querySelectorAll('body *')].filter(item => !item.closest('.scroll') && !item.closest('.skip')"
+        f" && item.getBoundingClientRect().right > {size['width'] + 1}).map(item => item.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+    assert browser.run("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    shown = browser.run(
+        "[...document.querySelectorAll('.flips img, img.feature, img.thumb')].map(image => ["
+        "image.getBoundingClientRect().width, image.getBoundingClientRect().height])"
+    )
+    assert len(shown) > 10 and all(min(box) >= 60 for box in shown)
+    assert browser.run(
+        "[...document.querySelectorAll('img.feature')].every(image => "
+        "Math.abs(image.getBoundingClientRect().width - image.getBoundingClientRect().height) < 1.5)"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_sites_are_cards_on_a_phone(browser: Browser, evident: Path, scheme: str) -> None:
+    """No cell lies beyond the edge, each says what it is, and the screen reader still has a table."""
+    browser.open(evident, width=390, height=800, phone=True, scheme=scheme)
+    cells = browser.run(
+        """[...document.querySelectorAll('table.sites tbody tr')].map(row => [...row.cells].map(cell => {
+          const box = cell.getBoundingClientRect(), range = document.createRange();
+          range.selectNodeContents(cell);
+          const text = range.getBoundingClientRect();
+          return [box.left, Math.max(box.right, text.right), box.height,
+                  getComputedStyle(cell, '::before').content.replaceAll('"', ''), cell.textContent.trim()];
+        }))"""
+    )
+    headings = browser.run(
+        "[...document.querySelectorAll('table.sites thead th')].map(cell => cell.textContent.trim())"
+    )
+    assert len(cells) == 5 and all(len(row) == len(headings) == 11 for row in cells)
+    for row in cells:
+        for index, (left, right, height, says, text) in enumerate(row):
+            assert left >= 0 and right <= 390 and height > 10 and text
+            assert index == 1 or (headings[index].startswith(says) and says), "each cell says which column it is of"
+    box = browser.run(
+        "(box => [box.scrollWidth, box.clientWidth])(document.querySelector('table.sites').closest('.scroll'))"
+    )
+    assert box[0] <= box[1]
+    told = browser.accessible()
+    assert {"Extra bytes kept", "Input → output"} <= {node["name"] for node in told if node["role"] == "columnheader"}
+    assert "layer2.0.conv1" in {node["name"] for node in told if node["role"] == "rowheader"}
+
+
+def test_sites_are_a_table_that_fits_a_laptop(browser: Browser, evident: Path) -> None:
+    browser.open(evident, width=1280, height=900)
+    display, scroll, client = browser.run(
+        "(table => [getComputedStyle(table.rows[1]).display, table.closest('.scroll').scrollWidth,"
+        " table.closest('.scroll').clientWidth])(document.querySelector('table.sites'))"
+    )
+    assert display == "table-row" and scroll <= client
+
+
+def test_tables_that_scroll_on_a_phone_show_it(browser: Browser, evident: Path) -> None:
+    """By a shade at the edge where they go on, in the pixels, and it is gone at the end."""
+    image = pytest.importorskip("PIL.Image")
+    browser.open(evident, width=390, height=800, phone=True)
+    place = browser.run(
+        """(() => {
+          const box = [...document.querySelectorAll('.scroll')].find(box => box.scrollWidth > box.clientWidth + 40
+                                                                       && box.getBoundingClientRect().height > 60);
+          box.id = 'looked-at';
+          const at = box.getBoundingClientRect();
+          return [at.left + scrollX, at.top + scrollY, at.width, at.height];
+        })()"""
+    )
+    edges = []
+    for left in (0, 100_000):
+        browser.run(f"document.getElementById('looked-at').scrollLeft = {left}")
+        picture = image.open(io.BytesIO(browser.screenshot())).convert("L")
+        x, y = round(place[0] + place[2]) - 2, round(place[1])
+        edges.append([picture.getpixel((x, y + down)) for down in range(4, round(place[3]) - 4)])
+    at_start, at_end = (sorted(edge)[len(edge) // 2] for edge in edges)
+    assert at_end > 250 and at_start < at_end - 25
+
+
+def test_lines_of_spectra_and_shifts_are_there(browser: Browser, evident: Path) -> None:
+    browser.open(evident, width=1280, height=900)
+    count, guides = browser.run(
+        "[document.querySelectorAll('[aria-labelledby^=chart-spectra] .curve').length,"
+        " document.querySelectorAll('.guide').length]"
+    )
+    assert count >= 2 * 15 and guides == 1
+    colour, ground = browser.run(
+        "[getComputedStyle(document.querySelector('.guide')).stroke,"
+        " getComputedStyle(document.documentElement).backgroundColor]"
+    )
+    assert contrast(colour, ground) >= 3
+
+
+def test_what_a_screen_reader_is_told_of_evidence(browser: Browser, evident: Path) -> None:
+    browser.open(evident)
+    browser.run("document.querySelectorAll('details').forEach(item => item.open = true)")
+    told = browser.accessible()
+    pictures = [node["name"] for node in told if node["role"] in ("image", "img")]
+    assert all(len(name) > 8 for name in pictures) and len(set(pictures)) == len(pictures)
+    tables = [node["name"] for node in told if node["role"] == "table"]
+    assert all(tables) and len(set(tables)) == len(tables)
+
+
+def test_labels_of_evidence_do_not_touch(browser: Browser, evident: Path) -> None:
+    for width in (390, 1280):
+        test_labels_of_charts_do_not_touch(browser, evident, width)
+
+
+def test_paper_cuts_no_table(browser: Browser, evident: Path) -> None:
+    """A4 between its margins, at 96 dots an inch."""
+    browser.open(evident, width=718, height=1000)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    assert browser.run("document.documentElement.scrollWidth") <= 718
+    beyond = browser.run(
+        "[...document.querySelectorAll('table, img, svg')].filter(item => item.getBoundingClientRect().right > 719)"
+        ".map(item => item.outerHTML.slice(0, 80))"
+    )
+    assert beyond == []
