@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blurify.cli import console, options
-from blurify.cli.allocation import keep_freed_memory
+from blurify.allocation import keep_freed_memory
+from blurify.cli import console, expecting, options
 from blurify.cli.devices import find_device, memory_errors
 from blurify.cli.filtering import Filters
+from blurify.cli.keeping import Keeping
 from blurify.cli.spreading import with_options
 from blurify.errors import BlurifyError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from blurify.files.sources import LoadedModel
     from blurify.metrics import files
+    from blurify.metrics.expected import Expected
     from blurify.metrics.pareto import ParetoTable
     from blurify.metrics.results import Measurement
     from blurify.metrics.subject import Pictures, Preprocessing, Subject
@@ -84,6 +86,10 @@ class Choices(Filters):
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures a forward.")] = 64
     seed: Annotated[int, typer.Option(metavar="N", help="Of all random choices.")] = 0
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the models run.")] = "auto"
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure all anew; else the same command goes on where it was stopped.")
+    ] = False
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False
     arch: options.Arch = None
     random: options.Random = False
     allow: options.Allow = None
@@ -121,16 +127,22 @@ class Found:
         context: what goes into a file or a report besides; None where it was not wanted.
         notes: what the user is to know, each in one line.
         pareto: of the original among the models, with what of them is its conversion; None where it was not wanted.
+        keeping: what was written down meanwhile: to be closed as done once the results are where they are to be.
     """
 
     results: tuple[Measurement, ...]
     context: files.Context | None
     notes: tuple[str, ...]
     pareto: ParetoTable | None = None
+    keeping: Keeping = dataclasses.field(default_factory=Keeping)
 
 
-def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: str, in_context: bool) -> Found:
+def measured(
+    specs: Sequence[str], metrics: str, choices: Choices, *, command: str, in_context: bool, json: bool = False
+) -> Found:
     """Measure one to three models on the same pictures and crops.
+
+    What is done is written down at once, and shown where the command is stopped.
 
     Args:
         specs: MODEL, and MODEL2 and MODEL3 where there are such.
@@ -138,6 +150,10 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
         choices: the other options.
         command: the command line, for the record.
         in_context: also find out what a file or a report says besides the figures.
+        json: what is printed is to be JSON.
+
+    Raises:
+        typer.Exit: --estimate was given, and how long it takes is printed.
     """
     choices.check()
     keep_freed_memory()
@@ -181,15 +197,31 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
                     adapted=adapted if any(adapted) else (),
                 )  # fmt: skip
         layers = _shared_layers(subjects) if "equivariance" in wanted or "all" in wanted else None
-        results: list[Measurement] = []
-        for subject in subjects:
-            with console.bar(subject.name, f"{subject.name}: ") as watch:
-                found = measuring.measure(
-                    subject, shown, wanted, seed=choices.seed, batch_size=choices.batch_size,
-                    circular=choices.circular, layers=layers, most_shift=choices.most_shift, watch=watch,
-                )  # fmt: skip
-            results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
-        table = None if choices.pareto is None else _pareto(subjects, opened, shown, choices, choices.pareto)
+        expectations = _expected(subjects, shown, wanted, layers, choices)
+        if choices.estimate:
+            expecting.show(expectations, json=json)
+            raise typer.Exit
+        expecting.warn(expectations)
+        keeping = Keeping(fresh=choices.fresh)
+        try:
+            results: list[Measurement] = []
+            for subject in subjects:
+                kept = keeping.of(subject, shown)
+                with console.bar(subject.name, f"{subject.name}: ") as watch:
+                    found = measuring.measure(
+                        subject, shown, wanted, seed=choices.seed, batch_size=choices.batch_size,
+                        circular=choices.circular, layers=layers, most_shift=choices.most_shift, watch=watch,
+                        kept=kept, told=keeping.told,
+                    )  # fmt: skip
+                results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
+            table = None
+            if choices.pareto is not None:
+                table = _pareto(subjects, opened, shown, choices, choices.pareto, keeping)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                keeping.stopped(quiet=json)
+            keeping.close(done=False)
+            raise
         about = about and dataclasses.replace(about, pareto=table)
     notes = [*(loaded.note for _, loaded in opened), note, UNCHANGED.format(*results) if unchanged else ""]
     for one, (_, model) in zip(results, models, strict=True):
@@ -198,7 +230,7 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     notes += [
         f"{name} of {one.model} is not measured: {reason}" for one in results for name, reason in one.skipped.items()
     ]
-    return Found(tuple(results), about, tuple(dict.fromkeys(filter(None, notes))), table)
+    return Found(tuple(results), about, tuple(dict.fromkeys(filter(None, notes))), table, keeping)
 
 
 UNCHANGED = "{1.model} has exactly the weights of {0.model}: it was not fine-tuned, and has never seen blurred features"
@@ -221,6 +253,24 @@ def same_weights(models: Sequence[nn.Module]) -> bool:
     )
 
 
+def _expected(
+    subjects: Sequence[Subject], shown: Pictures, wanted: Sequence[str], layers: Sequence[str] | None, choices: Choices
+) -> expecting.Expectations:
+    """How long each model's metrics take; roughly, where that is short."""
+    from blurify.metrics.expected import expected
+
+    least = 0.0 if choices.estimate else expecting.LONG / len(subjects)
+    found: list[tuple[str, Sequence[Expected]]] = []
+    with console.working("timing a forward"):
+        for subject in subjects:
+            of_it = expected(
+                subject, shown, wanted, batch_size=choices.batch_size, circular=choices.circular, layers=layers,
+                most_shift=choices.most_shift, unless_below=least,
+            )  # fmt: skip
+            found.append((subject.name, of_it))
+    return found
+
+
 def _shared_layers(subjects: Sequence[Subject]) -> list[str] | None:
     """For the same network several times, the layers that compare; None where each has its own."""
     from blurify.metrics.equivariance import shared_layers
@@ -236,7 +286,12 @@ def _shared_layers(subjects: Sequence[Subject]) -> list[str] | None:
 
 
 def _pareto(
-    subjects: Sequence[Subject], opened: Sequence[tuple[str, LoadedModel]], shown: Pictures, choices: Choices, most: int
+    subjects: Sequence[Subject],
+    opened: Sequence[tuple[str, LoadedModel]],
+    shown: Pictures,
+    choices: Choices,
+    most: int,
+    keeping: Keeping,
 ) -> ParetoTable:
     """What partial conversions of the original cost and buy, with the one among the models that is its conversion."""
     import blurify
@@ -264,7 +319,7 @@ def _pareto(
     with console.bar("partial conversions") as watch:
         return pareto_table(
             original.model, recipe, subject=original, pictures=shown, present=present, most=most,
-            batch_size=min(choices.batch_size, _PARETO_BATCH), watch=watch,
+            batch_size=min(choices.batch_size, _PARETO_BATCH), watch=watch, kept=keeping.of(original, shown),
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blurify.cli import console
+from blurify.cli.keeping import Keeping
 from blurify.cli.measuring import Choices, command_line, measured, with_choices
 from blurify.errors import BlurifyError
 
@@ -61,13 +62,14 @@ def report(
     if json:
         raise BlurifyError("a report is a page: for JSON, blurify measure has --json")
     if any(_is_file(source) for source in sources):
-        found = _read([*sources, *_given(context, "metrics", *vars(choices))])
+        found, keeping = _read([*sources, *_given(context, "metrics", *vars(choices))]), Keeping()
     else:
-        found = _measured(sources, metrics, choices, command_line(context))
+        found, keeping = _measured(sources, metrics, choices, command_line(context))
     with console.working("drawing"):
         page = reporting.render(found).encode()
         written = reporting.write_figures(found, figures, force=force) if figures is not None else []
         atomic.write_bytes(output.expanduser(), page, force=force)
+    keeping.close(done=True)
     console.say(f"wrote {output} ({len(page) / 1e3:.0f} kB)", style="bold")
     if written:
         console.say(f"wrote {len(written)} figures to {figures}")
@@ -117,7 +119,7 @@ def _read(paths: list[str]) -> Report:
     ).in_order
 
 
-def _measured(models: list[str], metrics: str, choices: Choices, command: str) -> Report:
+def _measured(models: list[str], metrics: str, choices: Choices, command: str) -> tuple[Report, Keeping]:
     """Measure as `blurify measure` does."""
     from blurify.reporting import MOST, Report
 
@@ -130,7 +132,8 @@ def _measured(models: list[str], metrics: str, choices: Choices, command: str) -
     found = measured(models, metrics, choices, command=command, in_context=True)
     about = found.context
     assert about is not None  # it was asked for
-    return Report(
+    shown = Report(
         found.results, about.plan, about.command, about.versions, same_weights=about.same_weights,
         adapted=about.adapted, pareto=found.pareto,
     ).in_order  # fmt: skip
+    return shown, found.keeping

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from blurify.errors import BlurifyError
 from blurify.graph.structure import tensors_in
+from blurify.metrics.keeping import identity_of
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import Agreement, Estimate
 from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Pictures, Subject, Watch, logits_of, middle, no_answer
@@ -20,7 +22,13 @@ SURE = 0.5  # the probability of a top-1 above which the original is sure of it
 
 
 def agreement(
-    original: Subject, other: Subject, pictures: Pictures, *, batch_size: int = 64, watch: Watch | None = None
+    original: Subject,
+    other: Subject,
+    pictures: Pictures,
+    *,
+    batch_size: int = 64,
+    watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> Agreement:
     """How far another model answers as the original does: what a conversion costs a trained one, and what mends it.
 
@@ -37,11 +45,13 @@ def agreement(
         pictures: at least one; at least two for models that are no classifiers.
         batch_size: pictures a forward.
         watch: told of each batch.
+        kept: of the original: where the figures of each batch are written down (see `kept`). Of classifiers only: of
+            other outputs, sums over whole outputs would have to be kept.
 
     Raises:
         BlurifyError: there are too few pictures, the outputs differ in their shapes, or are not finite.
     """
-    return agreements(original, [other], pictures, batch_size=batch_size, watch=watch)[0]
+    return agreements(original, [other], pictures, batch_size=batch_size, watch=watch, kept=kept)[0]
 
 
 def agreements(
@@ -51,26 +61,39 @@ def agreements(
     *,
     batch_size: int = 64,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> list[Agreement]:
     """`agreement` with each of several models, for one run of the original and one decoding of the pictures."""
     if len(pictures) < 1:
         raise BlurifyError("there are no pictures to compare the models on: give at least one")
-    found: list[_Classes | _Outputs] = []
-    for number, batch in enumerate(pictures.batches(batch_size)):
+    batches = math.ceil(len(pictures) / batch_size)
+    models = [] if kept is None else [identity_of(other.model) for other in others]
+    steps = steps_for(kept, "agreement", batches, batch_size=batch_size, others=models)
+    outputs: list[_Outputs] = []
+    for number, batch in steps.batches(pictures, batch_size):
         seen = middle(batch.canvases, original.preprocessing.crop)
         first = original.run(seen)
-        if not found:
-            if _has_classes(first, len(seen)):
-                found = [_Classes(original.name, other.name) for other in others]
-            else:
+        if not outputs and (number > 0 or _has_classes(first, len(seen))):
+            found = [_Classes(original.name, other.name) for other in others]
+            for other, comparison in zip(others, found, strict=True):
+                comparison.add(first, other.run(seen), len(seen))
+            steps.done(number, [comparison.values for comparison in found])
+        else:
+            if not outputs:
                 # Anchors may happen to be as many as the pictures of a batch; they are never one.
                 whole = [len(seen) > 1 and not _is_one(tensor) for tensor in _floats(original.run(seen[:1]))]
-                found = [_Outputs(original.name, other.name, whole) for other in others]
-        for other, comparison in zip(others, found, strict=True):
-            comparison.add(first, other.run(seen), len(seen))
+                outputs = [_Outputs(original.name, other.name, whole) for other in others]
+            for other, of_outputs in zip(others, outputs, strict=True):
+                of_outputs.add(first, other.run(seen), len(seen))
         if watch is not None:
-            watch("agreement", number + 1, math.ceil(len(pictures) / batch_size))
-    return [comparison.result() for comparison in found]
+            watch("agreement", number + 1, batches)
+    if outputs:
+        return [comparison.result() for comparison in outputs]
+    classes = [_Classes(original.name, other.name) for other in others]
+    for step in steps.results:
+        for comparison, values in zip(classes, step, strict=True):
+            comparison.extend(values)
+    return [comparison.result() for comparison in classes]
 
 
 def _has_classes(output: Any, count: int) -> bool:
@@ -93,7 +116,7 @@ class _Classes:
 
     def __init__(self, *names: str) -> None:
         self._names = names
-        self._values: dict[str, list[float]] = {
+        self.values: dict[str, list[float]] = {
             name: [] for name in ("same", "divergence", "sure", "confidence", "confidence_other")
         }
 
@@ -109,12 +132,17 @@ class _Classes:
         same = (top == top_other).double()
         # Rounding must not make a distance negative.
         apart = F.kl_div(log_other, log_one, log_target=True, reduction="none").sum(1).clamp(min=0)
-        for values, part in zip(self._values.values(), (same, apart, same[sure > SURE], sure, sure_other), strict=True):
+        for values, part in zip(self.values.values(), (same, apart, same[sure > SURE], sure, sure_other), strict=True):
             values += part.tolist()
+
+    def extend(self, values: Mapping[str, Sequence[float]]) -> None:
+        """Take the values of more pictures, as `values` has them."""
+        for name, more in values.items():
+            self.values[name] += more
 
     def result(self) -> Agreement:
         """The figures of all pictures so far."""
-        same, divergence, sure, confidence, confidence_other = self._values.values()
+        same, divergence, sure, confidence, confidence_other = self.values.values()
         return Agreement(
             len(same),
             same=Estimate.of(same),

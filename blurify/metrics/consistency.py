@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blurify.errors import BlurifyError
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import Consistency, Estimate
 from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Pictures, Preprocessing, Subject, Watch, no_answer
@@ -23,6 +25,7 @@ def consistency(
     batch_size: int = 64,
     circular: bool = False,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> Consistency:
     """How steady a model's answers are.
 
@@ -47,6 +50,7 @@ def consistency(
             (by any shift, as Zhang evaluates CIFAR-10). No crop shows other things then than another; what the model
             pads itself still shows at the borders.
         watch: told of each batch.
+        kept: where each batch is written down (see `kept`).
 
     Raises:
         BlurifyError: the canvas leaves no room to shift, a label is none of the model's classes, or outputs are not
@@ -54,9 +58,9 @@ def consistency(
     """
     geometry = subject.preprocessing
     places = _places(len(pictures), geometry, seed, circular=circular)
-    agree, change, flips, right, broken = [], [], [], [], []
-    dense = False
-    for number, batch in enumerate(pictures.batches(batch_size)):
+    total = math.ceil(len(pictures) / batch_size)
+    steps = steps_for(kept, "consistency", total, seed=seed, batch_size=batch_size, circular=circular)
+    for number, batch in steps.batches(pictures, batch_size):
         if batch.canvases.shape[2:] != geometry.canvas:
             raise BlurifyError(
                 f"the pictures are {dimensions(batch.canvases.shape[2:])}, the canvas {dimensions(geometry.canvas)}: "
@@ -68,13 +72,11 @@ def consistency(
             for place in (places.first, places.second, places.beside)
         )
         dense = first.ndim == 4
-        broken += [no_answer(logits) for logits in (first, second, beside)]
+        broken = [bool(no_answer(logits)) for logits in (first, second, beside)]
         there = (places.second - places.first)[batch.indices]
         step = (places.beside - places.first)[batch.indices]
-        agree.append(compared(first, second, there, geometry, circular=circular)[0])
         same, moved = compared(first, beside, step, geometry, circular=circular)
-        change.append(moved)
-        flips.append(1 - same)
+        right: list[float] = []
         known = batch.labels >= 0
         if not dense and bool(known.any()):
             labels = batch.labels[known]
@@ -84,14 +86,30 @@ def consistency(
                     "pictures that it was trained for, or none of their labels"
                 )
             centre = _centre(canvases[known.to(subject.device)], geometry)
-            right.append((subject(centre).argmax(1).cpu() == labels).double())
+            right = (subject(centre).argmax(1).cpu() == labels).double().tolist()
+        steps.done(
+            number,
+            {
+                "dense": dense,
+                "broken": any(broken),
+                "agree": compared(first, second, there, geometry, circular=circular)[0].tolist(),
+                "change": moved.tolist(),
+                "flips": (1 - same).tolist(),
+                "right": right,
+            },
+        )
         if watch is not None:
-            watch("consistency", number + 1, math.ceil(len(pictures) / batch_size))
-    if bool(torch.stack(broken).any()):
+            watch("consistency", number + 1, total)
+    found = steps.results
+    if any(step["broken"] for step in found):
         raise BlurifyError(
             "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, or "
             "measure it in float32"
         )
+    dense = found[-1]["dense"]
+    agree, change, flips, right = (
+        [value for step in found for value in step[name]] for name in ("agree", "change", "flips", "right")
+    )
     return Consistency(
         agreement=estimate(agree, yes_or_no=not dense),
         pixel_change=estimate(change, yes_or_no=False),
@@ -205,10 +223,9 @@ def _same_and_moved(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return same.flatten(1).mean(1), moved.flatten(1).mean(1)
 
 
-def estimate(parts: list[Tensor], *, yes_or_no: bool = True) -> Estimate:
+def estimate(values: Sequence[float], *, yes_or_no: bool = True) -> Estimate:
     """Sum up per-picture values; nan where two crops had nothing in common."""
-    values = torch.cat(parts)
-    kept = values[~values.isnan()].tolist()
+    kept = [value for value in values if not math.isnan(value)]
     if not kept:
         raise BlurifyError("no two crops of a picture overlap: give a smaller --canvas")
     return Estimate.of(kept, yes_or_no=yes_or_no)

@@ -14,6 +14,7 @@ from blurify.metrics.aliasing import aliasing
 from blurify.metrics.consistency import consistency
 from blurify.metrics.equivariance import MOST_SHIFT, UnknownLayerError, equivariance
 from blurify.metrics.half_patch import half_patch
+from blurify.metrics.kept import Kept
 from blurify.metrics.results import Equivariance, Measurement
 from blurify.metrics.stability import stability
 from blurify.metrics.subject import Pictures, Subject, Watch
@@ -22,7 +23,7 @@ from blurify.surgery.carrying import plan_of
 
 METRICS = ("consistency", "aliasing", "equivariance", "stability", "worst-case", "half-patch")
 DEFAULT_METRICS = METRICS[:2]
-_ALIASING_BATCH = 16  # it keeps what enters every site
+ALIASING_BATCH = 16  # it keeps what enters every site
 
 
 def measure(
@@ -36,6 +37,8 @@ def measure(
     layers: Sequence[str] | None = None,
     most_shift: int = MOST_SHIFT,
     watch: Watch | None = None,
+    kept: Kept | None = None,
+    told: Callable[[Measurement], object] | None = None,
 ) -> Measurement:
     """How shift-invariant a model is, by one metric or several.
 
@@ -50,6 +53,9 @@ def measure(
         layers: names or globs for 'equivariance', where this model has them; else the choice is its own.
         most_shift: the largest shift that 'equivariance' tries, in pixels.
         watch: told of the progress.
+        kept: where results are written down as they come; what is there already is not measured again (see `kept`, and
+            `keeping.keep` for one).
+        told: after each metric, all that was measured so far.
 
     Returns:
         The figures of each metric; those not asked for are None.
@@ -68,8 +74,8 @@ def measure(
         raise BlurifyError(f"a batch of {batch_size} pictures is none: give at least 1")
     check_seed(seed)
     answer_shape(subject)  # before the work: a model that can't be measured says so at once
-    common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "watch": watch}
-    small = {**common, "batch_size": min(batch_size, _ALIASING_BATCH)}
+    common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "watch": watch, "kept": kept}
+    small = {**common, "batch_size": min(batch_size, ALIASING_BATCH)}
     ways: dict[str, Callable[[], Any]] = {
         "consistency": lambda: consistency(subject, pictures, circular=circular, **common),
         "aliasing": lambda: aliasing(subject, pictures, **small),
@@ -80,6 +86,18 @@ def measure(
     }
     found: dict[str, Any] = {}
     skipped: dict[str, str] = {}
+
+    def so_far() -> Measurement:
+        return Measurement(
+            model=subject.name,
+            data=pictures.name,
+            images=len(pictures),
+            settings=settings_of(subject, pictures, seed=seed, batch_size=batch_size, circular=circular),
+            converted=plan_of(subject.model) is not None,
+            skipped=dict(skipped),
+            **found,
+        )
+
     for name in wanted:
         try:
             found[name.replace("-", "_")] = ways[name]()
@@ -87,17 +105,12 @@ def measure(
             if name in metrics or isinstance(error, PictureError):
                 raise
             skipped[name] = str(error)
+            continue
+        if told is not None:
+            told(so_far())
     if not found:
         raise BlurifyError(f"nothing can be measured: {'; '.join(skipped.values())}")
-    return Measurement(
-        model=subject.name,
-        data=pictures.name,
-        images=len(pictures),
-        settings=settings_of(subject, pictures, seed=seed, batch_size=batch_size, circular=circular),
-        converted=plan_of(subject.model) is not None,
-        skipped=skipped,
-        **found,
-    )
+    return so_far()
 
 
 def _equivariance(

@@ -1,0 +1,163 @@
+"""How long measuring will take, before it begins: forwards that each metric runs, times a forward that was timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from blurify.errors import BlurifyError
+from blurify.metrics.aliasing import aliasing
+from blurify.metrics.corruptions import CORRUPTIONS, SEVERITIES
+from blurify.metrics.equivariance import IMAGES, MOST_SHIFT, equivariance, shifts_of
+from blurify.metrics.half_patch import fitting_patch, shifts_by
+from blurify.metrics.measuring import ALIASING_BATCH, check_metrics
+from blurify.metrics.perturbations import PERTURBATIONS
+from blurify.metrics.stability import FRAMES
+from blurify.metrics.subject import Pictures, Subject, TensorPictures
+from blurify.metrics.worst_case import ROTATIONS
+
+_TRIAL = 1.0  # seconds that a timed batch may take
+_ROUGH = 20  # a metric's own work takes less than so many forwards' time
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one metric will take.
+
+    Attributes:
+        metric: its name.
+        forwards: of one picture each.
+        seconds: about.
+    """
+
+    metric: str
+    forwards: int
+    seconds: float
+
+
+def expected(
+    subject: Subject,
+    pictures: Pictures,
+    metrics: Sequence[str],
+    *,
+    batch_size: int = 64,
+    circular: bool = False,
+    layers: Sequence[str] | None = None,
+    most_shift: int = MOST_SHIFT,
+    unless_below: float = 0.0,
+) -> tuple[Expected, ...]:
+    """What measuring would take, metric by metric, with the same arguments as `measure`.
+
+    A batch of noise of the model's input size is timed after another one, of as many pictures as run in a second (at
+    most `batch_size`). Aliasing and equivariance, which do much besides forwards, are timed by steps of their own.
+    Decoding is not in it: it overlaps the forwards. Metrics that this model can't be measured by have no entry.
+
+    Args:
+        unless_below: where a rough estimate (no less than the truth) is below so many seconds in all, nothing more is
+            timed, and the rough one is returned.
+    """
+    plain, count = _forward_seconds(subject, min(batch_size, max(len(pictures), 1)))
+    counts: dict[str, int] = {}
+    for name in check_metrics(metrics):
+        try:
+            counts[name] = _COUNTS[name](subject, pictures, layers, most_shift, circular)
+        except (BlurifyError, KeyError):  # measuring says why
+            continue
+    rough = tuple(Expected(name, forwards, forwards * plain) for name, forwards in counts.items())
+    if sum(one.seconds * (_ROUGH if one.metric in _TRIALS else 1) for one in rough) < unless_below:
+        return rough
+    return tuple(
+        dataclasses.replace(one, seconds=one.forwards * max(plain, _TRIALS[one.metric](subject, count, layers)))
+        if one.metric in _TRIALS
+        else one
+        for one in rough
+    )
+
+
+def _forward_seconds(subject: Subject, most: int) -> tuple[float, int]:
+    """Seconds of a forward a picture, and how many pictures of a batch were timed."""
+    count = 1
+    _timed(lambda: subject.run(_noise(subject, 1)), subject)  # loads kernels, and the like
+    seconds = _timed(lambda: subject.run(_noise(subject, 1)), subject)
+    more = min(most, math.floor(_TRIAL / max(seconds, 1e-6)))
+    if more > 1:
+        _timed(lambda: subject.run(_noise(subject, more)), subject)
+        count, seconds = more, _timed(lambda: subject.run(_noise(subject, more)), subject) / more
+    return seconds, count
+
+
+def _timed(run: Callable[[], Any], subject: Subject) -> float:
+    begin = time.perf_counter()
+    run()
+    _wait(subject)
+    return time.perf_counter() - begin
+
+
+def _wait(subject: Subject) -> None:
+    if subject.device.type in ("cuda", "mps"):
+        getattr(torch, subject.device.type).synchronize()
+
+
+def _noise(subject: Subject, count: int) -> torch.Tensor:
+    geometry = subject.preprocessing
+    source = torch.Generator().manual_seed(0)
+    return torch.rand(count, geometry.channels, *geometry.crop, generator=source)
+
+
+def _step_seconds(subject: Subject, run: Callable[[Callable[[str, int, int], None]], Any], count: int) -> float:
+    """Seconds of a step a picture: between the first and the last time that a metric tells of its progress."""
+    told: list[float] = []
+
+    def watch(what: str, done: int, total: int) -> None:
+        _wait(subject)
+        told.append(time.perf_counter())
+
+    try:
+        run(watch)
+    except BlurifyError:  # measuring says why
+        return 0.0
+    return (told[-1] - told[0]) / max(len(told) - 1, 1) / count
+
+
+def _aliasing_seconds(subject: Subject, count: int, layers: Sequence[str] | None) -> float:
+    count = min(count, ALIASING_BATCH)
+    two = TensorPictures(_noise(subject, 2 * count))
+    return _step_seconds(subject, lambda watch: aliasing(subject, two, batch_size=count, watch=watch), count)
+
+
+def _equivariance_seconds(subject: Subject, count: int, layers: Sequence[str] | None) -> float:
+    count = min(count, IMAGES)
+    shown = TensorPictures(_noise(subject, count))
+    return _step_seconds(
+        subject, lambda watch: equivariance(subject, shown, most_shift=1, layers=layers, watch=watch), count
+    )
+
+
+_TRIALS = {"aliasing": _aliasing_seconds, "equivariance": _equivariance_seconds}
+
+
+def _of_equivariance(
+    subject: Subject, pictures: Pictures, layers: Sequence[str] | None, most_shift: int, circular: bool
+) -> int:
+    return min(IMAGES, len(pictures)) * shifts_of(subject, layers=layers, most_shift=most_shift)
+
+
+_FRAMES = 1 + sum(len(one.numbers(FRAMES)) for one in PERTURBATIONS.values()) + len(CORRUPTIONS) * len(SEVERITIES)
+_GRID = 5 * 5 * len(ROTATIONS)
+_COUNTS: dict[str, Callable[[Subject, Pictures, Sequence[str] | None, int, bool], int]] = {
+    "consistency": lambda subject, pictures, *_: (4 if pictures.labelled else 3) * len(pictures),
+    "aliasing": lambda subject, pictures, *_: len(pictures),
+    "equivariance": _of_equivariance,
+    "stability": lambda subject, pictures, *_: _FRAMES * len(pictures),
+    "worst-case": lambda subject, pictures, *_: _GRID * len(pictures),
+    "half-patch": lambda subject, pictures, layers, most_shift, circular: (
+        (1 + len(shifts_by(fitting_patch(subject, circular=circular)))) * len(pictures)
+    ),
+}
+"""By metric, how many pictures its forwards take together; a new metric belongs here too."""
