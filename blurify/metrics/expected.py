@@ -14,15 +14,15 @@ import torch
 from blurify.errors import BlurifyError
 from blurify.metrics.aliasing import aliasing
 from blurify.metrics.corruptions import CORRUPTIONS, SEVERITIES
-from blurify.metrics.equivariance import IMAGES, MOST_SHIFT, equivariance, shifts_of
+from blurify.metrics.equivariance import IMAGES, MOST_SHIFT, UnknownLayerError, equivariance, shifts_of
 from blurify.metrics.half_patch import fitting_patch, shifts_by
 from blurify.metrics.measuring import ALIASING_BATCH, check_metrics
 from blurify.metrics.perturbations import PERTURBATIONS
 from blurify.metrics.stability import FRAMES
-from blurify.metrics.subject import Pictures, Subject, TensorPictures
+from blurify.metrics.subject import Pictures, Subject, TensorPictures, Watch
 from blurify.metrics.worst_case import ROTATIONS
 
-_TRIAL = 1.0  # seconds that a timed batch may take
+_TRIAL = 0.2  # seconds that a timed batch may take, if it is more than one picture
 _ROUGH = 20  # a metric's own work takes less than so many forwards' time
 
 
@@ -54,42 +54,55 @@ def expected(
 ) -> tuple[Expected, ...]:
     """What measuring would take, metric by metric, with the same arguments as `measure`.
 
-    A batch of noise of the model's input size is timed after another one, of as many pictures as run in a second (at
-    most `batch_size`). Aliasing and equivariance, which do much besides forwards, are timed by steps of their own.
-    Decoding is not in it: it overlaps the forwards. Metrics that this model can't be measured by have no entry.
+    A forward of noise of the model's input size is timed, after another one: of one picture, and then of as many as run
+    in a fifth of a second (at most `batch_size`). Aliasing and equivariance, which do much besides forwards, are timed
+    by steps of their own. Decoding is not in it: it overlaps the forwards. Metrics that this model can't be measured by
+    have no entry.
 
     Args:
         unless_below: where a rough estimate (no less than the truth) is below so many seconds in all, nothing more is
             timed, and the rough one is returned.
     """
-    plain, count = _forward_seconds(subject, min(batch_size, max(len(pictures), 1)))
     counts: dict[str, int] = {}
     for name in check_metrics(metrics):
         try:
             counts[name] = _COUNTS[name](subject, pictures, layers, most_shift, circular)
         except (BlurifyError, KeyError):  # measuring says why
             continue
-    rough = tuple(Expected(name, forwards, forwards * plain) for name, forwards in counts.items())
-    if sum(one.seconds * (_ROUGH if one.metric in _TRIALS else 1) for one in rough) < unless_below:
-        return rough
+
+    def rough(a_picture: float) -> tuple[Expected, ...]:
+        return tuple(Expected(name, forwards, forwards * a_picture) for name, forwards in counts.items())
+
+    def short(a_picture: float) -> bool:
+        most = (one.seconds * (_ROUGH if one.metric in _TRIALS else 1) for one in rough(a_picture))
+        return sum(most) < unless_below
+
+    plain, count = _one_seconds(subject), 1
+    if not short(plain):
+        plain, count = _batch_seconds(subject, plain, min(batch_size, max(len(pictures), 1)))
+    if short(plain):
+        return rough(plain)
     return tuple(
         dataclasses.replace(one, seconds=one.forwards * max(plain, _TRIALS[one.metric](subject, count, layers)))
         if one.metric in _TRIALS
         else one
-        for one in rough
+        for one in rough(plain)
     )
 
 
-def _forward_seconds(subject: Subject, most: int) -> tuple[float, int]:
-    """Seconds of a forward a picture, and how many pictures of a batch were timed."""
-    count = 1
+def _one_seconds(subject: Subject) -> float:
+    """Seconds of a forward of one picture."""
     _timed(lambda: subject.run(_noise(subject, 1)), subject)  # loads kernels, and the like
-    seconds = _timed(lambda: subject.run(_noise(subject, 1)), subject)
-    more = min(most, math.floor(_TRIAL / max(seconds, 1e-6)))
-    if more > 1:
-        _timed(lambda: subject.run(_noise(subject, more)), subject)
-        count, seconds = more, _timed(lambda: subject.run(_noise(subject, more)), subject) / more
-    return seconds, count
+    return _timed(lambda: subject.run(_noise(subject, 1)), subject)
+
+
+def _batch_seconds(subject: Subject, one: float, most: int) -> tuple[float, int]:
+    """Seconds of a forward a picture in a batch, and how many of them it had, by that of one picture alone."""
+    count = min(most, math.floor(_TRIAL / max(one, 1e-6)))
+    if count < 2:
+        return one, 1
+    _timed(lambda: subject.run(_noise(subject, count)), subject)
+    return _timed(lambda: subject.run(_noise(subject, count)), subject) / count, count
 
 
 def _timed(run: Callable[[], Any], subject: Subject) -> float:
@@ -110,7 +123,7 @@ def _noise(subject: Subject, count: int) -> torch.Tensor:
     return torch.rand(count, geometry.channels, *geometry.crop, generator=source)
 
 
-def _step_seconds(subject: Subject, run: Callable[[Callable[[str, int, int], None]], Any], count: int) -> float:
+def _step_seconds(subject: Subject, run: Callable[[Watch], object], count: int) -> float:
     """Seconds of a step a picture: between the first and the last time that a metric tells of its progress."""
     told: list[float] = []
 
@@ -134,9 +147,14 @@ def _aliasing_seconds(subject: Subject, count: int, layers: Sequence[str] | None
 def _equivariance_seconds(subject: Subject, count: int, layers: Sequence[str] | None) -> float:
     count = min(count, IMAGES)
     shown = TensorPictures(_noise(subject, count))
-    return _step_seconds(
-        subject, lambda watch: equivariance(subject, shown, most_shift=1, layers=layers, watch=watch), count
-    )
+
+    def run(watch: Watch) -> None:
+        try:
+            equivariance(subject, shown, most_shift=1, layers=layers, watch=watch)
+        except UnknownLayerError:  # then the choice is the model's own
+            equivariance(subject, shown, most_shift=1, watch=watch)
+
+    return _step_seconds(subject, run, count)
 
 
 _TRIALS = {"aliasing": _aliasing_seconds, "equivariance": _equivariance_seconds}
