@@ -83,6 +83,13 @@ class Keeping:
             kept.journal.close(done=done)
         self._kept = []
 
+    def __enter__(self) -> Keeping:
+        """While the results are brought to where they are to be: what is kept is removed where that went well."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.close(done=kind is None)
+
     def _say_lost(self, reason: str) -> None:
         if self._whole:
             tell(f"note: results are not kept ({reason}): a run that is stopped begins anew")

@@ -51,18 +51,17 @@ def measure(
         atomic.check_target(output, force=force)  # before the work, so that none is wasted
     specs = [model] if model2 is None else [model, model2]
     found = measured(specs, metrics, choices, command=command_line(context), in_context=output is not None, json=json)
-    if output is not None:
-        files.write_measurements(output, found.results, context=found.context, force=force)
-    if json:
-        table = {"pareto": found.pareto.to_dict()} if found.pareto is not None else {}
-        console.print_json(files.as_json(found.results) | table)
-        found.keeping.close(done=True)
-        return
-    for note in found.notes:
-        console.say(note)
-    measurements.print_measurements(found.results, wide=wide)
-    if found.pareto is not None:
-        print_pareto(found.pareto, wide=wide)
-    if output is not None:
-        console.say(f"wrote {output}", style="bold")
-    found.keeping.close(done=True)
+    with found.keeping:
+        if output is not None:
+            files.write_measurements(output, found.results, context=found.context, force=force)
+        if json:
+            table = {"pareto": found.pareto.to_dict()} if found.pareto is not None else {}
+            console.print_json(files.as_json(found.results) | table)
+            return
+        for note in found.notes:
+            console.say(note)
+        measurements.print_measurements(found.results, wide=wide)
+        if found.pareto is not None:
+            print_pareto(found.pareto, wide=wide)
+        if output is not None:
+            console.say(f"wrote {output}", style="bold")

@@ -127,7 +127,7 @@ class Found:
         context: what goes into a file or a report besides; None where it was not wanted.
         notes: what the user is to know, each in one line.
         pareto: of the original among the models, with what of them is its conversion; None where it was not wanted.
-        keeping: what was written down meanwhile: to be closed as done once the results are where they are to be.
+        keeping: what was written down meanwhile: to be entered while the results are brought to where they are to be.
     """
 
     results: tuple[Measurement, ...]
@@ -258,14 +258,20 @@ def _expected(
 ) -> expecting.Expectations:
     """How long each model's metrics take; roughly, where that is short."""
     from blurify.metrics.expected import expected
+    from blurify.tuning.options import ALIASING_IMAGES
 
     least = 0.0 if choices.estimate else expecting.LONG / len(subjects)
+    partial = {}
+    if choices.pareto is not None:  # the original and all points answer, and each is gauged; before, about three forms
+        images = len(shown)
+        count = (choices.pareto + 1) * images + (choices.pareto + 3) * min(images, ALIASING_IMAGES)
+        partial = {"partial conversions": count}
     found: list[tuple[str, Sequence[Expected]]] = []
     with console.working("timing a forward"):
         for subject in subjects:
             of_it = expected(
                 subject, shown, wanted, batch_size=choices.batch_size, circular=choices.circular, layers=layers,
-                most_shift=choices.most_shift, unless_below=least,
+                most_shift=choices.most_shift, others={} if found else partial, unless_below=least,
             )  # fmt: skip
             found.append((subject.name, of_it))
     return found

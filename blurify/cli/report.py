@@ -65,11 +65,10 @@ def report(
         found, keeping = _read([*sources, *_given(context, "metrics", *vars(choices))]), Keeping()
     else:
         found, keeping = _measured(sources, metrics, choices, command_line(context))
-    with console.working("drawing"):
+    with keeping, console.working("drawing"):
         page = reporting.render(found).encode()
         written = reporting.write_figures(found, figures, force=force) if figures is not None else []
         atomic.write_bytes(output.expanduser(), page, force=force)
-    keeping.close(done=True)
     console.say(f"wrote {output} ({len(page) / 1e3:.0f} kB)", style="bold")
     if written:
         console.say(f"wrote {len(written)} figures to {figures}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ def expected(
     circular: bool = False,
     layers: Sequence[str] | None = None,
     most_shift: int = MOST_SHIFT,
+    others: Mapping[str, int] | None = None,
     unless_below: float = 0.0,
 ) -> tuple[Expected, ...]:
     """What measuring would take, metric by metric, with the same arguments as `measure`.
@@ -60,6 +61,7 @@ def expected(
     have no entry.
 
     Args:
+        others: what else is done with it, and how many pictures that shows to it or to its like.
         unless_below: where a rough estimate (no less than the truth) is below so many seconds in all, nothing more is
             timed, and the rough one is returned.
     """
@@ -69,6 +71,7 @@ def expected(
             counts[name] = _COUNTS[name](subject, pictures, layers, most_shift, circular)
         except (BlurifyError, KeyError):  # measuring says why
             continue
+    counts |= others or {}
 
     def rough(a_picture: float) -> tuple[Expected, ...]:
         return tuple(Expected(name, forwards, forwards * a_picture) for name, forwards in counts.items())
