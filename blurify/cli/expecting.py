@@ -24,7 +24,7 @@ def total(found: Expectations) -> float:
     return sum(one.seconds for _, each in found for one in each)
 
 
-def warn(found: Expectations) -> None:
+def warn(found: Expectations, most_shift: int) -> None:
     """Say on stderr how long it will take, where that is long, and what makes it shorter."""
     whole = total(found)
     if whole < LONG:
@@ -34,10 +34,10 @@ def warn(found: Expectations) -> None:
     parts = ", ".join(f"{name} {in_words(metrics[name][1])}" for name in longest_first)
     models = f" for {len(found)} models" if len(found) > 1 else ""
     tell(f"this takes about {in_words(whole)}{models}: {parts}")
-    tell(f"shorter: {_shorter(metrics)}; Ctrl-C loses nothing: the same command goes on")
+    tell(f"shorter: {_shorter(metrics, most_shift)}; Ctrl-C loses nothing: the same command goes on")
 
 
-def show(found: Expectations, *, json: bool) -> None:
+def show(found: Expectations, most_shift: int, *, json: bool) -> None:
     """Print the estimate, and nothing else."""
     metrics = _by_metric(found)
     if json:
@@ -48,7 +48,9 @@ def show(found: Expectations, *, json: bool) -> None:
     rows.append(("in all", f"{sum(forwards for forwards, _ in metrics.values()):,}", in_words(total(found))))
     print_table(columns, rows)
     which = f"{len(found)} models" if len(found) > 1 else found[0][0]
-    console.say(f"forwards of one picture, by {which}; seconds by a batch that was timed; shorter: {_shorter(metrics)}")
+    console.say(
+        f"forwards of one picture, by {which}; seconds by a batch that was timed; shorter: {_shorter(metrics, most_shift)}"
+    )
 
 
 def as_json(found: Expectations) -> dict[str, Any]:
@@ -88,8 +90,8 @@ def _by_metric(found: Expectations) -> dict[str, tuple[int, float]]:
     return sums
 
 
-def _shorter(metrics: Mapping[str, object]) -> str:
+def _shorter(metrics: Mapping[str, object], most_shift: int) -> str:
     ways = ["--images N", "--metrics LIST"]
-    if "equivariance" in metrics:
-        ways.insert(1, "--most-shift 15 (a quarter of equivariance's shifts)")
+    if "equivariance" in metrics and most_shift > 1:
+        ways.insert(1, f"--most-shift {most_shift // 2} (a quarter of the shifts)")
     return ", ".join(ways)

@@ -199,9 +199,9 @@ def measured(
         layers = _shared_layers(subjects) if "equivariance" in wanted or "all" in wanted else None
         expectations = _expected(subjects, shown, wanted, layers, choices)
         if choices.estimate:
-            expecting.show(expectations, json=json)
+            expecting.show(expectations, choices.most_shift, json=json)
             raise typer.Exit
-        expecting.warn(expectations)
+        expecting.warn(expectations, choices.most_shift)
         keeping = Keeping(fresh=choices.fresh)
         try:
             results: list[Measurement] = []
