@@ -48,9 +48,8 @@ def show(found: Expectations, most_shift: int, *, json: bool) -> None:
     rows.append(("in all", f"{sum(forwards for forwards, _ in metrics.values()):,}", in_words(total(found))))
     print_table(columns, rows)
     which = f"{len(found)} models" if len(found) > 1 else found[0][0]
-    console.say(
-        f"forwards of one picture, by {which}; seconds by a batch that was timed; shorter: {_shorter(metrics, most_shift)}"
-    )
+    console.say(f"forwards of one picture, by {which}; seconds by a batch that was timed")
+    console.say(f"shorter: {_shorter(metrics, most_shift)}")
 
 
 def as_json(found: Expectations) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Keeping:
     def close(self, *, done: bool) -> None:
         """Let go of it; where the command is done, what was kept is removed."""
         for kept in self._kept:
-            kept.journal.close(done=done)
+            kept.close(done=done)
         self._kept = []
 
     def __enter__(self) -> Keeping:

@@ -40,7 +40,7 @@ def cache_folder() -> Path:
     return (Path(named).expanduser() if named else Path(home, "blurify")) / "measured"
 
 
-def keep(subject: Subject, pictures: Pictures, *, folder: Path | None = None, fresh: bool = False) -> Kept | None:
+def keep(subject: Subject, pictures: Pictures, *, folder: str | Path | None = None, fresh: bool = False) -> Kept | None:
     """What is kept of measuring this model on these pictures, to be handed to metrics, and to be closed at the end.
 
     Results are found again for the same weights, classes, plan, structure and source code of the model, the same
@@ -55,7 +55,7 @@ def keep(subject: Subject, pictures: Pictures, *, folder: Path | None = None, fr
         fresh: begin anew.
 
     Returns:
-        It; `kept.journal.close(done=True)` removes what is not needed any more. None for pictures that can't be told
+        It; `kept.close(done=True)` removes what is not needed any more. None for pictures that can't be told
         from others (a set of the user's own without `fingerprint`), and where another run uses what may not be used.
 
     Raises:
@@ -84,10 +84,10 @@ def name_of(subject: Subject, pictures: Pictures) -> str | None:
 
 
 def open_kept(
-    name: str, subject: Subject, pictures: Pictures, *, folder: Path | None = None, fresh: bool = False
+    name: str, subject: Subject, pictures: Pictures, *, folder: str | Path | None = None, fresh: bool = False
 ) -> Kept | None:
     """`keep`, where `name_of` was asked already."""
-    place = cache_folder() if folder is None else folder
+    place = cache_folder() if folder is None else Path(folder).expanduser()
     remove_old(place)
     journal = open_journal(place / f"{name}{ENDING}")
     answer = _probe(subject)

@@ -44,6 +44,10 @@ class Kept:
         self.journal = journal
         self._under = under
 
+    def close(self, *, done: bool) -> None:
+        """Let go of it; removed where all is done. A run that ends without this can be gone on with."""
+        self.journal.close(done=done)
+
     def under(self, **settings: Any) -> Kept:
         """The same for results that depend on this besides: plain data."""
         return Kept(self.journal, f"{self._under}{_digest(settings)}/")

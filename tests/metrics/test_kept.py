@@ -24,6 +24,7 @@ from blurify.metrics.expected import expected
 from blurify.metrics.journal import OLD, open_journal
 from blurify.metrics.kept import Kept
 from blurify.metrics.measuring import METRICS, measure
+from blurify.tuning.pareto import pareto_table
 
 USED = Preprocessing((24, 28), (36, 40))
 EXPECTED_LOST = {"consistency": 3}  # forwards of a batch that is not done; of the others one
@@ -89,12 +90,48 @@ def test_a_run_that_was_ended_three_times_says_exactly_what_an_undisturbed_one_s
             found = run(one, pictures, kept)
         except KeyboardInterrupt:
             assert end is not None
-        kept.journal.close(done=False)
+        kept.close(done=False)
         total += one.model.forwards
     assert found == wanted
     # A run begins with a look at a black picture (all but agreement), and one of the unshifted pictures (two metrics).
     again = 3 * ((name != "agreement") + (name in ("equivariance", "half-patch")) + EXPECTED_LOST.get(name, 1))
     assert forwards <= total <= forwards + again
+
+
+def test_a_pareto_table_that_was_ended_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, calls = shown(), [0, -1]
+    real = Subject.run
+
+    def run(self: Subject, seen: Tensor) -> Any:
+        if calls[0] == calls[1]:
+            raise KeyboardInterrupt
+        calls[0] += 1
+        return real(self, seen)
+
+    def table(one: Subject, kept: Kept | None) -> Any:
+        return pareto_table(
+            one.model, "zhang2019", subject=one, pictures=pictures, most=4, batch_size=2, kept=kept,
+            present=blurify.convert(Net(1).eval(), example_inputs=torch.zeros(1, 3, 24, 28)),
+        )  # fmt: skip
+
+    monkeypatch.setattr(Subject, "run", run)
+    wanted = table(subject(), None)
+    forwards = calls[0]
+    total = 0
+    for end in (forwards // 4, forwards // 2, None):
+        one = subject()
+        calls[:] = [0, -1]
+        kept = kept_in(tmp_path, one, pictures)
+        calls[:] = [0, -1 if end is None else end - total]
+        try:
+            found = table(one, kept)
+        except KeyboardInterrupt:
+            assert end is not None
+        kept.close(done=False)
+        total += calls[0]
+    assert found == wanted
+    a_batch = 1 + len(wanted.points)  # of agreement, in which the original and all points answer
+    assert forwards <= total <= forwards + 2 * a_batch
 
 
 def test_what_is_done_is_not_even_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +264,7 @@ def test_a_model_that_answers_otherwise_is_measured_anew(tmp_path: Path) -> None
     pictures, one = shown(), subject()
     kept = kept_in(tmp_path, one, pictures)
     measure(one, pictures, batch_size=2, kept=kept)
-    kept.journal.close(done=False)
+    kept.close(done=False)
     again = subject()
     again.model.register_forward_hook(lambda module, given, out: out + 1)
     anew = kept_in(tmp_path, again, pictures)
@@ -244,7 +281,7 @@ def test_torn_and_damaged_lines_are_measured_again(tmp_path: Path) -> None:
     pictures, one = shown(), subject()
     kept = kept_in(tmp_path, one, pictures)
     wanted = measure(one, pictures, batch_size=2, kept=kept)
-    kept.journal.close(done=False)
+    kept.close(done=False)
     path = kept.journal.path
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + 3 + 3  # the head, and a line for each batch of two metrics
