@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from blurify.cli import console
@@ -11,6 +12,7 @@ from blurify.cli.tables import Column, print_table
 
 if TYPE_CHECKING:
     from blurify.metrics.expected import Expected
+    from blurify.metrics.kept import Kept
 
 LONG = 30.0
 """Seconds from which on one is told before the work begins."""
@@ -24,13 +26,21 @@ def total(found: Expectations) -> float:
     return sum(one.seconds for _, each in found for one in each)
 
 
+def left(found: Expectations, kept: Sequence[Kept | None]) -> Expectations:
+    """The same without what is there already of each model."""
+    return [
+        (model, [replace(one, seconds=one.seconds * (1 - (known.share(one.metric) if known else 0))) for one in each])
+        for (model, each), known in zip(found, kept, strict=True)
+    ]
+
+
 def warn(found: Expectations, most_shift: int) -> None:
     """Say on stderr how long it will take, where that is long, and what makes it shorter."""
     whole = total(found)
     if whole < LONG:
         return
     metrics = _by_metric(found)
-    longest_first = sorted(metrics, key=lambda name: -metrics[name][1])
+    longest_first = sorted((name for name in metrics if metrics[name][1]), key=lambda name: -metrics[name][1])
     parts = ", ".join(f"{name} {in_words(metrics[name][1])}" for name in longest_first)
     models = f" for {len(found)} models" if len(found) > 1 else ""
     tell(f"this takes about {in_words(whole)}{models}: {parts}")

@@ -201,12 +201,12 @@ def measured(
         if choices.estimate:
             expecting.show(expectations, choices.most_shift, json=json)
             raise typer.Exit
-        expecting.warn(expectations, choices.most_shift)
         keeping = Keeping(fresh=choices.fresh)
         try:
+            known_before = [keeping.of(subject, shown) for subject in subjects]
+            expecting.warn(expecting.left(expectations, known_before), choices.most_shift)
             results: list[Measurement] = []
-            for subject in subjects:
-                kept = keeping.of(subject, shown)
+            for subject, kept in zip(subjects, known_before, strict=True):
                 with console.bar(subject.name, f"{subject.name}: ") as watch:
                     found = measuring.measure(
                         subject, shown, wanted, seed=choices.seed, batch_size=choices.batch_size,

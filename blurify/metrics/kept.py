@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -60,7 +61,16 @@ class Kept:
             total: how many steps there are.
             settings: plain data; all that the steps depend on besides the model and the pictures.
         """
-        return Steps(total, self.journal, f"{self._under}{name}/{_digest([total, settings])}")
+        return Steps(total, self.journal, f"{self._under}{name}/{total}/{_digest(settings)}")
+
+    def share(self, name: str) -> float:
+        """How much of a metric is done, from 0 to 1; of several settings, that of which most is."""
+        done = Counter(
+            key.rpartition("/")[0]
+            for key, known in self.journal.entries.items()
+            if "" in known and key.startswith(f"{self._under}{name}/")
+        )
+        return max((count / int(key.split("/")[-2]) for key, count in done.items()), default=0.0)
 
 
 class Steps:

@@ -318,6 +318,19 @@ def test_parts_are_forgotten_once_the_whole_is_there(tmp_path: Path) -> None:
     assert 1 not in Kept(open_journal(tmp_path / "one.jsonl")).under(other="x").steps("metric", 2, seed=0)
 
 
+def test_the_share_that_is_done_is_known(tmp_path: Path) -> None:
+    kept = Kept(open_journal(tmp_path / "one.jsonl"))
+    assert kept.share("metric") == 0
+    for seed, done in ((0, 1), (1, 3)):
+        steps = kept.steps("metric", 4, seed=seed)
+        for number in range(done):
+            steps.done(number, 0)
+    kept.steps("metric of another name", 2).done(0, 0)
+    kept.under(model="other").steps("metric", 1).done(0, 0)
+    kept.steps("metric", 4, seed=1).part(3, "a part", lambda: 0)
+    assert kept.share("metric") == 3 / 4
+
+
 @pytest.mark.parametrize("how", ["full", "short"])
 def test_a_full_disk_costs_the_keeping_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     pictures, one = shown(), subject()
