@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def agreements(
     if len(pictures) < 1:
         raise BlurifyError("there are no pictures to compare the models on: give at least one")
     batches = math.ceil(len(pictures) / batch_size)
-    models = [] if kept is None else [identity_of(other.model) for other in others]
+    models = [] if kept is None else [[identity_of(one.model), asdict(one.preprocessing)] for one in others]
     steps = steps_for(kept, "agreement", batches, batch_size=batch_size, others=models)
     outputs: list[_Outputs] = []
     for number, batch in steps.batches(pictures, batch_size):

@@ -23,7 +23,7 @@ from blurify.errors import one_line
 fcntl: ModuleType | None
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked, and what is open can't be removed
+except ImportError:  # Windows: nothing is locked
     fcntl = None
 
 ENDING = ".jsonl"
@@ -103,7 +103,10 @@ class Journal:
 
     def close(self, *, done: bool) -> None:
         """Let go of the file, and remove it where nothing is left to do with it and nobody else uses it."""
-        if done and self._opened >= 0 and _locked(self._opened, alone=True):
+        remove = done and self._opened >= 0 and _locked(self._opened, alone=True)
+        if fcntl is None:  # Windows removes no open files
+            self._let_go()
+        if remove:
             with contextlib.suppress(OSError):
                 self.path.unlink()
         self._let_go()

@@ -75,7 +75,7 @@ def name_of(subject: Subject, pictures: Pictures) -> str | None:
         "model": identity_of(subject.model),
         "preprocessing": dataclasses.asdict(subject.preprocessing),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "dtype": str(subject.dtype),
+        "dtype": [str(subject.dtype), torch.get_float32_matmul_precision()],
         "pictures": shown,
         "versions": {**versions(), **{name: version_of(name) for name in ("numpy", "pillow")}},
         "blurify": _own_code(),
