@@ -121,8 +121,9 @@ formats: $(DEV) ## every format in, every format out, as the real libraries writ
 large-file: $(DEV) ## memory and time of converting a file of 4 GB (needs 15 GB of disk)
 	$(BIN)/python benchmarks/large_file.py --out benchmarks/large_file.json
 
-kills: $(DEV) ## kill conversions at random moments and fill their disks (about a quarter of an hour)
+kills: $(DEV) ## kill conversions and measuring at random moments, fill disks (about a quarter of an hour)
 	$(BIN)/python benchmarks/kills.py --out benchmarks/kills.json
+	BLURIFY_KILLS=10 $(BIN)/python -m pytest -q tests/cli/test_stopped.py -k killed
 
 wheel: $(DEV) ## build the wheel into dist/
 	$(BIN)/python -m hatchling build --target wheel

@@ -1,13 +1,19 @@
 """What every test runs under: one thread a process, plain terminals, the same examples every time."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 # xdist runs one process a core, so a process takes one thread; subprocesses of tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # CI services set these, and rich and typer then colour what tests read.
 for variable in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "CLICOLOR_FORCE"):
     os.environ.pop(variable, None)
+# What is kept of measurements is kept for no other run; each process of xdist has its own.
+os.environ["BLURIFY_CACHE"] = tempfile.mkdtemp(prefix="blurify-tests-")
+atexit.register(shutil.rmtree, os.environ["BLURIFY_CACHE"], ignore_errors=True)
 
 import torch
 from hypothesis import HealthCheck, settings

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from blurify.allocation import keep_freed_memory
 from blurify.cli import console
 from blurify.cli.devices import find_device, memory_errors
 from blurify.cli.tables import Column, print_table, say_left_out
@@ -117,6 +118,7 @@ class Shown:
         """By the options of a command. Raises BlurifyError where there are no such pictures, or no such device."""
         from blurify.metrics.pictures import open_folder
 
+        keep_freed_memory()
         used = preprocessing_for(loaded, inputs)
         find_device(device)  # before the work, so that none is wasted
         return cls(spec, loaded.model, used, open_folder(data, used, images=images), device)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from blurify.allocation import keep_freed_memory
 from blurify.cli import answers, console, devices, options
 from blurify.cli.filtering import Filters, with_filters
 
@@ -48,6 +49,7 @@ def certify(
     --input-shape says otherwise, or the model wants another size.
     """
     filters.check()
+    keep_freed_memory()
     with console.working("reading the model"):
         inputs = options.example_inputs(input_shape)
         from blurify.spec.recipes import load_recipe

@@ -23,6 +23,7 @@ from blurify.errors import BlurifyError, VerificationError
 
 TRACEBACK = "BLURIFY_TRACEBACK"
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it
+_PACE = 600.0  # seconds over which a bar looks back
 _UNUSABLE_NAMES = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)  # what no look at a file can get around
 
 
@@ -105,9 +106,20 @@ def bar(name: str, prefix: str = "") -> Iterator[Callable[[str, int, int], None]
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as progress:
+    shown = Console(stderr=True, highlight=False)
+    # Where a step takes a minute, the time left is told by more than the last half of one.
+    with Progress(*columns, console=shown, transient=True, speed_estimate_period=_PACE) as progress:
         task = progress.add_task(name, total=None)
-        yield lambda what, done, of: progress.update(task, description=prefix + what, completed=done, total=of or None)
+        now = ""
+
+        def told(what: str, done: int, of: int) -> None:
+            nonlocal now
+            if what != now:  # the pace of something else, and what a run of before has done, tell nothing of this
+                now = what
+                progress.reset(task, description=prefix + what, total=of or None, completed=max(done - 1, 0))
+            progress.update(task, description=prefix + what, completed=done, total=of or None)
+
+        yield told
 
 
 @dataclass

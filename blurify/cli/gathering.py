@@ -42,5 +42,5 @@ def gathered(found: Found, choices: Choices, more: More) -> Evidence:
             found.subjects, found.pictures, measurements=found.results,
             plan=found.context.plan if found.context is not None else None, classes=names, seed=choices.seed,
             batch_size=choices.batch_size, circular=choices.circular, shown=more.pictures, timed=more.latency,
-            watch=watch,
+            watch=watch, kept=found.keeping.of(found.subjects[0], found.pictures),
         )  # fmt: skip

@@ -73,20 +73,21 @@ def measure(
     specs = [spec for spec in (model, model2, model3) if spec is not None]
     if len(specs) == _MOST and choices.convert:
         raise BlurifyError("--convert makes the second model of one: leave it out where three are given")
-    found = measured(specs, metrics, choices, command=command_line(context), in_context=output is not None)
-    if output is not None:
-        about = found.context
-        if evidence and about is not None:
-            about = dataclasses.replace(about, evidence=gathered(found, choices, More()))
-        files.write_measurements(output, found.results, context=about, force=force)
-    if json:
-        table = {"pareto": found.pareto.to_dict()} if found.pareto is not None else {}
-        console.print_json(files.as_json(found.results) | table)
-        return
-    for note in found.notes:
-        console.say(note)
-    measurements.print_measurements(found.results, wide=wide)
-    if found.pareto is not None:
-        print_pareto(found.pareto, wide=wide)
-    if output is not None:
-        console.say(f"wrote {output}", style="bold")
+    found = measured(specs, metrics, choices, command=command_line(context), in_context=output is not None, json=json)
+    with found.keeping:
+        if output is not None:
+            about = found.context
+            if evidence and about is not None:
+                about = dataclasses.replace(about, evidence=gathered(found, choices, More()))
+            files.write_measurements(output, found.results, context=about, force=force)
+        if json:
+            table = {"pareto": found.pareto.to_dict()} if found.pareto is not None else {}
+            console.print_json(files.as_json(found.results) | table)
+            return
+        for note in found.notes:
+            console.say(note)
+        measurements.print_measurements(found.results, wide=wide)
+        if found.pareto is not None:
+            print_pareto(found.pareto, wide=wide)
+        if output is not None:
+            console.say(f"wrote {output}", style="bold")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blurify.cli import console, options
-from blurify.cli.allocation import keep_freed_memory
+from blurify.allocation import keep_freed_memory
+from blurify.cli import console, expecting, options
 from blurify.cli.devices import find_device, memory_errors
 from blurify.cli.filtering import Filters
+from blurify.cli.keeping import Keeping
 from blurify.cli.spreading import with_options
 from blurify.errors import BlurifyError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from blurify.files.sources import LoadedModel
     from blurify.metrics import files
+    from blurify.metrics.expected import Expected
     from blurify.metrics.pareto import ParetoTable
     from blurify.metrics.results import Measurement
     from blurify.metrics.subject import Pictures, Preprocessing, Subject
@@ -118,6 +120,10 @@ class Choices(Filters):
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures a forward.")] = 64
     seed: Annotated[int, typer.Option(metavar="N", help="Of all random choices.")] = 0
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the models run.")] = "auto"
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure all anew; else the same command goes on where it was stopped.")
+    ] = False
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False
     arch: options.Arch = None
     random: options.Random = False
     allow: options.Allow = None
@@ -161,6 +167,7 @@ class Found:
         pareto: of the original among the models, with what of them is its conversion; None where it was not wanted.
         subjects, pictures: what was measured, for more of it.
         categories: the names that MODEL itself has for its classes; () where it has none.
+        keeping: what was written down meanwhile: to be entered while the results are brought to where they are to be.
     """
 
     results: tuple[Measurement, ...]
@@ -170,10 +177,15 @@ class Found:
     subjects: tuple[Subject, ...] = ()
     pictures: Pictures | None = None
     categories: tuple[str, ...] = ()
+    keeping: Keeping = dataclasses.field(default_factory=Keeping)
 
 
-def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: str, in_context: bool) -> Found:
+def measured(
+    specs: Sequence[str], metrics: str, choices: Choices, *, command: str, in_context: bool, json: bool = False
+) -> Found:
     """Measure one to three models on the same pictures and crops.
+
+    What is done is written down at once, and shown where the command is stopped.
 
     Args:
         specs: MODEL, and MODEL2 and MODEL3 where there are such.
@@ -181,6 +193,10 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
         choices: the other options.
         command: the command line, for the record.
         in_context: also find out what a file or a report says besides the figures.
+        json: what is printed is to be JSON.
+
+    Raises:
+        typer.Exit: --estimate was given, and how long it takes is printed.
     """
     choices.check()
     keep_freed_memory()
@@ -233,19 +249,36 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
                     _plan(models, used), command, known, same_weights=unchanged,
                     adapted=adapted if any(adapted) else (),
                 )  # fmt: skip
-        layers = _shared_layers(subjects) if {"equivariance", "lie-derivative", "all"} & {*wanted} else None
-        results: list[Measurement] = []
-        for subject in subjects:
-            with console.bar(subject.name, f"{subject.name}: ") as watch:
-                found = measuring.measure(
-                    subject, shown, wanted, seed=choices.seed, batch_size=choices.batch_size,
-                    circular=choices.circular, layers=layers, most_shift=choices.most_shift,
-                    least_score=choices.least_score,
-                    original=None if subject is subjects[0] else subjects[0], watch=watch,
-                )  # fmt: skip
-            results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
-        results = _with_rates(results, references, shown, choices)
-        table = None if choices.pareto is None else _pareto(subjects, opened, shown, choices, choices.pareto)
+        by_layer = {"equivariance", "lie-derivative", "all"} & {*wanted}
+        layers = _shared_layers(subjects) if by_layer else None
+        expectations = _expected(subjects, shown, wanted, layers, choices)
+        if choices.estimate:
+            expecting.show(expectations, choices.most_shift, json=json)
+            raise typer.Exit
+        keeping = Keeping(fresh=choices.fresh)
+        try:
+            known_before = [keeping.of(subject, shown) for subject in subjects]
+            expecting.warn(expecting.left(expectations, known_before), choices.most_shift)
+            results: list[Measurement] = []
+            for subject, kept in zip(subjects, known_before, strict=True):
+                with console.bar(subject.name, f"{subject.name}: ") as watch:
+                    found = measuring.measure(
+                        subject, shown, wanted, seed=choices.seed, batch_size=choices.batch_size,
+                        circular=choices.circular, layers=layers, most_shift=choices.most_shift,
+                        least_score=choices.least_score,
+                        original=None if subject is subjects[0] else subjects[0], watch=watch,
+                        kept=kept, told=keeping.told,
+                    )  # fmt: skip
+                results.append(dataclasses.replace(found, settings={**found.settings, "labels": note}))
+            results = _with_rates(results, references, shown, choices, keeping)
+            table = None
+            if choices.pareto is not None:
+                table = _pareto(subjects, opened, shown, choices, choices.pareto, keeping)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                keeping.stopped(quiet=json)
+            keeping.close(done=False)
+            raise
         about = about and dataclasses.replace(about, pareto=table)
     remark = getattr(shown, "remark", "")
     notes = [*(loaded.note for _, loaded in opened), remark, note, UNCHANGED.format(*results) if unchanged else ""]
@@ -258,7 +291,7 @@ def measured(specs: Sequence[str], metrics: str, choices: Choices, *, command: s
     first = opened[0][1]
     return Found(
         tuple(results), about, tuple(dict.fromkeys(filter(None, notes))), table, subjects=tuple(subjects),
-        pictures=shown, categories=preprocessing.declared(first.model, first.source.arch).categories,
+        pictures=shown, categories=preprocessing.declared(first.model, first.source.arch).categories, keeping=keeping,
     )  # fmt: skip
 
 
@@ -282,6 +315,31 @@ def same_weights(models: Sequence[nn.Module]) -> bool:
     )
 
 
+def _expected(
+    subjects: Sequence[Subject], shown: Pictures, wanted: Sequence[str], layers: Sequence[str] | None, choices: Choices
+) -> expecting.Expectations:
+    """How long each model's metrics take; roughly, where that is short."""
+    from blurify.metrics.expected import expected
+    from blurify.tuning.options import ALIASING_IMAGES
+
+    least = 0.0 if choices.estimate else expecting.LONG / len(subjects)
+    partial = {}
+    if choices.pareto is not None:  # the original and all points answer, and each is gauged; before, about three forms
+        images = len(shown)
+        count = (choices.pareto + 1) * images + (choices.pareto + 3) * min(images, ALIASING_IMAGES)
+        partial = {"partial conversions": count}
+    compared = {"agreement": 5 * len(shown)}  # with the first model, of which three are
+    found: list[tuple[str, Sequence[Expected]]] = []
+    with console.working("timing a forward"):
+        for subject in subjects:
+            of_it = expected(
+                subject, shown, wanted, batch_size=choices.batch_size, circular=choices.circular, layers=layers,
+                most_shift=choices.most_shift, others=compared if found else partial, unless_below=least,
+            )  # fmt: skip
+            found.append((subject.name, of_it))
+    return found
+
+
 def _shared_layers(subjects: Sequence[Subject]) -> list[str] | None:
     """For the same network several times, the layers that compare; None where each has its own."""
     from blurify.metrics.equivariance import shared_layers
@@ -297,7 +355,11 @@ def _shared_layers(subjects: Sequence[Subject]) -> list[str] | None:
 
 
 def _with_rates(
-    results: list[Measurement], references: Sequence[Subject], shown: Pictures, choices: Choices
+    results: list[Measurement],
+    references: Sequence[Subject],
+    shown: Pictures,
+    choices: Choices,
+    keeping: Keeping,
 ) -> list[Measurement]:
     """The results with mFR and mCE: multiples of --reference's rates, or of the first model's where there are several.
 
@@ -306,6 +368,7 @@ def _with_rates(
         references: --reference, unless it is one of the models.
         shown: the pictures.
         choices: the options.
+        keeping: what is written down meanwhile.
     """
     from blurify.metrics import measuring
     from blurify.metrics.normalised import normalised
@@ -316,8 +379,9 @@ def _with_rates(
     for subject in references:
         with console.bar(subject.name, f"{subject.name}: ") as watch:
             unit = measuring.measure(
-                subject, shown, ("stability",), seed=choices.seed, batch_size=choices.batch_size, watch=watch
-            )
+                subject, shown, ("stability",), seed=choices.seed, batch_size=choices.batch_size, watch=watch,
+                kept=keeping.of(subject, shown),
+            )  # fmt: skip
     if unit is None and len(results) > 1:
         unit = results[0]
     if unit is None or unit.stability is None:
@@ -330,7 +394,12 @@ def _with_rates(
 
 
 def _pareto(
-    subjects: Sequence[Subject], opened: Sequence[tuple[str, LoadedModel]], shown: Pictures, choices: Choices, most: int
+    subjects: Sequence[Subject],
+    opened: Sequence[tuple[str, LoadedModel]],
+    shown: Pictures,
+    choices: Choices,
+    most: int,
+    keeping: Keeping,
 ) -> ParetoTable:
     """What partial conversions of the original cost and buy, with the one among the models that is its conversion."""
     import blurify
@@ -358,7 +427,7 @@ def _pareto(
     with console.bar("partial conversions") as watch:
         return pareto_table(
             original.model, recipe, subject=original, pictures=shown, present=present, most=most,
-            batch_size=min(choices.batch_size, _PARETO_BATCH), watch=watch,
+            batch_size=min(choices.batch_size, _PARETO_BATCH), watch=watch, kept=keeping.of(original, shown),
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import typer
 
 from blurify.cli import console
 from blurify.cli.gathering import More, gathered
+from blurify.cli.keeping import Keeping
 from blurify.cli.measuring import Choices, command_line, entry_and_file, measured, with_choices
 from blurify.errors import BlurifyError
 
@@ -94,11 +95,11 @@ def report(
         # --output may have named the page, and then says nothing of a model.
         options = [name for name in vars(choices) if name != "entry" or choices.entry is not None]
         given = _given(context, "metrics", "pictures", "latency", "class_names", *options)
-        found = _read([*sources, *given])
+        found, keeping = _read([*sources, *given]), Keeping()
     else:
         more = More(pictures=pictures, latency=latency, class_names=names)
-        found = _measured(sources, metrics, choices, more, command_line(context))
-    with console.working("drawing"):
+        found, keeping = _measured(sources, metrics, choices, more, command_line(context))
+    with keeping, console.working("drawing"):
         page = reporting.render(found).encode()
         if printed:
             page = pdf.printed(page)
@@ -155,7 +156,7 @@ def _read(paths: list[str]) -> Report:
     ).in_order
 
 
-def _measured(models: list[str], metrics: str, choices: Choices, more: More, command: str) -> Report:
+def _measured(models: list[str], metrics: str, choices: Choices, more: More, command: str) -> tuple[Report, Keeping]:
     """Measure as `blurify measure` does, and gather what a page shows besides."""
     from blurify.reporting import MOST, Report
 
@@ -176,4 +177,4 @@ def _measured(models: list[str], metrics: str, choices: Choices, more: More, com
     evidence = gathered(
         dataclasses.replace(found, subjects=tuple(subjects), results=ordered.measurements), choices, more
     )
-    return dataclasses.replace(ordered, evidence=evidence)
+    return dataclasses.replace(ordered, evidence=evidence), found.keeping

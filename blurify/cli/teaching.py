@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blurify.allocation import keep_freed_memory
 from blurify.cli import console
-from blurify.cli.allocation import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from blurify.errors import BlurifyError
 from blurify.graph.structure import tensors_in
 from blurify.metrics.consistency import Places, amounts, compared, confidence, estimate, places_of, seen_at
+from blurify.metrics.keeping import subject_identity
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.outputs import as_scores, entry_in, in_order
 from blurify.metrics.results import Agreement, Estimate
 from blurify.metrics.sizes import dimensions
@@ -33,6 +35,7 @@ def agreement(
     circular: bool = False,
     batch_size: int = 64,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> Agreement:
     """How far another model answers as the original does: what a conversion costs a trained one, and what mends it.
 
@@ -60,14 +63,17 @@ def agreement(
         circular: shift the centre crop around instead of cropping elsewhere.
         batch_size: pictures a forward.
         watch: told of each batch.
+        kept: of one of the models: where the figures of each batch are written down (see `kept`). Of classifiers only: of
+            other outputs, sums over whole outputs would have to be kept.
 
     Raises:
         BlurifyError: there are too few pictures, the outputs differ in their shapes, or are not finite; or the canvas
             leaves no room to shift.
     """
     return agreements(
-        original, [other], pictures, shifted=shifted, seed=seed, circular=circular, batch_size=batch_size, watch=watch
-    )[0]
+        original, [other], pictures, shifted=shifted, seed=seed, circular=circular, batch_size=batch_size, watch=watch,
+        kept=kept,
+    )[0]  # fmt: skip
 
 
 def agreements(
@@ -80,33 +86,66 @@ def agreements(
     circular: bool = False,
     batch_size: int = 64,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> list[Agreement]:
     """`agreement` with each of several models, for one run of the original and one decoding of the pictures."""
     if len(pictures) < 1:
         raise BlurifyError("there are no pictures to compare the models on: give at least one")
+    batches = math.ceil(len(pictures) / batch_size)
+    models = [] if kept is None else [subject_identity(one) for one in (original, *others)]
+    steps = steps_for(
+        kept, "agreement", batches, batch_size=batch_size, models=models, shifted=shifted, seed=seed, circular=circular
+    )
     shifts = _Shifts.of(original, len(pictures), seed, circular=circular) if shifted else None
-    found: list[_Classes | _Outputs] = []
-    for number, batch in enumerate(pictures.batches(batch_size)):
+    outputs: list[_Outputs] = []
+    moved: list[_Shares | None] = []  # of what is no classes, a batch
+    for number, batch in steps.batches(pictures, batch_size):
         seen = middle(batch.canvases, original.preprocessing.crop)
         first = original.run(seen)
-        if not found:
-            scores = _scores(original, first, len(seen))
-            if scores is not None and scores.ndim == 2:
-                found = [_Classes(original, other) for other in others]
-            else:
+        if not outputs and (number > 0 or _has_classes(original, first, len(seen))):
+            found = [_Classes(original, other) for other in others]
+            for other, comparison in zip(others, found, strict=True):
+                comparison.add(first, other.run(seen), len(seen))
+            of_shifts = None if shifts is None else shifts.shares(original, others, batch)
+            steps.done(number, {"centre": [comparison.values for comparison in found], "shifts": of_shifts})
+        else:
+            if not outputs:
                 # Anchors may happen to be as many as the pictures of a batch; they are never one.
                 whole = [
                     len(seen) > 1 and not _is_one(tensor) for tensor in _floats(original, original.run(seen[:1]), 1)
                 ]
-                found = [_Outputs(original, other, whole) for other in others]
-        for other, comparison in zip(others, found, strict=True):
-            comparison.add(first, other.run(seen), len(seen))
-        if shifts is not None:
-            shifts.add(original, others, batch)
+                outputs = [_Outputs(original, other, whole) for other in others]
+            for other, of_outputs in zip(others, outputs, strict=True):
+                of_outputs.add(first, other.run(seen), len(seen))
+            if shifts is not None and None not in moved:
+                moved.append(shifts.shares(original, others, batch))
         if watch is not None:
-            watch("agreement", number + 1, math.ceil(len(pictures) / batch_size))
-    results = [dataclasses.replace(comparison.result(), original=original.name) for comparison in found]
-    return results if shifts is None else shifts.told(results)
+            watch("agreement", number + 1, batches)
+    comparisons: Sequence[_Outputs | _Classes] = outputs
+    if not outputs:
+        classes = [_Classes(original, other) for other in others]
+        for step in steps.results:
+            for comparison, values in zip(classes, step["centre"], strict=True):
+                comparison.extend(values)
+        comparisons, moved = classes, [step["shifts"] for step in steps.results]
+    results = [dataclasses.replace(comparison.result(), original=original.name) for comparison in comparisons]
+    return _with_shifts(results, moved, yes_or_no=not outputs) if shifted else results
+
+
+_Shares = list[list[float]]
+"""Of each model, the original first, a share a picture."""
+
+
+def _with_shifts(results: Sequence[Agreement], moved: Sequence[_Shares | None], *, yes_or_no: bool) -> list[Agreement]:
+    """The results, with what was found across the shifts of each batch; without, where outputs can't be moved back."""
+    if any(shares is None for shares in moved):
+        return list(results)
+    each = [[value for shares in moved if shares for value in shares[model]] for model in range(1 + len(results))]
+    consistent, *others = (estimate(same, yes_or_no=yes_or_no) for same in each)
+    return [
+        dataclasses.replace(result, consistent=consistent, consistent_and_same=other)
+        for result, other in zip(results, others, strict=True)
+    ]
 
 
 class _Shifts:
@@ -118,9 +157,6 @@ class _Shifts:
 
     def __init__(self, places: Places, geometry: Preprocessing, *, circular: bool) -> None:
         self._places, self._geometry, self._circular = places, geometry, circular
-        self._same: list[list[Tensor]] = []  # one entry a model, the original first
-        self._answers = True  # yes or no
-        self._apt = True  # the outputs are of a kind that compares across a shift
 
     @classmethod
     def of(cls, original: Subject, count: int, seed: int, *, circular: bool) -> _Shifts:
@@ -128,11 +164,8 @@ class _Shifts:
         geometry = original.preprocessing
         return cls(places_of(count, geometry, seed, circular=circular), geometry, circular=circular)
 
-    def add(self, original: Subject, others: Sequence[Subject], batch: Batch) -> None:
-        """Show all models the crops of a batch."""
-        if not self._apt:
-            return
-        self._same = self._same or [[] for _ in range(1 + len(others))]
+    def shares(self, original: Subject, others: Sequence[Subject], batch: Batch) -> _Shares | None:
+        """How alike the outputs are, for the pictures of a batch; None where their kind can't be moved back."""
         canvases = batch.canvases.to(original.device)
         first, second = (
             seen_at(canvases, place[batch.indices], self._geometry, circular=self._circular)
@@ -140,35 +173,29 @@ class _Shifts:
         )
         moves = (self._places.second - self._places.first)[batch.indices]
         wanted = original.run(first)
-        for model, same in zip((original, *others), self._same, strict=True):
-            shares = self._alike((original, model), (wanted, model.run(second)), moves)
-            self._apt = self._apt and shares is not None
-            if shares is None:
-                return
-            same.append(shares)
+        found: _Shares = []
+        for model in (original, *others):
+            same = self._alike((original, model), (wanted, model.run(second)), moves)
+            if same is None:
+                return None
+            found.append(same.tolist())
+        return found
 
     def _alike(self, models: tuple[Subject, Subject], outputs: tuple[Any, Any], moves: Tensor) -> Tensor | None:
         """(N,): how alike two outputs are, the second's pictures moved; None where the kind can't be moved back."""
         count = len(moves)
         here, there = (_scores(model, output, count) for model, output in zip(models, outputs, strict=True))
         if here is not None and there is not None:
-            self._answers = here.ndim == 2
             return compared(here, there, moves, self._geometry, circular=self._circular)[0]
         pairs = list(zip(*(_floats(*pair, count) for pair in zip(models, outputs, strict=True)), strict=True))
         if not pairs or not all(a.ndim == 2 and a.shape == b.shape and len(a) == count for a, b in pairs):
             return None
-        self._answers = False
         return torch.stack([_cosines(_precise(a), _precise(b)) for a, b in pairs]).mean(0)
 
-    def told(self, results: Sequence[Agreement]) -> list[Agreement]:
-        """The results, with what was found."""
-        if not self._apt:
-            return list(results)
-        consistent, *others = (estimate(same, yes_or_no=self._answers) for same in self._same)
-        return [
-            dataclasses.replace(result, consistent=consistent, consistent_and_same=other)
-            for result, other in zip(results, others, strict=True)
-        ]
+
+def _has_classes(subject: Subject, output: Any, count: int) -> bool:
+    scores = _scores(subject, output, count)
+    return scores is not None and scores.ndim == 2
 
 
 def _scores(subject: Subject, output: Any, count: int) -> Tensor | None:
@@ -218,15 +245,17 @@ def _is_one(tensor: Tensor) -> bool:
     return tensor.ndim > 0 and len(tensor) == 1
 
 
+_FIRSTS = ("top5", "top1_in_top5")
+
+
 class _Classes:
     """Compares the answers of two classifiers, batch by batch."""
 
     def __init__(self, *models: Subject) -> None:
         self._models = models
-        self._values: dict[str, list[float]] = {
-            name: [] for name in ("same", "divergence", "sure", "confidence", "confidence_other", "cosine")
+        self.values: dict[str, list[float]] = {
+            name: [] for name in ("same", "divergence", "sure", "confidence", "confidence_other", "cosine", *_FIRSTS)
         }
-        self._firsts: dict[str, list[float]] = {"top5": [], "top1_in_top5": []}
 
     def add(self, first: Any, second: Any, count: int) -> None:
         """Take the outputs of both for `count` pictures."""
@@ -245,18 +274,22 @@ class _Classes:
         apart = F.kl_div(log_other, log_one, log_target=True, reduction="none").sum(1).clamp(min=0)
         cosine = _cosines(*(logits - logits.mean(1, keepdim=True) for logits in (one, other)))
         parts = (same, apart, same[sure > SURE], sure, sure_other, cosine)
-        for values, part in zip(self._values.values(), parts, strict=True):
+        for values, part in zip(self.values.values(), parts, strict=False):
             values += part.tolist()
         if one.shape[1] > FIRST:
             five, five_other = one.topk(FIRST, 1).indices, other.topk(FIRST, 1).indices
             both = (five[:, :, None] == five_other[:, None, :]).sum((1, 2)).double() / FIRST
-            self._firsts["top5"] += both.tolist()
-            self._firsts["top1_in_top5"] += (five_other == top[:, None]).any(1).double().tolist()
+            self.values["top5"] += both.tolist()
+            self.values["top1_in_top5"] += (five_other == top[:, None]).any(1).double().tolist()
+
+    def extend(self, values: Mapping[str, Sequence[float]]) -> None:
+        """Take the values of more pictures, as `values` has them."""
+        for name, more in values.items():
+            self.values[name] += more
 
     def result(self) -> Agreement:
         """The figures of all pictures so far."""
-        same, divergence, sure, here, there, cosine = self._values.values()
-        top5, top1_in_top5 = self._firsts.values()
+        same, divergence, sure, here, there, cosine, top5, top1_in_top5 = self.values.values()
         return Agreement(
             len(same),
             same=Estimate.of(same),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
@@ -30,6 +30,7 @@ from blurify.graph.sites import (
     sliced,
     steps_of,
 )
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.pictures import some_of
 from blurify.metrics.results import Aliasing, Estimate, SiteAliasing
 from blurify.metrics.subject import Pictures, Subject, Watch, middle
@@ -57,6 +58,7 @@ def aliasing(
     seed: int = 0,
     only: Collection[str] | None = None,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> Aliasing:
     """How much each site aliases: the share of energy that its subsampling folds back (the alias violation ratio).
 
@@ -87,6 +89,7 @@ def aliasing(
         seed: of the choice of pictures.
         only: the names of the sites to measure; all where None. Those that are not asked for cost nothing.
         watch: told of each batch.
+        kept: where the energies of each batch are written down (see `kept`).
 
     Raises:
         BlurifyError: the model can't be traced, runs otherwise than when it was traced, the canvas is too small, or
@@ -95,22 +98,27 @@ def aliasing(
     if images is not None and images < 1:
         raise BlurifyError("images must be at least 1")
     chosen = some_of(pictures, images, seed)
-    energies: dict[str, list[Tensor]] = defaultdict(list)
-    schemes: dict[int, _Scheme] = {}
-    for number, batch in enumerate(chosen.batches(batch_size)):
+    batches = math.ceil(len(chosen) / batch_size)
+    steps = steps_for(
+        kept, "aliasing", batches, images=len(chosen), seed=seed, batch_size=batch_size,
+        only=None if only is None else sorted(only),
+    )  # fmt: skip
+    scheme = functools.cache(lambda count: _scheme(subject, count, only))
+    for number, batch in steps.batches(chosen, batch_size):
         seen = middle(batch.canvases, subject.preprocessing.crop)
         count = len(seen)
-        if count not in schemes:
-            schemes[count] = _scheme(subject, count, only)
-        gauge = _Gauge(schemes[count], count)
+        gauge = _Gauge(scheme(count), count)
         with gauge.attached(subject.model):
             subject.run(seen)
-        for name, parts in gauge.finish().items():
-            energies[name].append(parts)
+        steps.done(number, {name: energies.tolist() for name, energies in gauge.finish().items()})
         if watch is not None:
-            watch("aliasing", number + 1, math.ceil(len(chosen) / batch_size))
-    sites = next(iter(schemes.values())).sites
-    return Aliasing(tuple(_row(site, torch.cat(energies[site.name], 1), plan) for site, plan in sites), len(chosen))
+            watch("aliasing", number + 1, batches)
+    sites = scheme(min(batch_size, len(chosen))).sites
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    for step in steps.results:
+        for name, energies in step.items():
+            parts[name].append(torch.tensor(energies, dtype=torch.float64))
+    return Aliasing(tuple(_row(site, torch.cat(parts[site.name], 1), plan) for site, plan in sites), len(chosen))
 
 
 def _row(site: Site, energies: Tensor, blurred: bool) -> SiteAliasing:
@@ -338,13 +346,19 @@ class _Gauge(TorchFunctionMode):
                     hook(module.register_forward_pre_hook(self._enter))
                     hook(module.register_forward_hook(self._leave, always_call=True))
             for path, sites in self._scheme.blurs.items():
-                blurred = partial(self._blurred, path, sites)
+                blurred = functools.partial(self._blurred, path, sites)
                 hook(model.get_submodule(path).register_forward_hook(blurred, with_kwargs=True))
             for path, sites in self._scheme.before.items():
-                hook(model.get_submodule(path).register_forward_hook(partial(self._wait, sites), with_kwargs=True))
+                hook(
+                    model.get_submodule(path).register_forward_hook(
+                        functools.partial(self._wait, sites), with_kwargs=True
+                    )
+                )
             for path, site in self._scheme.averages.items():
                 hook(
-                    model.get_submodule(path).register_forward_pre_hook(partial(self._average, site), with_kwargs=True)
+                    model.get_submodule(path).register_forward_pre_hook(
+                        functools.partial(self._average, site), with_kwargs=True
+                    )
                 )
             with self:
                 yield

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blurify.errors import BlurifyError
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import Consistency, Estimate
 from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Batch, Pictures, Preprocessing, Subject, Watch, no_answer
@@ -26,6 +27,7 @@ def consistency(
     batch_size: int = 64,
     circular: bool = False,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> Consistency:
     """How steady a model's answers are.
 
@@ -51,6 +53,7 @@ def consistency(
             (by any shift, as Zhang evaluates CIFAR-10). No crop shows other things then than another; what the model
             pads itself still shows at the borders.
         watch: told of each batch.
+        kept: where each batch is written down (see `kept`).
 
     Raises:
         BlurifyError: the canvas leaves no room to shift, a label is none of the model's classes, or outputs are not
@@ -58,23 +61,20 @@ def consistency(
     """
     geometry = subject.preprocessing
     places = places_of(len(pictures), geometry, seed, circular=circular)
-    agree, change, flips, sure, right, broken = [], [], [], [], [], []
-    dense = False
-    for number, batch in enumerate(pictures.batches(batch_size)):
+    total = math.ceil(len(pictures) / batch_size)
+    steps = steps_for(kept, "consistency", total, seed=seed, batch_size=batch_size, circular=circular)
+    for number, batch in steps.batches(pictures, batch_size):
         canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
         first, second, beside = (
             subject(seen_at(canvases, place[batch.indices], geometry, circular=circular))
             for place in (places.first, places.second, places.beside)
         )
         dense = first.ndim == 4
-        broken += [no_answer(logits) for logits in (first, second, beside)]
+        broken = [bool(no_answer(logits)) for logits in (first, second, beside)]
         there = (places.second - places.first)[batch.indices]
         step = (places.beside - places.first)[batch.indices]
-        agree.append(compared(first, second, there, geometry, circular=circular)[0])
         same, moved = compared(first, beside, step, geometry, circular=circular)
-        change.append(moved)
-        flips.append(1 - same)
-        sure.append(confidence(first))
+        right: list[float] = []
         known = batch.labels >= 0
         if not dense and bool(known.any()):
             labels = batch.labels[known]
@@ -84,14 +84,31 @@ def consistency(
                     "pictures that it was trained for, or none of their labels"
                 )
             centre = _centre(canvases[known.to(subject.device)], geometry)
-            right.append((subject(centre).argmax(1).cpu() == labels).double())
+            right = (subject(centre).argmax(1).cpu() == labels).double().tolist()
+        steps.done(
+            number,
+            {
+                "dense": dense,
+                "broken": any(broken),
+                "agree": compared(first, second, there, geometry, circular=circular)[0].tolist(),
+                "change": moved.tolist(),
+                "flips": (1 - same).tolist(),
+                "sure": confidence(first).tolist(),
+                "right": right,
+            },
+        )
         if watch is not None:
-            watch("consistency", number + 1, math.ceil(len(pictures) / batch_size))
-    if bool(torch.stack(broken).any()):
+            watch("consistency", number + 1, total)
+    found = steps.results
+    if any(step["broken"] for step in found):
         raise BlurifyError(
             "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, or "
             "measure it in float32"
         )
+    dense = found[-1]["dense"]
+    agree, change, flips, sure, right = (
+        [value for step in found for value in step[name]] for name in ("agree", "change", "flips", "sure", "right")
+    )
     return Consistency(
         agreement=estimate(agree, yes_or_no=not dense),
         pixel_change=estimate(change, yes_or_no=False),
@@ -259,10 +276,9 @@ def amounts(values: Sequence[float]) -> Estimate:
     return replace(found, low=max(found.low, 0.0))
 
 
-def estimate(parts: list[Tensor], *, yes_or_no: bool = True) -> Estimate:
+def estimate(values: Sequence[float], *, yes_or_no: bool = True) -> Estimate:
     """Sum up per-picture values; nan where two crops had nothing in common."""
-    values = torch.cat(parts)
-    kept = values[~values.isnan()].tolist()
+    kept = [value for value in values if not math.isnan(value)]
     if not kept:
         raise BlurifyError(NO_OVERLAP)
     return Estimate.of(kept, yes_or_no=yes_or_no)

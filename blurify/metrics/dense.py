@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blurify.errors import BlurifyError
 from blurify.metrics.consistency import NO_OVERLAP, amounts, on_canvas, places_of, seen_at, step_of
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import DenseDrift, Estimate
 from blurify.metrics.subject import Pictures, Subject, Watch
 
@@ -21,6 +24,7 @@ def dense_drift(
     batch_size: int = 64,
     circular: bool = False,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> DenseDrift:
     """How far a model's map (N, C, h, w) of real numbers is from moving with the picture.
 
@@ -40,35 +44,35 @@ def dense_drift(
         batch_size: pictures a forward.
         circular: shift the centre crop around instead, as in `consistency`.
         watch: told of each batch.
+        kept: where each batch is written down (see `kept`).
 
     Raises:
         BlurifyError: there is no room to shift, no two crops overlap, or outputs are not finite.
     """
     geometry = subject.preprocessing
     places = places_of(len(pictures), geometry, seed, circular=circular)
-    errors: dict[str, list[float]] = {"crops": [], "pixel": []}
-    spread = _Spread()
-    shape: tuple[int, ...] = ()
-    for number, batch in enumerate(pictures.batches(batch_size)):
+    total = math.ceil(len(pictures) / batch_size)
+    steps = steps_for(kept, "dense", total, seed=seed, batch_size=batch_size, circular=circular)
+    for number, batch in steps.batches(pictures, batch_size):
         canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
         first, second, beside = (
             _finite(subject.values(seen_at(canvases, place[batch.indices], geometry, circular=circular)))
             for place in (places.first, places.second, places.beside)
         )
-        shape = tuple(first.shape[1:])
-        spread.add(first)
-        spread.add(second)
+        errors: dict[str, list[float]] = {}
         for name, other, place in (("crops", second, places.second), ("pixel", beside, places.beside)):
             shifts = (place - places.first)[batch.indices].tolist()
-            errors[name] += [
+            errors[name] = [
                 square_error(one, there, (dy, dx), geometry.crop, circular=circular)
                 for one, there, (dy, dx) in zip(first, other, shifts, strict=True)
             ]
+        steps.done(number, {"shape": list(first.shape[1:]), "spread": [_spread(first), _spread(second)], **errors})
         if watch is not None:
-            watch("dense maps", number + 1, math.ceil(len(pictures) / batch_size))
-    return DenseDrift(
-        **{name: _relative(found, spread.variance) for name, found in errors.items()}, shape=shape, circular=circular
-    )
+            watch("dense maps", number + 1, total)
+    found = steps.results
+    variance = _variance([part for step in found for part in step["spread"]])
+    crops, pixel = (_relative([one for step in found for one in step[name]], variance) for name in ("crops", "pixel"))
+    return DenseDrift(crops=crops, pixel=pixel, shape=tuple(found[-1]["shape"]), circular=circular)
 
 
 def _finite(maps: Tensor) -> Tensor:
@@ -123,30 +127,24 @@ def _back(one: Tensor, other: Tensor, axis: int, offset: float, *, circular: boo
     return one.narrow(axis, start, count), there
 
 
-class _Spread:
-    """The variance of maps, channel by channel, without keeping them."""
+def _spread(maps: Tensor) -> list[Any]:
+    """Of maps (N, C, h, w) or (N, C): [places, each channel's mean, its sum of squares about that]."""
+    rows = maps.transpose(0, 1).flatten(1).double()
+    mean = rows.mean(1, keepdim=True)
+    return [rows.shape[1], mean[:, 0].tolist(), (rows - mean).square().sum(1).tolist()]
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._offset: Tensor | None = None  # the first maps' mean: squares about it lose no digits
-        self._sum: Tensor = torch.zeros(())
-        self._squares: Tensor = torch.zeros(())
 
-    def add(self, maps: Tensor) -> None:
-        """Take maps (N, C, h, w), or (N, C)."""
-        rows = maps.transpose(0, 1).flatten(1).double()
-        if self._offset is None:
-            self._offset = rows.mean(1, keepdim=True)
-        apart = rows - self._offset
-        self._count += rows.shape[1]
-        self._sum = self._sum + apart.sum(1)
-        self._squares = self._squares + apart.square().sum(1)
+def _variance(parts: Sequence[list[Any]]) -> float:
+    """The variance of all maps together, channel by channel, averaged over channels (Chan et al. 1979).
 
-    @property
-    def variance(self) -> float:
-        """Averaged over channels."""
-        each = self._squares / self._count - (self._sum / self._count).square()
-        return float(each.clamp(min=0).mean())
+    Args:
+        parts: what `_spread` gives of each.
+    """
+    counts = torch.tensor([count for count, _, _ in parts], dtype=torch.float64)
+    means, squares = (torch.tensor([part[index] for part in parts], dtype=torch.float64) for index in (1, 2))
+    middle = (counts[:, None] * means).sum(0) / counts.sum()
+    each = (squares.sum(0) + (counts[:, None] * (means - middle).square()).sum(0)) / counts.sum()
+    return float(each.mean())
 
 
 def _relative(errors: list[float], variance: float) -> Estimate:

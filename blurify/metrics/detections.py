@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from blurify.errors import BlurifyError
 from blurify.metrics.boxes import Boxes, matched, within
 from blurify.metrics.consistency import amounts, on_canvas, places_of, seen_at
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import DetectionShifts, Estimate
 from blurify.metrics.subject import Pictures, Subject, Watch
 
 LEAST_SCORE = 0.5
 LEAST_OVERLAP = 0.5
 _NAMES = ("matched", "overlap", "score_change", "count_change")
+_FIGURES = tuple(f"{where}_{name}" for where in ("pixel", "crops") for name in _NAMES)
 
 
 def detection_shifts(
@@ -26,6 +28,7 @@ def detection_shifts(
     seed: int = 0,
     batch_size: int = 64,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> DetectionShifts:
     """How steady a detector's boxes are when the picture shifts.
 
@@ -46,6 +49,7 @@ def detection_shifts(
         seed: of the crops.
         batch_size: pictures a forward.
         watch: told of each batch.
+        kept: where each batch is written down (see `kept`).
 
     Raises:
         BlurifyError: there is no room to shift, or no box in any picture.
@@ -55,9 +59,10 @@ def detection_shifts(
             raise BlurifyError(f"a least {name} of {value:g} is none: give a number from 0 to 1")
     geometry = subject.preprocessing
     places = places_of(len(pictures), geometry, seed, circular=False)
-    found: dict[str, list[float]] = {f"{where}_{name}": [] for where in ("pixel", "crops") for name in _NAMES}
-    counts: list[float] = []
-    for number, batch in enumerate(pictures.batches(batch_size)):
+    total = math.ceil(len(pictures) / batch_size)
+    steps = steps_for(kept, "detections", total, seed=seed, batch_size=batch_size, least=[least_score, least_overlap])
+    for number, batch in steps.batches(pictures, batch_size):
+        found: dict[str, list[float]] = {name: [] for name in (*_FIGURES, "counts")}
         canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
         first, second, beside = (
             [
@@ -66,15 +71,17 @@ def detection_shifts(
             ]
             for place in (places.first, places.second, places.beside)
         )
-        counts += [float(len(boxes)) for boxes in first]
+        found["counts"] += [float(len(boxes)) for boxes in first]
         for where, others, place in (("crops", second, places.second), ("pixel", beside, places.beside)):
             shifts = (place - places.first)[batch.indices].tolist()
             for one, other, shift in zip(first, others, shifts, strict=True):
                 for name, value in zip(_NAMES, compared(one, other, shift, geometry.crop, least_overlap), strict=True):
                     found[f"{where}_{name}"].append(value)
+        steps.done(number, found)
         if watch is not None:
-            watch("detections", number + 1, math.ceil(len(pictures) / batch_size))
-    estimates = {name: _estimate(values, bounded="count" not in name) for name, values in found.items()}
+            watch("detections", number + 1, total)
+    values = {name: [value for step in steps.results for value in step[name]] for name in (*_FIGURES, "counts")}
+    estimates = {name: _estimate(values[name], bounded="count" not in name) for name in _FIGURES}
     if estimates["pixel_matched"] is None or estimates["crops_matched"] is None:
         raise BlurifyError(
             f"{subject.name} finds no box of a score of {least_score:g} or more in any picture: give a trained model, "
@@ -82,7 +89,7 @@ def detection_shifts(
         )
     return DetectionShifts(
         **estimates,  # type: ignore[arg-type]
-        boxes=amounts(counts),
+        boxes=amounts(values["counts"]),
         least_score=least_score,
         least_overlap=least_overlap,
     )

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from blurify.errors import BlurifyError
 from blurify.metrics.consistency import amounts, on_canvas, places_of, seen_at
+from blurify.metrics.kept import Kept, steps_for
+from blurify.metrics.packing import pack, unpack
 from blurify.metrics.results import EmbeddingDrift, Estimate
 from blurify.metrics.subject import Pictures, Subject, Watch
 
@@ -24,6 +26,7 @@ def embedding_drift(
     batch_size: int = 64,
     circular: bool = False,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> EmbeddingDrift:
     """How far a model's embedding (N, D) of a picture moves when the picture shifts.
 
@@ -41,20 +44,25 @@ def embedding_drift(
         batch_size: pictures a forward.
         circular: shift the centre crop around instead, as in `consistency`.
         watch: told of each batch.
+        kept: where each batch is written down (see `kept`).
 
     Raises:
         BlurifyError: there is no room to shift, or outputs are not finite.
     """
     geometry = subject.preprocessing
     places = places_of(len(pictures), geometry, seed, circular=circular)
-    seen: list[list[Tensor]] = [[], [], []]
-    for number, batch in enumerate(pictures.batches(batch_size)):
+    total = math.ceil(len(pictures) / batch_size)
+    steps = steps_for(kept, "embedding", total, seed=seed, batch_size=batch_size, circular=circular)
+    for number, batch in steps.batches(pictures, batch_size):
         canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
-        for found, place in zip(seen, (places.first, places.second, places.beside), strict=True):
-            found.append(_unit(subject.values(seen_at(canvases, place[batch.indices], geometry, circular=circular))))
+        seen = [
+            _unit(subject.values(seen_at(canvases, place[batch.indices], geometry, circular=circular)))
+            for place in (places.first, places.second, places.beside)
+        ]
+        steps.done(number, [[list(vectors.shape), pack(vectors.flatten().tolist())] for vectors in seen])
         if watch is not None:
-            watch("embedding drift", number + 1, math.ceil(len(pictures) / batch_size))
-    first, second, beside = (torch.cat(parts) for parts in seen)
+            watch("embedding drift", number + 1, total)
+    first, second, beside = (torch.cat([_unpacked(*step[index]) for step in steps.results]) for index in range(3))
     several = len(first) > 1
     return EmbeddingDrift(
         crops=_distances(first, second),
@@ -64,6 +72,10 @@ def embedding_drift(
         apart=_apart(first) if several else None,
         circular=circular,
     )
+
+
+def _unpacked(shape: list[int], packed: str) -> Tensor:
+    return torch.tensor(unpack(packed, math.prod(shape)), dtype=torch.float64).reshape(shape)
 
 
 def _unit(vectors: Tensor) -> Tensor:

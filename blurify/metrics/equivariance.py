@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from blurify.errors import BlurifyError
 from blurify.graph.inputs import traced
 from blurify.graph.recorder import Trace
 from blurify.metrics.circular import circular_padding
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.pictures import some_of
 from blurify.metrics.results import Equivariance, Estimate, LayerMap
 from blurify.metrics.subject import Pictures, Subject, Watch, middle
@@ -24,6 +26,8 @@ from blurify.nn import BlurPool
 from blurify.spec.edits import InsertBlur, below
 from blurify.surgery.carrying import plan_of
 
+IMAGES = 8
+"""Pictures that are looked at where no other number is given."""
 MOST_LAYERS = 24
 """Layers that are looked at where none are named."""
 MOST_SHIFT = 31
@@ -45,7 +49,7 @@ def equivariance(
     subject: Subject,
     pictures: Pictures,
     *,
-    images: int = 8,
+    images: int = IMAGES,
     largest_shift: int | None = None,
     most_shift: int = MOST_SHIFT,
     step: int = 1,
@@ -54,6 +58,7 @@ def equivariance(
     seed: int = 0,
     batch_size: int = 64,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> Equivariance:
     """How far each layer is from shift-equivariance, for each shift of the picture.
 
@@ -88,6 +93,8 @@ def equivariance(
         seed: of the choice of pictures.
         batch_size: pictures a forward.
         watch: told of each forward.
+        kept: where the distances of each forward are written down (see `kept`); of a batch that is gone on with, the
+            unshifted pictures are run once more, as maps are not kept.
 
     Raises:
         BlurifyError: no layer fits, a name matches none (UnknownLayerError), the canvas is too small, or features are
@@ -96,15 +103,13 @@ def equivariance(
     if images < 1 or step < 1 or most_shift < 0 or (largest_shift is not None and largest_shift < 0):
         raise BlurifyError("images and step must be at least 1, the largest shift at least 0")
     found, size, whole = find_layers(subject, layers, circular)
-    largest = max(max(layer.stride) for layer in found)
-    reach = min(largest - 1, most_shift) if largest_shift is None else largest_shift
-    for layer in found:
-        layer.begin(reach, step, whole=largest_shift is not None)
-    rows, columns = (max(len(layer.sums[0]) if axis else len(layer.sums) for layer in found) for axis in (0, 1))
-    shifts = [(row, column) for row in range(rows) for column in range(columns)]
+    reach, shifts = _begun(found, largest_shift, most_shift, step)
     chosen = some_of(pictures, images, seed)
-    forwards = math.ceil(len(chosen) / batch_size) * len(shifts)
-    done = 0
+    batches = math.ceil(len(chosen) / batch_size)
+    steps = steps_for(
+        kept, "equivariance", batches, images=images, seed=seed, shifts=[reach, step, largest_shift is not None],
+        circular=circular, layers=[layer.name for layer in found], batch_size=batch_size,
+    )  # fmt: skip
     with ExitStack() as stack:
         if circular:
             stack.enter_context(circular_padding(subject.model, whole=whole))
@@ -116,15 +121,26 @@ def equivariance(
         ]
         for hook in hooks:
             stack.callback(hook.remove)
-        for batch in chosen.batches(batch_size):
+
+        def distances(still: Tensor, shift: tuple[int, int]) -> list[list[float] | None]:
+            """Of each layer those of each picture; None where the shift is beyond it."""
+            for layer in found:
+                layer.at, layer.now = shift, None
+            subject.run(torch.roll(still, (shift[0] * step, shift[1] * step), (2, 3)))
+            return [None if layer.now is None else layer.now.tolist() for layer in found]
+
+        for number, batch in steps.batches(chosen, batch_size):
             still = middle(batch.canvases, size)
-            for row, column in shifts:
-                for layer in found:
-                    layer.at = row, column
-                subject.run(torch.roll(still, (row * step, column * step), (2, 3)))
-                done += 1
+            each: dict[tuple[int, int], list[list[float] | None]] = {}
+            for done, shift in enumerate(shifts, 1):
+                run = functools.partial(distances, still, shift)
+                each[shift] = run() if shift == (0, 0) else steps.part(number, f"{shift[0]} {shift[1]}", run)
                 if watch is not None:
-                    watch("equivariance", done, forwards)
+                    watch("equivariance", number * len(shifts) + done, batches * len(shifts))
+            steps.done(number, [layer.summary(each, place) for place, layer in enumerate(found)])
+    for step_of_all in steps.results:
+        for layer, summary in zip(found, step_of_all, strict=True):
+            layer.add(summary)
     maps = tuple(layer.result(len(chosen)) for layer in found)
     if not all(math.isfinite(layer.mean) for layer in maps):
         raise BlurifyError(
@@ -132,6 +148,29 @@ def equivariance(
             "or measure it in float32"
         )
     return Equivariance(maps, len(chosen), (subject.preprocessing.channels, *size), reach, step=step, circular=circular)
+
+
+def shifts_of(
+    subject: Subject, *, layers: Sequence[str] | None = None, most_shift: int = MOST_SHIFT, circular: bool = True
+) -> int:
+    """How many shifts `equivariance` tries, each of which is a forward of every picture. Raises BlurifyError as it."""
+    try:
+        found = find_layers(subject, layers, circular)[0]
+    except UnknownLayerError:
+        found = find_layers(subject, None, circular)[0]
+    return len(_begun(found, None, most_shift, 1)[1])
+
+
+def _begun(
+    layers: Sequence[Layer], largest_shift: int | None, most_shift: int, step: int
+) -> tuple[int, list[tuple[int, int]]]:
+    """Make room in layers for the shifts; the largest one in pixels, and all of them in steps (rows, columns)."""
+    largest = max(max(layer.stride) for layer in layers)
+    reach = min(largest - 1, most_shift) if largest_shift is None else largest_shift
+    for layer in layers:
+        layer.begin(reach, step, whole=largest_shift is not None)
+    rows, columns = (max(len(layer.sums[0]) if axis else len(layer.sums) for layer in layers) for axis in (0, 1))
+    return reach, [(row, column) for row in range(rows) for column in range(columns)]
 
 
 @dataclass
@@ -153,9 +192,10 @@ class Layer:
         """Make room for the shifts up to `reach`; up to the stride only, if not `whole`."""
         rows, columns = (len(range(0, reach + 1 if whole else min(reach + 1, s), step)) for s in self.stride)
         self.sums = [[0.0] * columns for _ in range(rows)]
-        self.each: list[Tensor] = []  # a batch: of each picture, the sum over shifts
+        self.each: list[float] = []  # of each picture, the sum over shifts
         self.step = step
         self.at = 0, 0
+        self.now: Tensor | None = None  # of each picture, the distance at the present shift
 
     def see(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Forward hook: add up the distances of a batch at the present shift."""
@@ -168,9 +208,9 @@ class Layer:
         if row >= len(self.sums) or column >= len(self.sums[0]):
             return
         unit, empty = _unit(output)
+        self.now = torch.zeros(len(unit), dtype=torch.float64)
         if self.at == (0, 0):  # by definition at distance 0
             self.unit, self.empty = unit, empty
-            self.each.append(torch.zeros(len(unit), dtype=torch.float64))
             return
         (y, rest_y), (x, rest_x) = (divmod(i * self.step, s) for i, s in zip(self.at, self.stride, strict=True))
         for down, in_y in ((0, self.stride[0] - rest_y), (1, rest_y)):
@@ -181,14 +221,34 @@ class Layer:
                     # Half the squared distance of unit vectors is 1 - cosine, without its rounding errors near 0.
                     distance = (unit - before).square_().sum(1).add_((empty != gone).to(unit.dtype)).div_(2)
                     share = in_y * in_x / math.prod(self.stride)
-                    of_each = share * distance.mean((1, 2)).cpu().double()
-                    self.sums[row][column] += float(of_each.sum())
-                    self.each[-1] += of_each
+                    self.now += share * distance.mean((1, 2)).cpu().double()
+
+    def summary(self, each: Mapping[tuple[int, int], Sequence[list[float] | None]], place: int) -> dict[str, Any]:
+        """Of a batch: the distances of all shifts, summed over pictures, and of all pictures, summed over shifts.
+
+        Args:
+            each: what `now` was at each shift, of all layers.
+            place: this one among them.
+        """
+        mine = [[each[row, column][place] for column in range(len(self.sums[0]))] for row in range(len(self.sums))]
+        if any(values is None for row in mine for values in row):
+            raise BlurifyError(
+                f"{self.name} does not run for some pictures: equivariance is measured where the same layers run for "
+                "every picture; leave equivariance out"
+            )
+        found = torch.tensor(mine, dtype=torch.float64)  # (rows, columns, pictures)
+        return {"shifts": found.sum(2).tolist(), "pictures": found.sum((0, 1)).tolist()}
+
+    def add(self, summary: Mapping[str, Any]) -> None:
+        """Take in a batch's summary."""
+        for sums, more in zip(self.sums, summary["shifts"], strict=True):
+            sums[:] = [one + other for one, other in zip(sums, more, strict=True)]
+        self.each += summary["pictures"]
 
     def result(self, count: int) -> LayerMap:
         """The mean distances over `count` pictures."""
         distances = tuple(tuple(total / count for total in row) for row in self.sums)
-        means = (torch.cat(self.each) / (len(self.sums) * len(self.sums[0]))).tolist()
+        means = [total / (len(self.sums) * len(self.sums[0])) for total in self.each]
         over_pictures = Estimate.of(means, bounded=False, yes_or_no=False)
         return LayerMap(self.name, self.kind, self.stride, self.shape, distances, over_pictures)
 

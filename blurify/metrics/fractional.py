@@ -7,7 +7,9 @@ here (Michaeli et al., "Alias-Free Convnets: Fractional Shift Invariance via Pol
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +17,11 @@ from torch import Tensor
 
 from blurify.errors import BlurifyError
 from blurify.metrics.consistency import confidence, estimate, same_and_moved
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.resampling import seen_shifted, shifted
 from blurify.metrics.results import Fractional
 from blurify.metrics.sizes import dimensions
-from blurify.metrics.subject import Pictures, Subject, Watch, middle, no_answer
+from blurify.metrics.subject import Batch, Pictures, Subject, Watch, middle, no_answer
 
 PARTS = 4
 """Of a pixel along each axis: shifts by quarters, 15 of them."""
@@ -35,6 +38,7 @@ def fractional(
     batch_size: int = 64,
     circular: bool = False,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> Fractional:
     """Compare a model's answers for a picture with those for the same picture moved by parts of a pixel.
 
@@ -55,6 +59,8 @@ def fractional(
         circular: move the centre crop around, with what leaves on one side coming in on the other: then shifts are
             exact for every picture without energy at the Nyquist frequency itself.
         watch: told of each forward.
+        kept: where each shift of a batch is written down (see `kept`); a batch that is gone on with is seen once more
+            unshifted.
 
     Raises:
         BlurifyError: `parts` is no multiple of 4, the canvas leaves no margin, or outputs are not finite.
@@ -71,45 +77,59 @@ def fractional(
         )
     grid = [(y / parts, x / parts) for y in range(parts) for x in range(parts) if y or x]
     halves, quarters = (_corners(by) for by in (0.5, 0.25))
-    found: dict[str, list[Tensor]] = {
-        name: []
-        for name in ("half", "half_change", "quarter", "quarter_change", "grid", "worst", "worst_change", "sure")
-    }
-    dense = False
-    total, done = math.ceil(len(pictures) / batch_size) * (1 + len(grid)), 0
+    batches = math.ceil(len(pictures) / batch_size)
+    steps = steps_for(kept, "fractional", batches, parts=parts, batch_size=batch_size, circular=circular)
 
-    def answers(shift: Shift) -> Tensor:
-        nonlocal done
-        crop = middle(canvases, geometry.crop)
-        # At (0, 0) too, though it changes nothing: the same arithmetic rounds alike.
-        seen = shifted(crop, *shift) if circular else seen_shifted(canvases, geometry.crop, *shift)
-        logits = subject(seen)
-        if bool(no_answer(logits)):
-            raise BlurifyError(
-                "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, "
-                "or measure it in float32"
-            )
-        done += 1
-        if watch is not None:
-            watch("fractional shifts", done, total)
-        return logits
-
-    for batch in pictures.batches(batch_size):
+    def of_batch(number: int, batch: Batch) -> dict[str, Any]:
         canvases = batch.canvases.to(subject.device, non_blocking=True)
+
+        def answers(shift: Shift) -> Tensor:
+            crop = middle(canvases, geometry.crop)
+            # At (0, 0) too, though it changes nothing: the same arithmetic rounds alike.
+            seen = shifted(crop, *shift) if circular else seen_shifted(canvases, geometry.crop, *shift)
+            logits = subject(seen)
+            if bool(no_answer(logits)):
+                raise BlurifyError(
+                    "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit "
+                    "it, or measure it in float32"
+                )
+            return logits
+
+        def moved(shift: Shift) -> list[list[float]]:
+            found = _compared(here, answers(shift), shift, geometry.crop, circular=circular)
+            return [values.tolist() for values in found]
+
+        def tell(done: int) -> None:
+            if watch is not None:
+                watch("fractional shifts", number * (1 + len(grid)) + done, batches * (1 + len(grid)))
+
         here = answers((0.0, 0.0))
-        dense = here.ndim == 4
-        pairs = {shift: _compared(here, answers(shift), shift, geometry.crop, circular=circular) for shift in grid}
-        same, change = ({shift: pair[part] for shift, pair in pairs.items()} for part in (0, 1))
-        for name, shifts in (("half", halves), ("quarter", quarters)):
-            found[name].append(torch.stack([same[shift] for shift in shifts]).mean(0))
-            found[f"{name}_change"].append(torch.stack([change[shift] for shift in shifts]).mean(0))
-        found["grid"].append(torch.stack(list(same.values())).mean(0))
-        found["worst"].append(torch.stack(list(same.values())).amin(0))
-        found["worst_change"].append(torch.stack(list(change.values())).amax(0))
-        found["sure"].append(confidence(here))
-    sure = found.pop("sure")
+        tell(1)
+        same: dict[Shift, Tensor] = {}
+        change: dict[Shift, Tensor] = {}
+        for done, shift in enumerate(grid, 2):
+            pair = steps.part(number, f"{shift[0]} {shift[1]}", functools.partial(moved, shift))
+            same[shift], change[shift] = (torch.tensor(values, dtype=torch.float64) for values in pair)
+            tell(done)
+        figures = {
+            f"{name}{ending}": torch.stack([pairs[shift] for shift in shifts]).mean(0)
+            for name, shifts in (("half", halves), ("quarter", quarters))
+            for ending, pairs in (("", same), ("_change", change))
+        }
+        figures["grid"] = torch.stack(list(same.values())).mean(0)
+        figures["worst"] = torch.stack(list(same.values())).amin(0)
+        figures["worst_change"] = torch.stack(list(change.values())).amax(0)
+        figures["sure"] = confidence(here)
+        return {"dense": here.ndim == 4, **{name: values.tolist() for name, values in figures.items()}}
+
+    for number, batch in steps.batches(pictures, batch_size):
+        steps.done(number, of_batch(number, batch))
+    results = steps.results
+    dense = results[-1]["dense"]
+    values = {name: [value for step in results for value in step[name]] for name in results[-1] if name != "dense"}
+    sure = values.pop("sure")
     answered = {"half", "quarter", "grid", "worst"}
-    estimates = {name: estimate(parts, yes_or_no=name in answered and not dense) for name, parts in found.items()}
+    estimates = {name: estimate(found, yes_or_no=name in answered and not dense) for name, found in values.items()}
     return Fractional(
         parts=parts, confidence=estimate(sure, yes_or_no=False), circular=circular, dense=dense, **estimates
     )

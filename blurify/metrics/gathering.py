@@ -11,8 +11,10 @@ import torch
 from blurify.errors import BlurifyError
 from blurify.metrics.agreement import agreements
 from blurify.metrics.aliasing import signals_at
-from blurify.metrics.evidence import Evidence, SiteSpectra, Spectrum
+from blurify.metrics.evidence import FORMAT, Evidence, SiteSpectra, Spectrum
 from blurify.metrics.flips import flips
+from blurify.metrics.keeping import subject_identity
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.latency import latency
 from blurify.metrics.pictures import some_of, spread_choice
 from blurify.metrics.results import Measurement
@@ -44,6 +46,7 @@ def gather(
     shown: bool = True,
     timed: bool = True,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> Evidence:
     """What a report shows besides figures.
 
@@ -60,6 +63,7 @@ def gather(
         shown: embed pictures; else only what was answered.
         timed: measure the latency too.
         watch: told of the progress.
+        kept: of one of the models: where each part is written down (see `kept`).
 
     Returns:
         what could be had; `missing` says why the rest could not.
@@ -71,40 +75,57 @@ def gather(
     names = [name_of(pictures, index) for index in chosen]
     geometry = subjects[0].preprocessing
     shown = shown and min(geometry.crop) > 1  # a signal is no picture to look at
-    found: dict[str, Any] = {}
+    site = worst_site(measurements, plan)
+    steps = steps_for(
+        kept, "evidence", 1, models=[] if kept is None else [subject_identity(subject) for subject in subjects],
+        images=images, seed=seed, batch_size=batch_size, circular=circular, shown=shown, classes=list(classes),
+        site=site,
+    )  # fmt: skip
+    parts: dict[str, Any] = {}
     missing: dict[str, str] = {}
 
-    def attempt(name: str, make: Callable[[], Any]) -> None:
-        try:
-            found[name] = make()
-        except BlurifyError as error:
-            missing[name] = str(error)
+    def attempt(fields: Sequence[str], make: Callable[[], dict[str, Any]]) -> None:
+        """Make fields of the evidence, or say of all of them why they can't be made; what is known is not made again."""
 
-    try:
+        def plain() -> dict[str, Any]:
+            try:
+                made = Evidence(**make()).to_dict()
+            except BlurifyError as error:
+                return {"missing": dict.fromkeys(fields, str(error))}
+            return {field: made[field] for field in fields} | {"missing": {}}
+
+        told = steps.part(0, " ".join(fields), plain)
+        missing.update(told["missing"])
+        parts.update({field: told[field] for field in fields if field in told})
+
+    def walked() -> dict[str, Any]:
         path = path_for(geometry, circular=circular)
         walks = [walk(subject, few, path, batch_size=min(batch_size, _BATCH), watch=watch) for subject in subjects]
-        found["flips"] = flips(walks, few, path, geometry, names, classes, pictures=shown)
-        found["curves"] = shift_curves(walks, few, path, geometry, names, classes, pictures=shown)
-    except BlurifyError as error:
-        missing["flips"] = missing["curves"] = str(error)
+        return {
+            "flips": flips(walks, few, path, geometry, names, classes, pictures=shown),
+            "curves": shift_curves(walks, few, path, geometry, names, classes, pictures=shown),
+        }
+
+    attempt(("flips", "curves"), walked)
     # A measurement may know already, and then on all pictures.
     known = [getattr(measured, "agreement", None) for measured in measurements[1:]]
     if len(subjects) > 1 and not all(known):
-        attempt(
-            "agreements",
-            lambda: tuple(agreements(subjects[0], subjects[1:], pictures, batch_size=batch_size, watch=watch)),
-        )
-    site = worst_site(measurements, plan)
+
+        def agreed() -> dict[str, Any]:
+            others = subjects[1:]
+            return {"agreements": tuple(agreements(subjects[0], others, pictures, batch_size=batch_size, watch=watch))}
+
+        attempt(("agreements",), agreed)
     if site is None:
         missing["features"] = missing["spectra"] = "no site was measured"
     else:
         seen = middle(few, geometry.crop)
         some = seen[: max(min(_SPECTRA // math.prod(geometry.crop), 8), 1)]
-        attempt("spectra", lambda: _spectra(subjects, some, site))
-        attempt("features", lambda: site_features(subjects, seen[:1], site, names[0], pictures=shown))
+        attempt(("spectra",), lambda: {"spectra": _spectra(subjects, some, site)})
+        attempt(("features",), lambda: {"features": site_features(subjects, seen[:1], site, names[0], pictures=shown)})
     if timed:
-        attempt("latency", lambda: latency(subjects, watch=watch))
-    return Evidence(**found, missing=missing)
+        attempt(("latency",), lambda: {"latency": latency(subjects, watch=watch)})
+    return Evidence.from_dict({"format": FORMAT, **parts, "missing": missing})
 
 
 def count_classes(subject: Subject) -> int:

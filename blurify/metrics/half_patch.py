@@ -7,20 +7,27 @@ could follow exactly. Random crops hide that, as they mix all shifts.
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from blurify.errors import BlurifyError
 from blurify.metrics.consistency import compared, confidence, estimate, seen_at
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import HalfPatch
 from blurify.metrics.sizes import dimensions
-from blurify.metrics.subject import Pictures, Subject, Watch, no_answer
+from blurify.metrics.subject import Batch, Pictures, Subject, Watch, no_answer
 from blurify.planning.planner import make_plan
 from blurify.spec.recipes import load_recipe
 from blurify.surgery.carrying import plan_of
 
 _QUARTERS = 4
+
+
+_FIGURES = ("half", "change", "grid", "whole", "sure")
 
 
 def half_patch(
@@ -32,6 +39,7 @@ def half_patch(
     batch_size: int = 64,
     circular: bool = False,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> HalfPatch:
     """Compare a model's answers for a picture with those for the same picture moved by parts of a patch.
 
@@ -48,11 +56,73 @@ def half_patch(
         batch_size: pictures a forward.
         circular: shift the centre crop around, with what leaves on one side coming in on the other.
         watch: told of each batch.
+        kept: where each shift of a batch is written down (see `kept`); a batch that is gone on with is seen once more
+            from its first place.
 
     Raises:
         BlurifyError: the model has no patch of more than one pixel, the canvas leaves no room for a shift by one, or
             outputs are not finite.
     """
+    geometry = subject.preprocessing
+    size = fitting_patch(subject, patch, circular=circular)
+    spare = torch.tensor(geometry.canvas) - torch.tensor(geometry.crop)
+    room = torch.tensor(geometry.crop) if circular else spare - torch.tensor(size) + 1
+    draws = torch.rand(len(pictures), 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    first = (draws * room).long()
+    halves, quarters, wholes = _places(size)
+    shifts = shifts_by(size)
+    batches = math.ceil(len(pictures) / batch_size)
+    steps = steps_for(
+        kept, "half-patch", batches, patch=list(size), seed=seed, batch_size=batch_size, circular=circular
+    )
+
+    def of_batch(number: int, batch: Batch) -> dict[str, Any]:
+        canvases = batch.canvases.to(subject.device, non_blocking=True)
+        at = first[batch.indices]
+        here = subject(seen_at(canvases, at, geometry, circular=circular))
+        _check_finite(here)
+
+        def moved(shift: tuple[int, int]) -> list[list[float]]:
+            step = torch.tensor(shift).expand(len(at), 2)
+            there = subject(seen_at(canvases, at + step, geometry, circular=circular))
+            _check_finite(there)
+            return [values.tolist() for values in compared(here, there, step, geometry, circular=circular)]
+
+        found: dict[tuple[int, int], Tensor] = {}
+        for done, shift in enumerate(shifts, 1):
+            values = steps.part(number, dimensions(shift), functools.partial(moved, shift))
+            found[shift] = torch.tensor(values, dtype=torch.float64)
+            if watch is not None:
+                watch("half-patch shifts", number * len(shifts) + done, batches * len(shifts))
+        means = {
+            name: torch.stack([found[shift][figure] for shift in chosen]).mean(0).tolist()
+            for name, chosen, figure in (
+                ("half", halves, 0),
+                ("change", halves, 1),
+                ("grid", quarters, 0),
+                ("whole", wholes, 0),
+            )
+        }
+        return {"dense": here.ndim == 4, "sure": confidence(here).tolist(), **means}
+
+    for number, batch in steps.batches(pictures, batch_size):
+        steps.done(number, of_batch(number, batch))
+    results = steps.results
+    dense = results[-1]["dense"]
+    same = {name: [value for step in results for value in step[name]] for name in _FIGURES}
+    return HalfPatch(
+        patch=size,
+        half=estimate(same["half"], yes_or_no=not dense),
+        half_change=estimate(same["change"], yes_or_no=False),
+        grid=estimate(same["grid"], yes_or_no=not dense),
+        whole=estimate(same["whole"], yes_or_no=not dense),
+        circular=circular,
+        confidence=estimate(same["sure"], yes_or_no=False),
+    )
+
+
+def fitting_patch(subject: Subject, patch: tuple[int, int] | None = None, *, circular: bool = False) -> tuple[int, int]:
+    """The patch that `half_patch` shifts by. Raises BlurifyError where there is none, or no room for a shift by it."""
     geometry = subject.preprocessing
     size = patch if patch is not None else patch_of(subject)
     if max(size) < 2:
@@ -65,59 +135,34 @@ def half_patch(
             f"a shift by a patch of {dimensions(size)} does not fit between the canvas {dimensions(geometry.canvas)} "
             f"and the model's input {dimensions(geometry.crop)}: give a larger --canvas, or --circular"
         )
-    room = torch.tensor(geometry.crop) if circular else spare - torch.tensor(size) + 1
-    draws = torch.rand(len(pictures), 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    first = (draws * room).long()
-    quarters = sorted(
-        {
-            (round(y * size[0] / _QUARTERS), round(x * size[1] / _QUARTERS))
-            for y in range(_QUARTERS)
-            for x in range(_QUARTERS)
-        }
-        - {(0, 0)}
-    )
-    halves = _corners((round(size[0] / 2), round(size[1] / 2)))
-    wholes = _corners(size)
-    same: dict[str, list[torch.Tensor]] = {"half": [], "change": [], "grid": [], "whole": [], "sure": []}
-    dense = False
-    total, done = math.ceil(len(pictures) / batch_size) * len({*quarters, *halves, *wholes}), 0
-    for batch in pictures.batches(batch_size):
-        canvases = batch.canvases.to(subject.device, non_blocking=True)
-        at = first[batch.indices]
-        here = subject(seen_at(canvases, at, geometry, circular=circular))
-        dense = here.ndim == 4
-        broken = [no_answer(here)]
-        same["sure"].append(confidence(here))
-        moved: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        for shift in dict.fromkeys((*halves, *quarters, *wholes)):
-            step = torch.tensor(shift).expand(len(at), 2)
-            there = subject(seen_at(canvases, at + step, geometry, circular=circular))
-            broken.append(no_answer(there))
-            moved[shift] = compared(here, there, step, geometry, circular=circular)
-            done += 1
-            if watch is not None:
-                watch("half-patch shifts", done, total)
-        if bool(torch.stack(broken).any()):
-            raise BlurifyError(
-                "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, "
-                "or measure it in float32"
-            )
-        for name, shifts, part in (
-            ("half", halves, 0),
-            ("change", halves, 1),
-            ("grid", quarters, 0),
-            ("whole", wholes, 0),
-        ):
-            same[name].append(torch.stack([moved[shift][part] for shift in shifts]).mean(0))
-    return HalfPatch(
-        patch=size,
-        half=estimate(same["half"], yes_or_no=not dense),
-        half_change=estimate(same["change"], yes_or_no=False),
-        grid=estimate(same["grid"], yes_or_no=not dense),
-        whole=estimate(same["whole"], yes_or_no=not dense),
-        circular=circular,
-        confidence=estimate(same["sure"], yes_or_no=False),
-    )
+    return size
+
+
+def shifts_by(patch: tuple[int, int]) -> list[tuple[int, int]]:
+    """The shifts (y, x) that are tried for a patch of a size, in order, in pixels."""
+    halves, quarters, wholes = _places(patch)
+    return list(dict.fromkeys((*halves, *quarters, *wholes)))
+
+
+_Shifts = list[tuple[int, int]]
+
+
+def _places(patch: tuple[int, int]) -> tuple[_Shifts, _Shifts, _Shifts]:
+    """Shifts by half a patch, by quarters and by a whole one."""
+    quarters = {
+        (round(y * patch[0] / _QUARTERS), round(x * patch[1] / _QUARTERS))
+        for y in range(_QUARTERS)
+        for x in range(_QUARTERS)
+    }
+    return _corners((round(patch[0] / 2), round(patch[1] / 2))), sorted(quarters - {(0, 0)}), _corners(patch)
+
+
+def _check_finite(logits: Tensor) -> None:
+    if bool(no_answer(logits)):
+        raise BlurifyError(
+            "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, or "
+            "measure it in float32"
+        )
 
 
 def patch_of(subject: Subject) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from blurify.errors import BlurifyError
 from blurify.metrics.circular import circular_padding
 from blurify.metrics.consistency import amounts
 from blurify.metrics.equivariance import blurred_members, find_layers
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.pictures import some_of
 from blurify.metrics.resampling import shifted
 from blurify.metrics.results import LayerError, LieDerivative
@@ -29,6 +30,12 @@ STEP = 1 / 32
 """Pixels. Small enough that the finite difference is within 0.2% of the derivative at a stride of 2, large enough that
 rounding to float32 does not show."""
 
+IMAGES = 32
+"""Pictures that are taken where no other number is given."""
+
+FORWARDS = 5
+"""Of each picture: unshifted, and forth and back along both axes."""
+
 _MOST_AT_ONCE = 8  # pictures: of each layer a map is kept from one forward to the next
 
 
@@ -36,13 +43,14 @@ def lie_derivative(
     subject: Subject,
     pictures: Pictures,
     *,
-    images: int = 32,
+    images: int = IMAGES,
     step: float = STEP,
     circular: bool = True,
     layers: Sequence[str] | None = None,
     seed: int = 0,
     batch_size: int = 64,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> LieDerivative:
     """How far each layer is from translation equivariance, for shifts that go to 0.
 
@@ -73,6 +81,7 @@ def lie_derivative(
         seed: of the choice of pictures.
         batch_size: pictures a forward; at most 8 are.
         watch: told of each forward.
+        kept: where each batch is written down (see `kept`).
 
     Raises:
         BlurifyError: no layer fits, a name matches none (UnknownLayerError), the canvas is too small, features are not
@@ -89,7 +98,11 @@ def lie_derivative(
     watched = [_Layer(layer.name, layer.kind, layer.stride, layer.shape, step) for layer in found]
     chosen = some_of(pictures, images, seed)
     a_batch = min(batch_size, _MOST_AT_ONCE)
-    total, done = math.ceil(len(chosen) / a_batch) * len(_SHIFTS), 0
+    batches = math.ceil(len(chosen) / a_batch)
+    steps = steps_for(
+        kept, "lie-derivative", batches, images=images, step=step, circular=circular, seed=seed, batch_size=a_batch,
+        layers=[layer.name for layer in watched],
+    )  # fmt: skip
     with ExitStack() as stack:
         if circular:
             stack.enter_context(circular_padding(subject.model, whole=whole))
@@ -97,16 +110,20 @@ def lie_derivative(
         for layer in watched:
             module = subject.model.get_submodule(at.get(layer.name, layer.name))
             stack.callback(module.register_forward_hook(layer.see).remove)
-        for batch in chosen.batches(a_batch):
+        for number, batch in steps.batches(chosen, a_batch):
             still = middle(batch.canvases, size).to(subject.device)
-            for axis, sign in _SHIFTS:
+            for done, (axis, sign) in enumerate(_SHIFTS, 1):
                 for layer in watched:
                     layer.at = axis, sign
                 subject.run(shifted(still, *_along(axis, sign * step)) if sign else still)
-                done += 1
                 if watch is not None:
-                    watch("lie-derivative", done, total)
-    results = tuple(layer.result() for layer in watched)
+                    watch("lie-derivative", number * len(_SHIFTS) + done, batches * len(_SHIFTS))
+            steps.done(number, [layer.errors for layer in watched])
+    each = [[error for errors in found for error in errors] for found in zip(*steps.results, strict=True)]
+    results = tuple(
+        LayerError(layer.name, layer.kind, layer.stride, layer.shape, amounts(errors))
+        for layer, errors in zip(watched, each, strict=True)
+    )
     if not all(math.isfinite(layer.error.value) for layer in results):
         raise BlurifyError(
             "the model's features are not finite (nan or infinite): give pictures and --mean and --std that suit it, "
@@ -132,7 +149,7 @@ class _Layer:
     shape: tuple[int, ...]
     step: float
     at: tuple[int, int] = (0, 0)
-    errors: list[float] = field(default_factory=list)  # one a picture
+    errors: list[float] = field(default_factory=list)  # of the batch, one a picture
 
     def see(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Forward hook: take the maps of a batch at the present shift."""
@@ -154,11 +171,7 @@ class _Layer:
         if axis == 1:
             mean = self._squares / 2
             ratio = torch.where(mean > 0, mean / self._norm, mean)  # of a map of zeros that stays so, 0
-            self.errors += ratio.sqrt().tolist()
-
-    def result(self) -> LayerError:
-        """The mean over the pictures so far."""
-        return LayerError(self.name, self.kind, self.stride, self.shape, amounts(self.errors))
+            self.errors = ratio.sqrt().tolist()
 
 
 def _energy(maps: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from blurify.metrics.detections import LEAST_SCORE
 from blurify.metrics.equivariance import MOST_SHIFT, UnknownLayerError, equivariance
 from blurify.metrics.fractional import fractional
 from blurify.metrics.half_patch import half_patch
+from blurify.metrics.kept import Kept
 from blurify.metrics.lie_derivative import lie_derivative
 from blurify.metrics.results import Measurement
 from blurify.metrics.stability import stability
@@ -31,7 +32,7 @@ DEFAULT_METRICS = METRICS[:2]
 OF_TWO = "agreement"
 """The metric of a model beside another, which comes without being asked for."""
 NOT_SHIFTED = f"{OF_TWO} under shifts"
-_ALIASING_BATCH = 16  # it keeps what enters every site
+ALIASING_BATCH = 16  # it keeps what enters every site
 
 
 def measure(
@@ -47,6 +48,8 @@ def measure(
     least_score: float = LEAST_SCORE,
     original: Subject | None = None,
     watch: Watch | None = None,
+    kept: Kept | None = None,
+    told: Callable[[Measurement], object] | None = None,
 ) -> Measurement:
     """How shift-invariant a model is, by one metric or several.
 
@@ -66,6 +69,9 @@ def measure(
         original: the model that this one is compared with, such as the one that it was converted from: how far it
             answers as that one does comes first, whatever is asked for.
         watch: told of the progress.
+        kept: where results are written down as they come; what is there already is not measured again (see `kept`, and
+            `keeping.keep` for one).
+        told: after each metric, all that was measured so far.
 
     Returns:
         The figures of each metric; those not asked for are None. What 'consistency' is depends on the model's output
@@ -92,8 +98,10 @@ def measure(
         check_defined(name, taken, subject)
     # Nobody asked for it by name, and many a detector runs otherwise for every picture.
     optional = {"aliasing"} if tuple(metrics) == DEFAULT_METRICS and taken.kind == "detections" else set()
-    common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "watch": watch}
-    small = {**common, "batch_size": min(batch_size, _ALIASING_BATCH)}
+    if kept is not None:
+        kept = kept.under(output=asdict(taken))
+    common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "watch": watch, "kept": kept}
+    small = {**common, "batch_size": min(batch_size, ALIASING_BATCH)}
     room = circular or any(
         there > wanted for there, wanted in zip(subject.preprocessing.canvas, subject.preprocessing.crop, strict=True)
     )
@@ -112,6 +120,19 @@ def measure(
     skipped: dict[str, str] = {}
     if original is not None and not room:
         skipped[NOT_SHIFTED] = "the canvas is no larger than the model's input; give a larger --canvas, or --circular"
+
+    def so_far() -> Measurement:
+        return Measurement(
+            model=subject.name,
+            data=pictures.name,
+            images=len(pictures),
+            settings=settings_of(subject, pictures, seed=seed, batch_size=batch_size, circular=circular),
+            converted=plan_of(subject.model) is not None,
+            skipped=dict(skipped),
+            output=taken,
+            **found,
+        )
+
     for name in wanted if original is None else (OF_TWO, *wanted):
         try:
             check_defined(name, taken, subject)
@@ -121,18 +142,12 @@ def measure(
             if (name in metrics and name not in optional) or isinstance(error, PictureError):
                 raise
             skipped[name] = str(error)
+            continue
+        if told is not None:
+            told(so_far())
     if wanted and not found:
         raise BlurifyError(f"nothing can be measured: {'; '.join(skipped.values())}")
-    return Measurement(
-        model=subject.name,
-        data=pictures.name,
-        images=len(pictures),
-        settings=settings_of(subject, pictures, seed=seed, batch_size=batch_size, circular=circular),
-        converted=plan_of(subject.model) is not None,
-        skipped=skipped,
-        output=taken,
-        **found,
-    )
+    return so_far()
 
 
 def _at_layers(

@@ -78,7 +78,11 @@ class FolderPictures:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All pictures in order, `size` at a time. Raises BlurifyError at a file that can't be read."""
-        starts = range(0, len(self), size)
+        return self.batches_from(size, 0)
+
+    def batches_from(self, size: int, first: int) -> Iterator[Batch]:
+        """The same from batch number `first` on; files of earlier ones are not read."""
+        starts = range(first * size, len(self), size)
         with ThreadPoolExecutor(min(os.cpu_count() or 1, _WORKERS), thread_name_prefix="decode") as pool:
             waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
             try:

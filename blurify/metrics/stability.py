@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from torch import Tensor
 from blurify.errors import BlurifyError
 from blurify.metrics.corruptions import CORRUPTIONS, SEVERITIES
 from blurify.metrics.effects import generators
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.perturbations import PERTURBATIONS, Scene
 from blurify.metrics.results import CorruptionResult, Estimate, FlipRate, Stability
-from blurify.metrics.subject import Pictures, Subject, Watch, middle, top1
+from blurify.metrics.subject import Batch, Pictures, Subject, Watch, middle, top1
 
 FRAMES = 9
 
@@ -29,6 +31,7 @@ def stability(
     seed: int = 0,
     batch_size: int = 64,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> Stability:
     """Flip rates under perturbation sequences, and accuracy and agreement under corruptions.
 
@@ -51,6 +54,7 @@ def stability(
         seed: of the noise. It depends on this and the picture's index alone.
         batch_size: pictures in one forward.
         watch: told about progress; one batch is one forward.
+        kept: where the answers of each forward are written down (see `kept`).
 
     Raises:
         BlurifyError: an unknown name or severity, fewer than 2 frames, or the model is no classifier.
@@ -63,36 +67,53 @@ def stability(
         raise BlurifyError(f"severity {wrong[0]!r}: give severities of {SEVERITIES[0]} to {SEVERITIES[-1]}")
     numbers = {name: PERTURBATIONS[name].numbers(frames) for name in kinds}
     a_batch = 1 + sum(map(len, numbers.values())) + len(harms) * len(severities)
-    total, done = math.ceil(len(pictures) / batch_size) * a_batch, 0
-
-    def answers(shown: Tensor) -> Tensor:
-        nonlocal done
-        found = top1(subject, shown, "stability")
-        done += 1
-        if watch is not None:
-            watch("stability", done, total)
-        return found
-
+    batches = math.ceil(len(pictures) / batch_size)
     crop = subject.preprocessing.crop
-    flips: dict[str, list[float]] = {name: [] for name in kinds}
-    right: dict[tuple[str, int], list[float]] = {(name, severity): [] for name in harms for severity in severities}
-    agreed: dict[tuple[str, int], list[float]] = {key: [] for key in right}
-    for batch in pictures.batches(batch_size):
+    keys = [(name, severity) for name in harms for severity in severities]
+    steps = steps_for(
+        kept, "stability", batches, perturbations={name: list(numbers[name]) for name in kinds}, corruptions=keys,
+        seed=seed, batch_size=batch_size,
+    )  # fmt: skip
+
+    def of_batch(number: int, batch: Batch) -> dict[str, Any]:
         canvases = batch.canvases.to(subject.device)
         labels = batch.labels.cpu()
         clean = middle(canvases, crop)
-        before = answers(clean)
+        done = number * a_batch
+
+        def answers(what: str, draw: Callable[..., Tensor], *given: Any) -> Tensor:
+            nonlocal done
+            found = steps.part(number, what, lambda: top1(subject, draw(*given), "stability").tolist())
+            done += 1
+            if watch is not None:
+                watch("stability", done, batches * a_batch)
+            return torch.tensor(found)
+
+        before = answers("clean", middle, canvases, crop)
+        flips: dict[str, list[float]] = {}
         for name in kinds:
             kind = PERTURBATIONS[name]
             scene = Scene(canvases, crop, generators(seed, batch.indices, f"perturbation {name}"))
-            seen = torch.stack([answers(frame) for frame in kind.draw(scene, numbers[name])])
+            drawn = zip(numbers[name], kind.draw(scene, numbers[name]), strict=True)
+            seen = torch.stack([answers(f"{name} {at}", _as_it_is, frame) for at, frame in drawn])
             changed = seen[1:] != (seen[:1] if kind.to_first else seen[:-1])
-            flips[name] += changed.double().mean(0).tolist()
-        for name, severity in right:
+            flips[name] = changed.double().mean(0).tolist()
+        right, agreed = [], []
+        for name, severity in keys:
             sources = generators(seed, batch.indices, f"corruption {name} {severity}")
-            after = answers(CORRUPTIONS[name](clean, severity, sources))
-            agreed[name, severity] += (after == before).double().tolist()
-            right[name, severity] += (after == labels)[labels >= 0].double().tolist()
+            after = answers(f"{name} severity {severity}", CORRUPTIONS[name], clean, severity, sources)
+            agreed.append((after == before).double().tolist())
+            right.append((after == labels)[labels >= 0].double().tolist())
+        return {"flips": flips, "right": right, "agreed": agreed}
+
+    for number, batch in steps.batches(pictures, batch_size):
+        steps.done(number, of_batch(number, batch))
+    found = steps.results
+    flips = {name: [value for step in found for value in step["flips"][name]] for name in kinds}
+    right, agreed = (
+        {key: [value for step in found for value in step[what][place]] for place, key in enumerate(keys)}
+        for what in ("right", "agreed")
+    )
     return Stability(
         flip_rates=tuple(FlipRate(name, len(numbers[name]), Estimate.of(flips[name])) for name in kinds),
         corruptions=tuple(
@@ -104,6 +125,10 @@ def stability(
             for name in harms
         ),
     )
+
+
+def _as_it_is(frame: Tensor) -> Tensor:
+    return frame
 
 
 def _chosen(what: str, names: Iterable[str] | None, known: Iterable[str]) -> tuple[str, ...]:

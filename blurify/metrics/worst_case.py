@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from blurify.errors import BlurifyError
 from blurify.metrics.effects import moved
+from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import Estimate, WorstCase
-from blurify.metrics.subject import Pictures, Subject, Watch, top1
+from blurify.metrics.subject import Batch, Pictures, Subject, Watch, top1
 
+_WHAT = "the worst case"
 FARTHEST = 24 / 224  # of the crop's shorter side: the published limit for ImageNet, 24 pixels of 224
 ROTATIONS = tuple(range(-30, 31, 10))
 PUBLISHED_ROTATIONS = tuple(range(-30, 31, 2))
@@ -27,6 +31,7 @@ def worst_case(
     seed: int = 0,
     batch_size: int = 64,
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> WorstCase:
     """Accuracy and steadiness over every translation along y, along x, and rotation of a grid.
 
@@ -45,6 +50,7 @@ def worst_case(
         seed: without effect, there is nothing random here; all metrics take one.
         batch_size: pictures in one forward.
         watch: told about progress; one batch is one forward.
+        kept: where the answers of each forward are written down (see `kept`).
 
     Raises:
         BlurifyError: the grid has a number that is not finite, or the model is no classifier.
@@ -57,36 +63,48 @@ def worst_case(
     shifts, turns = sorted({0.0, *map(float, translations)}), sorted({0.0, *map(float, rotations)})
     # The middle comes first: the others are compared with it.
     grid = sorted(itertools.product(shifts, shifts, turns), key=any)
-    total, done = math.ceil(len(pictures) / batch_size) * len(grid), 0
+    batches = math.ceil(len(pictures) / batch_size)
+    steps = steps_for(kept, "worst-case", batches, translations=shifts, rotations=turns, batch_size=batch_size)
 
-    unmoved: list[float] = []
-    mean: list[float] = []
-    worst: list[float] = []
-    steadiness: list[float] = []
-    for batch in pictures.batches(batch_size):
+    def of_batch(number: int, batch: Batch) -> dict[str, list[float]]:
         canvases = batch.canvases.to(subject.device)
         labels = batch.labels.cpu()
         known = labels >= 0
         middle = torch.zeros_like(labels)
         steady = torch.ones_like(known)
         hits = torch.zeros_like(labels)
-        for dy, dx, degrees in grid:
+        unmoved: list[float] = []
+
+        def answers(some: Tensor, dy: float, dx: float, degrees: float) -> list[int]:
+            shown = canvases if len(some) == len(canvases) else canvases[some.to(canvases.device)]
+            found: list[int] = top1(subject, moved(shown, crop, dy=dy, dx=dx, degrees=degrees), _WHAT).tolist()
+            return found
+
+        for done, point in enumerate(grid, 1):
             # Nothing more can be learnt of a picture without a label that is known to be unsteady.
             undecided = (steady | known).nonzero()[:, 0]
             if len(undecided):
-                kept = canvases if len(undecided) == len(canvases) else canvases[undecided.to(canvases.device)]
-                found = top1(subject, moved(kept, crop, dy=dy, dx=dx, degrees=degrees), "the worst case")
-                if not any((dy, dx, degrees)):
+                found = torch.tensor(steps.part(number, repr(point), functools.partial(answers, undecided, *point)))
+                if not any(point):
                     middle[undecided] = found
-                    unmoved += (found == labels)[known].double().tolist()
+                    unmoved = (found == labels)[known].double().tolist()
                 steady[undecided] &= found == middle[undecided]
                 hits[undecided] += found == labels[undecided]
-            done += 1
             if watch is not None:
-                watch("worst case", done, total)
-        steadiness += steady.double().tolist()
-        mean += (hits[known].double() / len(grid)).tolist()
-        worst += (hits[known] == len(grid)).double().tolist()
+                watch("worst case", number * len(grid) + done, batches * len(grid))
+        return {
+            "steady": steady.double().tolist(),
+            "unmoved": unmoved,
+            "mean": (hits[known].double() / len(grid)).tolist(),
+            "worst": (hits[known] == len(grid)).double().tolist(),
+        }
+
+    for number, batch in steps.batches(pictures, batch_size):
+        steps.done(number, of_batch(number, batch))
+    results = steps.results
+    steadiness, unmoved, mean, worst = (
+        [value for step in results for value in step[name]] for name in ("steady", "unmoved", "mean", "worst")
+    )
     return WorstCase(
         translations=tuple(shifts),
         rotations=tuple(turns),

@@ -16,7 +16,7 @@ Fingerprint = dict[str, tuple[str, tuple[int, ...], str]]
 
 def fingerprint(model: nn.Module) -> Fingerprint:
     """Take the fingerprint of a model's weights: to be compared later, when the tensors themselves may have changed."""
-    return {name: _of(value) for name, value in model.state_dict().items()}
+    return {name: digest_of(value) for name, value in model.state_dict().items()}
 
 
 def check_weights(before: Fingerprint, after: Fingerprint) -> int:
@@ -34,7 +34,8 @@ def check_weights(before: Fingerprint, after: Fingerprint) -> int:
     return sum(dtype != "" for dtype, _, _ in before.values())
 
 
-def _of(value: Any) -> tuple[str, tuple[int, ...], str]:
+def digest_of(value: Any) -> tuple[str, tuple[int, ...], str]:
+    """An entry of a fingerprint: dtype, shape and a digest of the bits; of what is no tensor, its type."""
     if not isinstance(value, Tensor):
         return "", (), repr(type(value))
     shape = tuple(value.shape)

@@ -13,6 +13,8 @@ from torch import nn
 from blurify import conversion
 from blurify.graph.copies import sharing_copy
 from blurify.metrics.aliasing import aliasing
+from blurify.metrics.keeping import of_model
+from blurify.metrics.kept import Kept
 from blurify.metrics.subject import Pictures, Subject, Watch
 from blurify.spec.filters import leakage
 from blurify.spec.methods import Fourier
@@ -112,7 +114,9 @@ class Options:
                     known.append(Option({site.name: form for site in sites}, gain, macs))
         return cls(recipe, plan, groups, tuple(map(tuple, found)))
 
-    def with_measured_gains(self, subject: Subject, pictures: Pictures, watch: Watch | None = None) -> Options:
+    def with_measured_gains(
+        self, subject: Subject, pictures: Pictures, watch: Watch | None = None, kept: Kept | None = None
+    ) -> Options:
         """The same with what the options were seen to remove on pictures; those that removed nothing are left out."""
         geometry = subject.preprocessing
         example = (subject.example(),)
@@ -121,7 +125,7 @@ class Options:
         def shares(model: nn.Module) -> dict[str, float]:
             found = aliasing(
                 Subject(model, geometry, subject.name), pictures, images=min(ALIASING_IMAGES, len(pictures)),
-                only=names, watch=watch,
+                only=names, watch=watch, kept=of_model(kept, model),
             )  # fmt: skip
             return {site.site: site.share.value for site in found.sites}
 

@@ -16,6 +16,8 @@ from blurify.graph.copies import sharing_copy
 from blurify.graph.inputs import traced
 from blurify.metrics.agreement import agreements
 from blurify.metrics.aliasing import aliasing
+from blurify.metrics.keeping import of_model
+from blurify.metrics.kept import Kept
 from blurify.metrics.pareto import USUAL, ParetoPoint, ParetoTable, check_points
 from blurify.metrics.results import Agreement
 from blurify.metrics.subject import Pictures, Subject, Watch
@@ -55,6 +57,7 @@ def pareto_table(
     aliasing_images: int = ALIASING_IMAGES,
     name: str = "",
     watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> ParetoTable:
     """Convert a model by and by, from no site to all, and tell at each point what it costs and what it buys.
 
@@ -80,6 +83,7 @@ def pareto_table(
         aliasing_images: how many of the pictures the aliasing is measured on.
         name: what to call the model where there is no subject.
         watch: told of the progress.
+        kept: of the subject: where agreement and aliasing are written down batch by batch (see `metrics.kept`).
 
     Raises:
         BlurifyError: the model is converted, or the recipe converts nothing; and all that `agreement` and `aliasing`
@@ -102,7 +106,7 @@ def pareto_table(
         raise BlurifyError(f"the recipe {wanted.name} converts no site of this model: there is nothing to choose from")
     options = Options.of(wanted, plan, planned)
     if subject is not None and pictures is not None:
-        options = options.with_measured_gains(subject, pictures, watch)
+        options = options.with_measured_gains(subject, pictures, watch, kept)
     order = list(steps(options.ways, [Limit(math.inf, max(seen.macs, 1.0), lambda one: one.macs)]))
 
     def after(count: int) -> Plan:
@@ -123,7 +127,7 @@ def pareto_table(
             else _converted(subject, one.plan.recipe, example_inputs)
             for one in candidates
         ]  # fmt: skip
-        shown = _measured(subject, models, plan, pictures, batch_size, min(aliasing_images, len(pictures)), watch)
+        shown = _measured(subject, models, plan, pictures, batch_size, min(aliasing_images, len(pictures)), watch, kept)
     meter = _meter(model, seen)
     points = []
     for one, (agreed, share) in zip(candidates, shown.figures, strict=True):
@@ -234,15 +238,17 @@ def _converted(subject: Subject, recipe: Recipe, example: Any) -> nn.Module:
 
 def _measured(
     original: Subject, models: Sequence[nn.Module], plan: Plan, pictures: Pictures, batch_size: int, images: int,
-    watch: Watch | None,
+    watch: Watch | None, kept: Kept | None,
 ) -> _Shown:  # fmt: skip
     """Show the pictures to the original and to each conversion."""
     subjects = [Subject(model, original.preprocessing, f"{original.name} converted") for model in models]
-    agreed = agreements(original, subjects, pictures, batch_size=batch_size, watch=watch)
+    agreed = agreements(original, subjects, pictures, batch_size=batch_size, watch=watch, kept=kept)
     names = [site.name for site in plan.converted]
     shares = []
     for number, one in enumerate(subjects, 1):
-        found = aliasing(one, pictures, batch_size=min(batch_size, 16), images=images, only=names)
+        found = aliasing(
+            one, pictures, batch_size=min(batch_size, 16), images=images, only=names, kept=of_model(kept, one.model)
+        )
         shares.append({site.site: site.share.value for site in found.sites})
         if watch is not None:
             watch("aliasing of the points", number, len(subjects))

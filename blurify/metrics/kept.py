@@ -1,0 +1,143 @@
+"""Results as they come: what a metric has done is written down at once, and a run that was ended goes on behind it.
+
+A metric takes a `Kept` beside `watch`, and has its results from `Steps`, which know those of before:
+
+    steps = steps_for(kept, "consistency", batches, seed=seed, batch_size=batch_size)
+    for number, batch in steps.batches(pictures, batch_size):   # those not done; the others are not even decoded
+        steps.done(number, {"same": same.tolist()})             # plain data, one entry a batch
+        watch("consistency", number + 1, batches)
+    values = [value for step in steps.results for value in step["same"]]   # all of them, in order
+
+A step of many forwards asks for each of them, and computes only those that are not known yet:
+
+        same = steps.part(number, f"shift {dy} {dx}", lambda: compared(...).tolist())
+
+What a step says may depend on the model, the pictures (both are in the `Kept`), its number and the settings given to
+`steps_for`, and on nothing else: every argument of the metric that changes a figure belongs there. Floats come back bit
+for bit, so that a run that went on says exactly what an undisturbed one says. Without a `Kept` (None) the loop is the
+same, and nothing is written down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from blurify.metrics.journal import Journal
+from blurify.metrics.subject import Batch, Pictures
+
+Result = TypeVar("Result")
+
+
+class Kept:
+    """What was measured of one model on some pictures; `keeping.keep` opens one.
+
+    Args:
+        journal: where it is written down.
+        under: what else all of it depends on, such as the other one of two models (see `under`).
+    """
+
+    def __init__(self, journal: Journal, under: str = "") -> None:
+        self.journal = journal
+        self._under = under
+
+    def close(self, *, done: bool) -> None:
+        """Let go of it; removed where all is done. A run that ends without this can be gone on with."""
+        self.journal.close(done=done)
+
+    def under(self, **settings: Any) -> Kept:
+        """The same for results that depend on this besides: plain data."""
+        return Kept(self.journal, f"{self._under}{_digest(settings)}/")
+
+    def steps(self, name: str, total: int, **settings: Any) -> Steps:
+        """The steps of a metric: see the module.
+
+        Args:
+            name: of the metric.
+            total: how many steps there are.
+            settings: plain data; all that the steps depend on besides the model and the pictures.
+        """
+        return Steps(total, self.journal, f"{self._under}{name}/{total}/{_digest(settings)}")
+
+    def share(self, name: str) -> float:
+        """How much of a metric is done, from 0 to 1; of several settings, that of which most is."""
+        done = Counter(
+            key.rpartition("/")[0]
+            for key, known in self.journal.entries.items()
+            if "" in known and key.startswith(f"{self._under}{name}/")
+        )
+        return max((count / int(key.split("/")[-2]) for key, count in done.items()), default=0.0)
+
+
+class Steps:
+    """The results of a metric, step by step: of before, and of now."""
+
+    def __init__(self, total: int, journal: Journal | None = None, key: str = "") -> None:
+        self.total = total
+        self._journal = journal
+        self._key = key
+        self._mine: dict[int, Any] = {}  # where nothing is written down
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._mine if self._journal is None else "" in self._known(number)
+
+    def batches(self, pictures: Pictures, size: int) -> Iterator[tuple[int, Batch]]:
+        """The batches that are not done, each with its number, which is the step's."""
+        first = next((number for number in range(self.total) if number not in self), self.total)
+        if first == self.total:
+            return
+        for number, batch in enumerate(_batches(pictures, size, first), first):
+            if number not in self:
+                yield number, batch
+
+    def done(self, number: int, result: Any) -> None:
+        """Write down the result of a step: plain data (lists, dicts with text as keys, numbers, text, None)."""
+        if self._journal is None:
+            self._mine[number] = result
+        else:
+            self._journal.append(f"{self._key}/{number}", "", result)
+
+    def part(self, number: int, name: str, compute: Callable[[], Result]) -> Result:
+        """A part of a step that is not done: the known one, else what `compute` gives, plain data, written down."""
+        if self._journal is None:
+            return compute()
+        known = self._known(number)
+        if name in known:
+            return known[name]
+        found = compute()
+        self._journal.append(f"{self._key}/{number}", name, found)
+        return found
+
+    @property
+    def results(self) -> list[Any]:
+        """Those of all steps, in order. Raises KeyError where one is not done."""
+        numbers = range(self.total)
+        if self._journal is None:
+            return [self._mine[number] for number in numbers]
+        return [self._known(number)[""] for number in numbers]
+
+    def _known(self, number: int) -> dict[str, Any]:
+        assert self._journal is not None
+        return self._journal.entries.get(f"{self._key}/{number}", {})
+
+
+def steps_for(kept: Kept | None, name: str, total: int, **settings: Any) -> Steps:
+    """`Kept.steps`; where there is no `Kept`, steps that are kept nowhere."""
+    return Steps(total) if kept is None else kept.steps(name, total, **settings)
+
+
+def _batches(pictures: Pictures, size: int, first: int) -> Iterator[Batch]:
+    """The batches of a set from number `first` on; sets that can leave the others out are not asked for them."""
+    begin = getattr(pictures, "batches_from", None)
+    if begin is not None:
+        yield from begin(size, first)
+    else:
+        yield from itertools.islice(pictures.batches(size), first, None)
+
+
+def _digest(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

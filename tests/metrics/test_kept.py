@@ -1,0 +1,428 @@
+"""What was measured is written down at once: a run that was ended goes on behind it, and says the same in the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import blurify
+from blurify.metrics import Preprocessing, Subject, TensorPictures, agreement, keeping, measuring, open_folder
+from blurify.metrics import pictures as pictures_module
+from blurify.metrics.expected import expected
+from blurify.metrics.journal import OLD, open_journal
+from blurify.metrics.kept import Kept
+from blurify.metrics.measuring import METRICS, measure
+from blurify.tuning.pareto import pareto_table
+
+USED = Preprocessing((24, 28), (36, 40))
+EXPECTED_LOST = {"consistency": 3}  # forwards of a batch that is not done; of the others one
+
+
+class Net(nn.Sequential):
+    """Counts its forwards, and is ended in the middle of one where it is to be."""
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        super().__init__(
+            nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
+        )  # fmt: skip
+        self.forwards = 0
+        self.last = -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_meta:
+            if self.forwards == self.last:
+                raise KeyboardInterrupt
+            self.forwards += 1
+        return super().forward(x)
+
+
+def shown(count: int = 5, seed: int = 0) -> TensorPictures:
+    source = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([0, 1, 2, -1, 0])[:count]
+    return TensorPictures(torch.rand(count, 3, *USED.canvas, generator=source), labels)
+
+
+def subject(seed: int = 0) -> Subject:
+    return Subject(Net(seed).eval(), USED, "net")
+
+
+def kept_in(folder: Path, one: Subject, pictures: Any, **options: Any) -> Kept:
+    found = keeping.keep(one, pictures, folder=folder, **options)
+    assert found is not None
+    return found
+
+
+def of_metric(name: str) -> Callable[[Subject, Any, Kept | None], Any]:
+    if name == "agreement":
+        other = Subject(Net(1).eval(), USED, "other")
+        return lambda one, pictures, kept: agreement.agreement(one, other, pictures, batch_size=2, kept=kept)
+    return lambda one, pictures, kept: measure(one, pictures, [name], batch_size=2, most_shift=2, kept=kept)
+
+
+@pytest.mark.parametrize("name", [*METRICS, "agreement"])
+def test_a_run_that_was_ended_three_times_says_exactly_what_an_undisturbed_one_says(tmp_path: Path, name: str) -> None:
+    run, pictures, choice = of_metric(name), shown(), random.Random(name)
+    undisturbed = subject()
+    wanted = run(undisturbed, pictures, None)
+    forwards = undisturbed.model.forwards
+    total = 0
+    for end in (*sorted(choice.choices(range(1, forwards), k=3)), None):
+        one = subject()
+        kept = kept_in(tmp_path, one, pictures)
+        one.model.forwards = 0  # the picture of noise was no measuring
+        # Each run ends that much later than the one before would have.
+        one.model.last = -1 if end is None else max(end - total, 2)
+        try:
+            found = run(one, pictures, kept)
+        except KeyboardInterrupt:
+            assert end is not None
+        kept.close(done=False)
+        total += one.model.forwards
+    assert found == wanted
+    # A run begins with a look at a black picture (all but agreement), and one of the unshifted pictures (two metrics).
+    again = 3 * ((name != "agreement") + (name in ("equivariance", "half-patch")) + EXPECTED_LOST.get(name, 1))
+    assert forwards <= total <= forwards + again
+
+
+def test_a_pareto_table_that_was_ended_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, calls = shown(), [0, -1]
+    real = Subject.run
+
+    def run(self: Subject, seen: Tensor) -> Any:
+        if calls[0] == calls[1]:
+            raise KeyboardInterrupt
+        calls[0] += 1
+        return real(self, seen)
+
+    def table(one: Subject, kept: Kept | None) -> Any:
+        return pareto_table(
+            one.model, "zhang2019", subject=one, pictures=pictures, most=4, batch_size=2, kept=kept,
+            present=blurify.convert(Net(1).eval(), example_inputs=torch.zeros(1, 3, 24, 28)),
+        )  # fmt: skip
+
+    monkeypatch.setattr(Subject, "run", run)
+    wanted = table(subject(), None)
+    forwards = calls[0]
+    total = 0
+    for end in (forwards // 4, forwards // 2, None):
+        one = subject()
+        calls[:] = [0, -1]
+        kept = kept_in(tmp_path, one, pictures)
+        calls[:] = [0, -1 if end is None else end - total]
+        try:
+            found = table(one, kept)
+        except KeyboardInterrupt:
+            assert end is not None
+        kept.close(done=False)
+        total += calls[0]
+    assert found == wanted
+    a_batch = 1 + len(wanted.points)  # of agreement, in which the original and all points answer
+    assert forwards <= total <= forwards + 2 * a_batch
+
+
+def test_what_is_done_is_not_even_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 44, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    pictures = open_folder(tmp_path, USED)
+    one = subject()
+    kept = kept_in(tmp_path / "kept", one, pictures)
+    one.model.last = one.model.forwards + 3 * 2 + 2  # a black picture, and two batches of three
+    with pytest.raises(KeyboardInterrupt):
+        measure(one, pictures, ["consistency"], batch_size=2, kept=kept)
+    read: list[str] = []
+    real = pictures_module._decode
+    monkeypatch.setattr(pictures_module, "_decode", lambda path, *rest: (read.append(path.name), real(path, *rest)))
+    again = subject()
+    found = measure(again, pictures, ["consistency"], batch_size=2, kept=kept)
+    assert sorted(read) == ["4.png", "5.png"]
+    assert found == measure(subject(), pictures, ["consistency"], batch_size=2)
+
+
+def test_a_set_of_the_users_own_is_gone_through_behind_what_is_done(tmp_path: Path) -> None:
+    class Own:
+        name, labelled, fingerprint = "own", True, "mine"
+
+        def __len__(self) -> int:
+            return 5
+
+        def batches(self, size: int) -> Any:
+            return shown().batches(size)
+
+    one = subject()
+    kept = kept_in(tmp_path, one, Own())
+    one.model.last = one.model.forwards + 6
+    with pytest.raises(KeyboardInterrupt):
+        measure(one, Own(), ["consistency"], batch_size=2, kept=kept)
+    found = measure(subject(), Own(), ["consistency"], batch_size=2, kept=kept)
+    assert found == dataclasses.replace(measure(subject(), Own(), ["consistency"], batch_size=2))
+    assert keeping.keep(subject(), type("Nameless", (Own,), {"fingerprint": ""})(), folder=tmp_path) is None
+
+
+# Whether it is the same
+
+
+def photo(folder: Path, value: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "one.ppm"
+    path.write_bytes(b"P6 44 40 255\n" + bytes([value]) * (44 * 40 * 3))
+    return path
+
+
+def test_the_same_model_and_pictures_have_the_same_name(tmp_path: Path) -> None:
+    photo(tmp_path)
+    names = {keeping.name_of(subject(), open_folder(tmp_path, USED)) for _ in range(2)}
+    assert len(names) == 1
+
+
+@pytest.mark.parametrize(
+    "change", ["weights", "plan", "constant", "pixels", "path", "labels", "values", "crop", "mean", "version", "code"]
+)
+def test_another_model_other_pictures_or_versions_have_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = photo(tmp_path / "photos")
+    files = open_folder(path.parent, USED)
+    tensors = shown()
+    before = [keeping.name_of(subject(), pictures) for pictures in (files, tensors)]
+    one, two = subject(), subject()
+    pictures: list[Any] = [files, tensors]
+    if change == "weights":
+        with torch.no_grad():
+            one.model[7].bias[0] = two.model[7].bias[0] = 1e-9
+    elif change == "plan":
+        one, two = (
+            Subject(blurify.convert(s.model, example_inputs=torch.zeros(1, 3, 24, 28)), USED) for s in (one, two)
+        )
+    elif change == "constant":
+        one.model[2].stride = two.model[2].stride = 1
+    elif change == "pixels":  # a file of the same size, with the times of before
+        times = path.stat()
+        photo(path.parent, 1)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        pictures, before = [files], before[:1]
+    elif change == "path":
+        pictures, before = [open_folder(photo(tmp_path / "others").parent, USED)], before[:1]
+    elif change == "labels":
+        pictures, before = [dataclasses.replace(tensors, labels=torch.zeros(5, dtype=torch.int64))], before[1:]
+    elif change == "values":
+        pictures, before = [shown(seed=1)], before[1:]
+    elif change in ("crop", "mean"):
+        other = dataclasses.replace(USED, **{change: {"crop": (20, 28), "mean": (0.0, 0.0, 0.0)}[change]})
+        one, two = Subject(one.model, other), Subject(two.model, other)
+    elif change == "version":
+        monkeypatch.setattr(keeping, "version_of", lambda name: "0")
+    elif change == "code":
+        monkeypatch.setattr(keeping, "_own_code", lambda: "other")
+    after = [keeping.name_of(s, p) for s, p in zip((one, two), pictures, strict=False)]
+    assert not set(before) & set(after)
+
+
+def test_code_of_the_models_class_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "import torch\nclass Mine(torch.nn.Module):\n    def forward(self, x):\n        return x.mean((2, 3)){}\n"
+    file = tmp_path / "mine_that_changes.py"
+    file.write_text(text.format(""))
+    import mine_that_changes  # type: ignore[import-not-found]
+
+    one = keeping.identity_of(mine_that_changes.Mine())
+    assert keeping.identity_of(mine_that_changes.Mine()) == one
+    file.write_text(text.format(" * 2"))
+    assert keeping.identity_of(mine_that_changes.Mine()) != one
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"batch_size": 3}, {"circular": True}, {"most_shift": 1}, {"layers": ["0"]}]
+)
+def test_other_settings_are_measured_by_themselves(tmp_path: Path, other: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"batch_size": 2, "most_shift": 2}
+    pictures, one = shown(), subject()
+    kept = kept_in(tmp_path, one, pictures)
+    wanted = ["consistency", "equivariance", "half-patch"]
+    measure(one, pictures, wanted, **usual, kept=kept)
+    assert measure(one, pictures, wanted, **{**usual, **other}, kept=kept) == measure(
+        subject(), pictures, wanted, **{**usual, **other}
+    )
+
+
+def test_a_model_that_answers_otherwise_is_measured_anew(tmp_path: Path) -> None:
+    """Whatever the reason: a random forward, or code that no file tells of."""
+    pictures, one = shown(), subject()
+    kept = kept_in(tmp_path, one, pictures)
+    measure(one, pictures, batch_size=2, kept=kept)
+    kept.close(done=False)
+    again = subject()
+    again.model.register_forward_hook(lambda module, given, out: out + 1)
+    anew = kept_in(tmp_path, again, pictures)
+    assert anew.journal.path == kept.journal.path and anew.journal.before == 0
+    anew.journal.close(done=False)
+    assert kept_in(tmp_path, again, pictures, fresh=False).journal.before == 1  # that of the other answer
+    assert kept_in(tmp_path / "other", one, pictures, fresh=True).journal.before == 0
+
+
+# The file
+
+
+def test_torn_and_damaged_lines_are_measured_again(tmp_path: Path) -> None:
+    pictures, one = shown(), subject()
+    kept = kept_in(tmp_path, one, pictures)
+    wanted = measure(one, pictures, batch_size=2, kept=kept)
+    kept.close(done=False)
+    path = kept.journal.path
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 3 + 3  # the head, and a line for each batch of two metrics
+    digit = lines[2].index(b'"change":[') + 12
+    flipped = lines[2][:digit] + (b"7" if lines[2][digit : digit + 1] != b"7" else b"8") + lines[2][digit + 1 :]
+    path.write_bytes(lines[0] + lines[1] + flipped + b"\x00\xff not ours\n[1, 2]\n" + b"".join(lines[3:])[:-7])
+    again = kept_in(tmp_path, one, pictures)
+    assert again.journal.before == 5
+    assert measure(one, pictures, batch_size=2, kept=again) == wanted
+    again.journal.close(done=False)
+    assert kept_in(tmp_path, one, pictures).journal.before == 7  # what was torn did not tear the next line
+
+
+def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
+    values = [0.1, 1 / 3, 5e-324, -0.0, float("inf"), 1.7976931348623157e308]
+    journal = open_journal(tmp_path / "one.jsonl")
+    journal.append("key", "", values)
+    journal.append("key", "nan", [float("nan")])
+    found = open_journal(tmp_path / "one.jsonl").entries["key"][""]
+    assert np.array(found).tobytes() == np.array(values).tobytes()
+
+
+def test_parts_are_forgotten_once_the_whole_is_there(tmp_path: Path) -> None:
+    steps = Kept(open_journal(tmp_path / "one.jsonl")).steps("metric", 2, seed=0)
+    calls: list[int] = []
+    for _ in range(2):
+        assert steps.part(1, "a", lambda: calls.append(1) or len(calls)) == 1  # type: ignore[func-returns-value]
+    assert 1 not in steps
+    steps.done(1, {"value": 1})
+    again = Kept(open_journal(tmp_path / "one.jsonl")).steps("metric", 2, seed=0)
+    assert 1 in again and 0 not in again
+    assert [list(known) for known in open_journal(tmp_path / "one.jsonl").entries.values()] == [[""]]
+    assert 1 not in Kept(open_journal(tmp_path / "one.jsonl")).steps("metric", 2, seed=1)
+    assert 1 not in Kept(open_journal(tmp_path / "one.jsonl")).under(other="x").steps("metric", 2, seed=0)
+
+
+def test_the_share_that_is_done_is_known(tmp_path: Path) -> None:
+    kept = Kept(open_journal(tmp_path / "one.jsonl"))
+    assert kept.share("metric") == 0
+    for seed, done in ((0, 1), (1, 3)):
+        steps = kept.steps("metric", 4, seed=seed)
+        for number in range(done):
+            steps.done(number, 0)
+    kept.steps("metric of another name", 2).done(0, 0)
+    kept.under(model="other").steps("metric", 1).done(0, 0)
+    kept.steps("metric", 4, seed=1).part(3, "a part", lambda: 0)
+    assert kept.share("metric") == 3 / 4
+
+
+@pytest.mark.parametrize("how", ["full", "short"])
+def test_a_full_disk_costs_the_keeping_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    pictures, one = shown(), subject()
+    kept = kept_in(tmp_path, one, pictures)
+    real = os.write
+
+    def write(file: int, data: bytes) -> int:
+        if how == "short":
+            return real(file, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        found = measure(one, pictures, batch_size=2, kept=kept)
+    assert found == measure(subject(), pictures, batch_size=2)
+    assert kept.journal.trouble in ("No space left on device", "the disk is full")
+    assert kept_in(tmp_path, one, pictures).journal.before == 1
+
+
+def entries(path: Path) -> dict[str, Any]:
+    journal = open_journal(path)
+    journal.close(done=False)
+    return journal.entries
+
+
+def test_the_last_one_who_uses_a_journal_removes_it(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    path = tmp_path / "one.jsonl"
+    first, second = open_journal(path), open_journal(path)
+    first.append("a", "", 1)
+    second.append("b", "", 2)
+    assert not second.forget()
+    first.close(done=True)
+    assert entries(path) == {"a": {"": 1}, "b": {"": 2}}
+    second.append("c", "", 3)
+    assert set(entries(path)) == {"a", "b", "c"}
+    second.close(done=True)
+    assert not path.exists()
+
+
+def test_what_nobody_went_on_with_is_removed_after_a_while(tmp_path: Path) -> None:
+    old, young, used = (tmp_path / f"{name}.jsonl" for name in ("old", "young", "used"))
+    for path in (old, young, used):
+        path.touch()
+    other = tmp_path / "of-somebody-else.txt"
+    other.touch()
+    for path in (old, used, other):
+        os.utime(path, (time.time() - OLD - 60,) * 2)
+    held = open_journal(used)
+    kept_in(tmp_path, subject(), shown()).journal.close(done=True)
+    assert {path.name for path in tmp_path.iterdir()} == {young.name, used.name, other.name}
+    held.close(done=False)
+
+
+def test_the_cache_folder_is_where_one_looks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BLURIFY_CACHE", str(tmp_path))
+    assert keeping.cache_folder() == tmp_path / "measured"
+    monkeypatch.delenv("BLURIFY_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert keeping.cache_folder() == tmp_path / "blurify" / "measured"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert keeping.cache_folder() == Path.home() / ".cache" / "blurify" / "measured"
+
+
+# What it is told, and what it will take
+
+
+def test_each_metric_is_told_of_as_soon_as_it_is_done() -> None:
+    told: list[measuring.Measurement] = []
+    found = measure(subject(), shown(), ["consistency", "aliasing"], batch_size=2, told=told.append)
+    assert [(one.consistency is not None, one.aliasing is not None) for one in told] == [(True, False), (True, True)]
+    assert told[-1] == found and json.dumps(told[0].to_dict())
+
+
+def test_the_forwards_that_are_expected_are_those_that_are_run() -> None:
+    """Counted by the pictures that a net is shown, but for those that are black or noise of before the work."""
+    one = subject()
+    pictures = TensorPictures(shown(4).canvases, torch.zeros(4, dtype=torch.int64))
+    expectations = expected(one, pictures, ["all"], batch_size=3, most_shift=2)
+    assert [item.metric for item in expectations] == list(METRICS)
+    rows: list[int] = []
+    one.model.register_forward_pre_hook(lambda module, given: rows.append(0 if given[0].is_meta else len(given[0])))
+    for item in expectations:
+        rows.clear()
+        measure(one, pictures, [item.metric], batch_size=3, most_shift=2)
+        assert sum(rows) == item.forwards + 1, item.metric
+        assert item.seconds > 0
+
+
+def test_metrics_that_a_model_cannot_be_measured_by_are_not_expected() -> None:
+    """No room for a shift by a patch; and no layer with maps."""
+    flat = Subject(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).eval(), Preprocessing((8, 8), (9, 9)))
+    pictures = TensorPictures(torch.rand(2, 3, 9, 9))
+    names = [item.metric for item in expected(flat, pictures, ["all"])]
+    assert names == ["consistency", "aliasing", "stability", "worst-case"]
