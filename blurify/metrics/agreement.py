@@ -63,17 +63,24 @@ def agreement(
         circular: shift the centre crop around instead of cropping elsewhere.
         batch_size: pictures a forward.
         watch: told of each batch.
-        kept: of one of the models: where the figures of each batch are written down (see `kept`). Of classifiers only: of
-            other outputs, sums over whole outputs would have to be kept.
+        kept: of one of the models: where the figures of each batch are written down (see `kept`). Of classifiers
+            only: of other outputs, sums over whole outputs would have to be kept.
 
     Raises:
         BlurifyError: there are too few pictures, the outputs differ in their shapes, or are not finite; or the canvas
             leaves no room to shift.
     """
     return agreements(
-        original, [other], pictures, shifted=shifted, seed=seed, circular=circular, batch_size=batch_size, watch=watch,
+        original,
+        [other],
+        pictures,
+        shifted=shifted,
+        seed=seed,
+        circular=circular,
+        batch_size=batch_size,
+        watch=watch,
         kept=kept,
-    )[0]  # fmt: skip
+    )[0]
 
 
 def agreements(

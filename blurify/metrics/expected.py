@@ -173,6 +173,13 @@ def _of_equivariance(
     return min(IMAGES, len(pictures)) * shifts_of(subject, layers=layers, most_shift=most_shift)
 
 
+def _of_lie_derivative(
+    subject: Subject, pictures: Pictures, layers: Sequence[str] | None, most_shift: int, circular: bool
+) -> int:
+    shifts_of(subject, layers=layers, most_shift=0)  # no layer with maps: it can't be measured
+    return lie_derivative.FORWARDS * min(lie_derivative.IMAGES, len(pictures))
+
+
 _FRAMES = 1 + sum(len(one.numbers(FRAMES)) for one in PERTURBATIONS.values()) + len(CORRUPTIONS) * len(SEVERITIES)
 _GRID = 5 * 5 * len(ROTATIONS)
 _COUNTS: dict[str, Callable[[Subject, Pictures, Sequence[str] | None, int, bool], int]] = {
@@ -182,7 +189,7 @@ _COUNTS: dict[str, Callable[[Subject, Pictures, Sequence[str] | None, int, bool]
     "stability": lambda subject, pictures, *_: _FRAMES * len(pictures),
     "worst-case": lambda subject, pictures, *_: _GRID * len(pictures),
     "fractional": lambda subject, pictures, *_: PARTS**2 * len(pictures),
-    "lie-derivative": lambda subject, pictures, *_: lie_derivative.FORWARDS * min(lie_derivative.IMAGES, len(pictures)),
+    "lie-derivative": _of_lie_derivative,
     "half-patch": lambda subject, pictures, layers, most_shift, circular: (
         (1 + len(shifts_by(fitting_patch(subject, circular=circular)))) * len(pictures)
     ),

@@ -85,7 +85,7 @@ def gather(
     missing: dict[str, str] = {}
 
     def attempt(fields: Sequence[str], make: Callable[[], dict[str, Any]]) -> None:
-        """Make fields of the evidence, or say of all of them why they can't be made; what is known is not made again."""
+        """Make fields of the evidence, or say why they can't be made; what is known is not made again."""
 
         def plain() -> dict[str, Any]:
             try:
