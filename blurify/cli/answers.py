@@ -218,7 +218,9 @@ def line(found: Agreement, data: Path | str, *, done: bool) -> str:
     """
     start = f"on {found.images} pictures of {data}: {'' if done else 'converted as it is, '}"
     if found.same is None or found.divergence is None:
-        return f"{start}the outputs are off by a relative error of {found.relative_error:.3g} (0: none, 1: all is lost)"
+        off = f"the outputs are off by a relative error of {found.relative_error:.3g} (0: none, 1: all is lost)"
+        labels = found.same_labels
+        return f"{start}{'' if labels is None else f'{1 - labels.value:.1%} of the labels change, '}{off}"
     text = f"{start}{changed(found)} answers change, KL {found.divergence.value:.2g} nats"
     if found.sure is not None:
         lost = round((1 - found.sure.value) * found.sure.count)
@@ -277,7 +279,7 @@ def print_ranking(ranking: Ranking, *, wide: bool = False) -> None:
     console.say(
         f"sites ranked by what is lost for the aliasing removed, on {ranking.curve[0].agreement.images} pictures of "
         f"{ranking.data} (aliasing: {ranking.aliasing_images}); kept: "
-        f"{'equal answers' if ranking.curve[0].agreement.same else '1 - relative error of the outputs'}",
+        f"{'equal answers' if ranking.curve[0].agreement.answers else '1 - relative error of the outputs'}",
         style="bold",
     )
     lost = "KL" if ranking.curve[0].agreement.same else "error"

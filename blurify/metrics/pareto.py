@@ -50,14 +50,12 @@ class ParetoPoint:
     @property
     def answers(self) -> Estimate | None:
         """The share of equal answers: top-1 of a classifier, labels by position of a label map; None of others."""
-        return None if self.agreement is None else self.agreement.same or self.agreement.same_labels
+        return None if self.agreement is None else self.agreement.answers
 
     @property
     def kept(self) -> float | None:
         """What is kept of the answers, in 0..1: that share, else 1 less the relative error; None without pictures."""
-        if self.agreement is None:
-            return None
-        return self.answers.value if self.answers is not None else self.agreement.kept
+        return None if self.agreement is None else self.agreement.kept
 
     def dominates(self, other: ParetoPoint) -> bool:
         """Whether this one is at least as good as another in every figure that both have, and better in one."""

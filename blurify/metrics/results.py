@@ -490,10 +490,15 @@ class Agreement:
     original: str = ""
 
     @property
+    def answers(self) -> Estimate | None:
+        """The share of equal answers: top-1 of a classifier, labels by position of a label map; None of others."""
+        return self.same if self.same is not None else self.same_labels
+
+    @property
     def kept(self) -> float:
-        """What is left of the original's answers, in 0..1: the share of equal top-1, or 1 less the relative error."""
-        if self.same is not None:
-            return self.same.value
+        """What is left of the original's answers, in 0..1: the share of equal ones, or 1 less the relative error."""
+        if self.answers is not None:
+            return self.answers.value
         return max(1.0 - (self.relative_error or 0.0), 0.0)
 
     @property

@@ -421,7 +421,7 @@ def trade_off(report: Report) -> list[TradeOff]:
         return []
     points = [TradeOff("no site", 0.0, 1.0)]
     for ranked, step in zip(report.ranking.sites, report.ranking.curve, strict=True):
-        same = step.agreement.same
+        same = step.agreement.answers
         ends = (same.low, same.high) if same is not None else (None, None)
         label = ranked.site if step.sites == 1 else f"{step.sites} sites, {ranked.site} too"
         points.append(TradeOff(label, step.removed, step.agreement.kept, *ends))

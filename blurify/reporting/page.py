@@ -458,6 +458,7 @@ def _trade_off(report: Report) -> dict[str, Any] | None:
         "says": f"no site converted: {words.percent(1.0)} kept; all {len(ranking.sites)} converted: "
         f"{words.percent(last.kept)} kept, {words.percent(last.removed)} of the aliasing removed",
         "classes": classes,
+        "labels": ranking.curve[0].agreement.same_labels is not None,
         "model": ranking.model,
         "recipe": ranking.recipe.name,
         "data": ranking.data,
@@ -474,7 +475,7 @@ def _trade_off(report: Report) -> dict[str, Any] | None:
                 "alone": words.percent(site.agreement.kept),
                 "kept": {
                     "value": words.percent(step.agreement.kept),
-                    "interval": words.interval(step.agreement.same) if step.agreement.same else "",
+                    "interval": words.interval(step.agreement.answers) if step.agreement.answers else "",
                 },
                 "removed": words.signed(words.percent(step.removed)),
             }

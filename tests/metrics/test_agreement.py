@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -278,7 +279,7 @@ def test_label_maps_agree_by_the_position(wrap: Any) -> None:
     ]  # fmt: skip
     assert found.same_labels is not None and 0 < found.same_labels.value < 1
     assert found.same_labels.values == pytest.approx(same, abs=1e-6)
-    assert found.relative_error is not None and found.kept == max(1 - found.relative_error, 0)
+    assert found.relative_error is not None and found.kept == found.same_labels.value
     assert agreement(one, one, pictures()).same_labels.value == 1
 
 
@@ -321,3 +322,17 @@ def test_what_cannot_be_compared(one: Subject, other: Subject, count: int, says:
     with pytest.raises(BlurifyError) as caught:
         agreement(one, other, pictures(count))
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_kept_of_a_label_map_are_its_labels() -> None:
+    """Twice the scores are the same labels, however far apart the numbers are."""
+    torch.manual_seed(0)
+    net = nn.Conv2d(1, 3, 1).eval()
+    louder = copy.deepcopy(net)
+    with torch.no_grad():
+        louder.weight.mul_(2)
+        louder.bias.mul_(2)
+    used = Preprocessing((4, 4), (4, 4), 1, (0.0,), (1.0,))
+    shown = TensorPictures(torch.rand(3, 1, 4, 4))
+    found = agreement(Subject(net, used), Subject(louder, used), shown)
+    assert found.kept == 1 and found.relative_error is not None and found.relative_error > 0.5
