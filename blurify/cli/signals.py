@@ -61,7 +61,7 @@ class Stop:
         """What to say; '' after an interrupt from the keyboard, which needs no explanation."""
         if self.number is None or self.number == signal.SIGINT:
             return ""
-        return f"stopped by {signal.Signals(self.number).name}: what was not finished was removed"
+        return f"stopped by {signal.Signals(self.number).name}: no unfinished file is left"
 
 
 @contextlib.contextmanager

@@ -107,12 +107,12 @@ sys.exit(cli.main([]))
 def test_a_signal_while_writing_is_one_line_and_its_own_exit_code(tmp_path: Path, name: str, answer: str) -> None:
     code, errors = stopped(tmp_path / "m.pt", answer, name)
     assert code == kills.CODES[name]
-    assert errors == ("" if name == "SIGINT" else f"error: stopped by {name}: what was not finished was removed\n")
+    assert errors == ("" if name == "SIGINT" else f"error: stopped by {name}: no unfinished file is left\n")
 
 
 def test_code_that_swallows_the_exception_is_ended_after_a_while(tmp_path: Path) -> None:
     code, errors = stopped(tmp_path / "m.pt", "swallow", "SIGTERM", grace=0.2)
-    assert code == 143 and errors == "error: stopped by SIGTERM: what was not finished was removed\n"
+    assert code == 143 and errors == "error: stopped by SIGTERM: no unfinished file is left\n"
 
 
 def stopped(output: Path, answer: str, name: str, grace: float = 1000) -> tuple[int, str]:
