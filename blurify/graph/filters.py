@@ -111,7 +111,7 @@ def _dense_filter(node: Node) -> Op | None:
 
 def _same_grid(op: Op, filtering: Op) -> bool:
     """Whether an op reads a filter's samples as they lie: a few more or fewer at the edges, none moved to channels."""
-    shape = op.input_shape
+    shape, edges = op.input_shape, max(_extent(op), _extent(filtering))
     if op.kind == "slice":
         dims = op.dims or tuple(dim for dim, _ in sliced(op.node)[0])
         sizes = [shape[dim] for dim in dims]
@@ -119,9 +119,13 @@ def _same_grid(op: Op, filtering: Op) -> bool:
         sizes = list(shape[-op.rank :])
     made = list(filtering.output_shape[-filtering.rank :])
     return len(sizes) == len(made) and all(
-        (a < 2 * b and b < 2 * a) or abs(a - b) <= max(filtering.kernel_size)
-        for a, b in zip(sorted(sizes), sorted(made), strict=True)
+        (a < 2 * b and b < 2 * a) or abs(a - b) <= edges for a, b in zip(sorted(sizes), sorted(made), strict=True)
     )
+
+
+def _extent(op: Op) -> int:
+    """Samples that a window reaches over: what is padded is less."""
+    return max((k - 1) * gap + 1 for k, gap in zip(op.kernel_size, op.dilation, strict=True))
 
 
 def _selects(node: Node) -> bool:

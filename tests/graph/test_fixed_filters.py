@@ -277,3 +277,18 @@ class Made(nn.Module):
 def test_a_filter_that_the_forward_makes_is_one_too():
     rules = [site.rule for site in blurify.inspect(Made(), torch.zeros(1, 1, 64)).sites]
     assert rules == ["already-filtered", "after-activation", "already-filtered"]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 16])
+def test_a_small_map_that_is_padded_by_more_than_itself_is_still_what_was_filtered(size):
+    """As NASNet's 7x7 kernels have it at small inputs, which pad 3 samples to 9."""
+
+    class Same(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(F.pad(x, (3, 3, 3, 3)), self.weight, self.bias)
+
+    converted = blurify.convert(
+        nn.Sequential(nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU(), Same(4, 4, 7, 2, groups=4), nn.Conv2d(4, 4, 1)).eval(),
+        example_inputs=torch.zeros(1, 4, size, size),
+    )
+    assert [site.rule for site in blurify.plan_of(converted).converted] == ["blurred-input"]
