@@ -498,7 +498,7 @@ def _tell_map(entry: Entry, known: Known) -> _Told | None:
         return _Told("label-map", layout, f"it comes from a {origin.function}")
     if origin.function in origins.SQUASHED | origins.ACTIVATED | origins.NORMALISED | origins.POOLED | {"max_pool2d"}:
         return _Told("dense", layout, f"it comes from {origin.function}{where}: no layer scores classes after it")
-    if origin.function in ("add", "mul", "concat"):
+    if origin.function in ("add", "mul") or (origin.function == "cat" and not origin.before):
         return _Told("dense", layout, f"it comes from {origin.function}{where}: no layer scores classes after it")
     if origin.function in origins.SCORING:
         if re.fullmatch(_EMBEDDING_LAYER, _layer(origin.path)):
