@@ -130,6 +130,10 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     for one in measurements:
         if one.aliasing is not None and not one.aliasing.sites:
             console.say(f"aliasing: {one.model} has no sites, it never subsamples with a stride")
+    for one in measurements:
+        if one.consistency is not None and one.consistency.always_the_same:
+            what = "position the same label" if one.consistency.dense else "picture the same answer"
+            console.say(f"{one.model} gives every {what}: that it stays says nothing of shifts", style="yellow")
     told = [difference for of_one in found for difference in of_one.values()]
     for caveat, why in caveats.MEANINGS.items():
         if any(difference.caveat == caveat and difference.beyond_chance for difference in told):

@@ -678,6 +678,26 @@ def test_a_caveat_stands_where_a_star_would(capsys: pytest.CaptureFixture[str]) 
         assert ("less sure: " in out) == shown
 
 
+def test_one_answer_for_everything_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """100% says nothing where nothing is told apart."""
+    same, none = Estimate(1.0, 0.9, 1.0, 10), Estimate(0.0, 0.0, 0.1, 10)
+    for answers, shown in ((1, True), (2, False), (None, False)):
+        found = Consistency(same, none, none, answers=answers)
+        settings = {"crop": [1, 1], "canvas": [2, 2], "seed": 0}
+        measurements.print_measurements([Measurement("m", "d", 10, settings, consistency=found)])
+        assert ("m gives every picture the same answer" in capsys.readouterr().out) == shown
+
+
+def test_a_size_that_cannot_be_found_has_one_remedy(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--input-shape is none of this command's options."""
+    text = error(capsys, "python:tests.cli.test_measure:of_one_size", "--data", photos)
+    assert text.rstrip().endswith(": give --size") and "--input-shape" not in text and "example_inputs" not in text
+
+
+def of_one_size() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 19 * 19, 3))
+
+
 def test_sizes_numbers_and_devices() -> None:
     assert parse_size("--size", "224") == (224, 224) and parse_size("--size", "24, 32") == (24, 32)
     assert parse_size("--size", "24x32") == (24, 32) and parse_size("--size", None) is None
