@@ -100,6 +100,7 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     for model, text in taken.items() if len(set(taken.values())) > 1 else dict.fromkeys(taken.values(), "").items():
         console.say(f"{model}: {text}" if text else model)
     found = [differences(first, other) for other in measurements[1:]]
+    strides = _strides(measurements)
     agreed = next((one.agreement for one in measurements if one.agreement is not None), None)
     sections: tuple[tuple[str, tuple[Column, ...], Callable[[Measurement], Figures]], ...] = (
         (_agreement_title(first, agreed), (Column("agreement"),), lambda one: _agreement(one, agreed)),
@@ -107,7 +108,7 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
         (
             "aliasing: share of energy above the new Nyquist frequency, just before the subsampling",
             (Column("site"), Column("kind", use=2), Column("stride", right=True, use=1)),
-            _sites,
+            lambda one: _sites(one, strides),
         ),
         (_equivariance_title(measurements), (Column("layer"),), _layers),
         (_lie_title(measurements), (Column("layer"),), _lie_layers),
@@ -439,10 +440,19 @@ def _of_fractional(found: Fractional) -> Iterator[tuple[str, Figure]]:
         yield what, Figure.of(f"fractional.{name}", estimate)
 
 
-def _sites(measurement: Measurement) -> Figures:
+def _strides(measurements: Sequence[Measurement]) -> Mapping[str, str]:
+    """The stride of each site, by its name: a global pool's is the size of its input, where a plan was made."""
+    found: dict[str, str] = {}
+    for one in measurements:
+        for site in one.aliasing.sites if one.aliasing is not None else ():
+            found.setdefault(site.site, dimensions(site.stride))
+    return found
+
+
+def _sites(measurement: Measurement, strides: Mapping[str, str]) -> Figures:
     sites = measurement.aliasing.sites if measurement.aliasing is not None else ()
     return {
-        (site.site, site.kind, dimensions(site.stride)): Figure.of(
+        (site.site, site.kind, strides[site.site]): Figure.of(
             f"aliasing.{site.site}", site.share, "blurred" if site.blurred else ""
         )
         for site in sites

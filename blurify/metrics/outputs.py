@@ -423,7 +423,7 @@ def _tell_vector(entry: Entry, known: Known, layout: str) -> _Told | None:
     if known.classes == 0:
         return _Told("embedding", layout, "the model says that it has no classes")
     if known.folders == count:
-        return _Told("classes", layout, f"there are {count} class folders")
+        return _Told("classes", layout, f"there are {count} classes of pictures")
     return _by_origin(entry, layout, known)
 
 

@@ -428,6 +428,12 @@ def trade_off(report: Report) -> list[TradeOff]:
     return points
 
 
+def that_can_alias(report: Report, sites: Sequence[str]) -> list[int]:
+    """The places of the sites that count in a mean: a global pool leaves nothing that could alias."""
+    void = {site.name for site in report.plan.sites if site.rule == "global-pool"} if report.plan else set()
+    return [index for index, name in enumerate(sites) if name not in void]
+
+
 PARTS = {
     "consistency": "consistency",
     "equivariance": "equivariance maps",
