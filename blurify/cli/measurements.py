@@ -134,14 +134,15 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     for one in measurements:
         if one.consistency is not None and one.consistency.always_the_same:
             what = "position the same label" if one.consistency.dense else "picture the same answer"
-            console.say(f"{one.model} gives every {what}: that it stays says nothing of shifts", style="yellow")
+            text = f"{one.model} gives every {_in_words(what, _words_of(one))}: that it stays says nothing of shifts"
+            console.say(text, style="yellow")
     told = [difference for of_one in found for difference in of_one.values()]
     for caveat, why in caveats.MEANINGS.items():
         if any(difference.caveat == caveat and difference.beyond_chance for difference in told):
             console.say(f"{caveat}: {why}")
     for paired, meaning in _MEANINGS.items():
         if any(difference.clear and difference.paired == paired for difference in told):
-            console.say(f"{_CLEAR.strip()} {meaning}")
+            console.say(f"{_CLEAR.strip()} {_in_words(meaning, _words_of(first))}")
 
 
 def _agreement_title(first: Measurement, found: Agreement | None) -> str:
@@ -291,8 +292,9 @@ def _agreement(measurement: Measurement, agreed: Agreement | None) -> Figures:
     if found is not None and found.relative_error is not None:
         label = "relative error of the outputs (1: all is lost)"
         figures[(label,)] = Figure("agreement.relative_error", found.relative_error, share=False)
+    words = _words_of(measurement)
     return figures | {
-        (label,): Figure.of(f"agreement.{name}", estimate, share=share)
+        (_in_words(label, words),): Figure.of(f"agreement.{name}", estimate, share=share)
         for label, name, estimate, share in rows
         if estimate is not None
     }
@@ -316,11 +318,15 @@ def _figures(measurement: Measurement) -> Figures:
         pairs += _of_half_patch(measurement.half_patch)
     if measurement.fractional is not None:
         pairs += _of_fractional(measurement.fractional)
-    words = _OF_SIGNALS if measurement.settings.get("signal") else {}
+    words = _words_of(measurement)
     return {(_in_words(name, words),): figure for name, figure in pairs}
 
 
 _OF_SIGNALS = {"one pixel": "one sample", "random crops": "random windows", "picture": "signal"}
+
+
+def _words_of(measurement: Measurement) -> Mapping[str, str]:
+    return _OF_SIGNALS if measurement.settings.get("signal") else {}
 
 
 def _in_words(name: str, words: Mapping[str, str]) -> str:

@@ -11,10 +11,12 @@ from blurify.metrics.results import Estimate
 from blurify.reporting.content import Report
 
 _SHOWN = {"consistency", "worst_case", "stability", "aliasing", "equivariance", "agreement"}
+LAYERS = "Local equivariance error, by layer"
+"""The title of the table whose rows are named by layers, not by us."""
 _TITLES = {
     "half_patch": "Shifts by parts of a patch",
     "fractional": "Shifts by parts of a pixel",
-    "lie_derivative": "Local equivariance error, by layer",
+    "lie_derivative": LAYERS,
     "embedding": "Embeddings under shifts",
     "dense": "Maps of numbers under shifts",
     "detections": "Detections under shifts",

@@ -17,7 +17,7 @@ from blurify.metrics.sizes import amount, bytes_line, file_size
 from blurify.reporting import charts, content, evidence_page, filters, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.definitions import definitions
-from blurify.reporting.further import further
+from blurify.reporting.further import LAYERS, further
 from blurify.reporting.verdict import verdict
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def render(report: Report) -> str:
     )
     environment.filters.update(place=lambda number: f"{number:.2f}", words=" and ".join)
     text: str = environment.get_template("page.html.j2").render(page=_page(report))
+    if any(measured.settings.get("signal") for measured in report.measurements):
+        text = words.of_signals(text)
     # JSON may hold half a surrogate pair, which no file can.
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -672,6 +674,7 @@ def _further(report: Report) -> list[dict[str, Any]]:
     return [
         {
             "title": title,
+            "named": title == LAYERS,
             "rows": [
                 {
                     "label": row.label,

@@ -339,3 +339,20 @@ def test_metrics_without_a_section_have_a_table() -> None:
     assert rows["Half higher is better"][0].startswith("50.0%") and rows["Half higher is better"][2].endswith("better")
     assert rows["Half change lower is better"][2].endswith("not clear")
     assert "Further figures" not in Page(render(report())).sections()
+
+
+def test_a_page_of_signals_speaks_of_signals() -> None:
+    """All but names, which are somebody's own: of the model, of a file, of a site."""
+    heard = [
+        replace(one, model="my picture model", settings={**one.settings, "signal": {"layout": "N,T"}})
+        for one in (BEFORE, AFTER)
+    ]
+    page = render(Report(tuple(heard), plan("crop.pixel"), evidence=evidence(2, name="picture of a pixel.wav")))
+    text = Page(page).text
+    for name in ("my picture model", "crop.pixel", "picture of a pixel.wav", "pictures/val"):
+        assert name in text
+        text = text.replace(name, "")
+    assert not re.findall(r"\b(?:pictures?|pixels?|crops?|px)\b", text, re.IGNORECASE)
+    assert "Other answer, one-sample shift" in text and "Signals whose answer flips" in text
+    unchanged = render(report())
+    assert "Pictures whose answer flips" in unchanged and "one-pixel shift" in unchanged
