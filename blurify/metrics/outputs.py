@@ -322,9 +322,12 @@ def _refuse(entries: Sequence[Entry], known: Known, name: str, returned: str, *,
         )
     example, kind = first.name or "0", _may_be(first, known)[0]
     what = "kind, as in" if given or len(entries) == 1 else "entry, and as what, as in"
+    apart = ""
+    if first.shape in ((), (1,)):  # nobody can tell a class of two from a quantity
+        apart = ", or, if that tells two classes apart, give a wrapper with a score for each, such as (0, score)"
     raise BlurifyError(
         f"the model's output is not classes, or can't be told from other things: of one picture {name} gives "
-        f"{', '.join(shown)}{more}; say which {what} --output {example}:{kind}"
+        f"{', '.join(shown)}{more}; say which {what} --output {example}:{kind}{apart}"
     )
 
 

@@ -222,7 +222,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
         lambda: Stack(lambda self, x: (lambda y: y + self.layers[1](y))(self.layers[0](x))),
         ["it (8: classes or embedding)"],
     ),
-    "one number": (lambda: Function(lambda x: x.mean((1, 2, 3))[:, None]), ["it (1: dense)", "--output 0:dense"]),
+    "one number": (
+        lambda: Function(lambda x: x.mean((1, 2, 3))[:, None]),
+        ["it (1: dense)", "two classes apart", "--output 0:dense"],
+    ),
     "no tensor": (lambda: Function(lambda x: "a cat"), ["returns str", "a wrapper"]),
     "whole numbers": (lambda: Function(lambda x: x.argmax(1), 5), ["without a tensor of floats"]),
 }
