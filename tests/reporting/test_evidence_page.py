@@ -20,7 +20,7 @@ from blurify import cli, reporting
 from blurify.errors import BlurifyError
 from blurify.metrics.differences import PAIRED, Difference
 from blurify.metrics.files import Context, write_measurements
-from blurify.metrics.results import LayerMap, Output
+from blurify.metrics.results import EmbeddingDrift, Estimate, LayerMap, Output
 from blurify.reporting import Report, content, evidence_charts, evidence_page, heatmaps, render, write_figures
 from blurify.reporting.page import _change
 from tests.report_data import PNG, evidence, measurement, plan
@@ -326,7 +326,7 @@ def test_measure_keeps_them_for_a_report_made_elsewhere(tmp_path: Path, capsys: 
 
 def test_metrics_without_a_section_have_a_table() -> None:
     """A metric that is new to the page shows all the same."""
-    from blurify.metrics.results import Estimate, HalfPatch
+    from blurify.metrics.results import HalfPatch
 
     def patch(right: int) -> HalfPatch:
         steady = Estimate.of([float(index < right) for index in range(100)])
@@ -356,3 +356,16 @@ def test_a_page_of_signals_speaks_of_signals() -> None:
     assert "Other answer, one-sample shift" in text and "Signals whose answer flips" in text
     unchanged = render(report())
     assert "Pictures whose answer flips" in unchanged and "one-pixel shift" in unchanged
+
+
+def test_what_is_measured_of_embeddings_is_named_and_not_called_missing() -> None:
+    drift = Estimate.of([0.1] * 100, yes_or_no=False)
+    found = EmbeddingDrift(drift, drift, drift, drift, drift)
+    page = Page(render(Report((replace(BEFORE, consistency=None, embedding=found),), plan())))
+    rows = page.table("Embeddings under shifts")
+    assert [name for name in rows if "nearest" in name or "drift" in name][:2] == [
+        "Cosine drift, two crops lower is better", "Cosine drift, one pixel lower is better",
+    ]  # fmt: skip
+    missing = "it was not measured: consistency"
+    assert missing not in page.text
+    assert missing in Page(render(Report((replace(BEFORE, consistency=None),), plan()))).text
