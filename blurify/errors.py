@@ -29,6 +29,11 @@ def named_line(error: BaseException | None, limit: int = 300) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:limit]
 
 
+def without_remedy(error: BlurifyError) -> str:
+    """What one of our errors says is wrong, for a message that says itself what to do."""
+    return str(error).partition(": give ")[0]
+
+
 def text_of(error: object) -> str:
     """The whole text of an error in one line; '' where there is none, or its own code fails to make it."""
     try:

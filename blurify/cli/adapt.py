@@ -99,7 +99,8 @@ def adapt(
         teaching.kept_at(output).unlink(missing_ok=True)
     place = find_device(device)
     with console.working("reading the model"):
-        loaded = options.How(arch, allow, trust, weights, source).open(model, pretrained=not random)
+        how = options.How(arch, allow, trust, weights, source)
+        loaded = how.open(model, pretrained=not random)
     original, converted = _pair(loaded, model, recipe, filters)
     from blurify.cli.measuring import parse_numbers, parse_size
     from blurify.metrics import preprocessing
@@ -133,7 +134,7 @@ def adapt(
         console.say(note, style="yellow")
     console.say(f"wrote {output} ({plans.file_size(size_written)})", style="bold")
     carried.say_rest(loaded.rest, output, plain=False, adapted=True)
-    console.say(teaching.next_command(model, output))
+    console.say(teaching.next_command(model, output, how.words(), how.words_for_written(loaded.source)))
 
 
 def _pair(loaded: LoadedModel, spec: str, recipe: str | None, filters: Filters) -> tuple[nn.Module, nn.Module]:

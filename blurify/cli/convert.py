@@ -198,7 +198,7 @@ def convert(
         adapted_to = answers.adapted_name(output)
         remedy = (
             answers.adapt_command(model, adapted_to, how.words()) if again  # what was written has no plan to go on with
-            else answers.adapt_command(answers.shown(output), adapted_to, how.words_for_classes())
+            else answers.adapt_command(answers.shown(output), adapted_to, how.words_for_written(loaded.source))
         )  # fmt: skip
 
     if json:
@@ -248,13 +248,13 @@ def convert(
                 "blurify.load(path, model=original); a .pt file holds the module itself"
             )
         if adapted is not None:
-            console.say(teaching.next_command(model, output))
+            console.say(teaching.next_command(model, output, how.words(), how.words_for_written(loaded.source)))
         elif changed and not plain and formats.for_writing(output).opens_again:
             next_steps.after_convert(
                 model,
                 answers.shown(output),
                 [*how.words(), *["--random"] * random],
-                how.words_for_classes(),
+                how.words_for_written(loaded.source),
                 adapt=bool(remedy),
             )
     else:

@@ -100,6 +100,7 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     for model, text in taken.items() if len(set(taken.values())) > 1 else dict.fromkeys(taken.values(), "").items():
         console.say(f"{model}: {text}" if text else model)
     found = [differences(first, other) for other in measurements[1:]]
+    strides = _strides(measurements)
     agreed = next((one.agreement for one in measurements if one.agreement is not None), None)
     sections: tuple[tuple[str, tuple[Column, ...], Callable[[Measurement], Figures]], ...] = (
         (_agreement_title(first, agreed), (Column("agreement"),), lambda one: _agreement(one, agreed)),
@@ -107,7 +108,7 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
         (
             "aliasing: share of energy above the new Nyquist frequency, just before the subsampling",
             (Column("site"), Column("kind", use=2), Column("stride", right=True, use=1)),
-            _sites,
+            lambda one: _sites(one, strides),
         ),
         (_equivariance_title(measurements), (Column("layer"),), _layers),
         (_lie_title(measurements), (Column("layer"),), _lie_layers),
@@ -130,13 +131,18 @@ def print_measurements(measurements: Sequence[Measurement], *, wide: bool = Fals
     for one in measurements:
         if one.aliasing is not None and not one.aliasing.sites:
             console.say(f"aliasing: {one.model} has no sites, it never subsamples with a stride")
+    for one in measurements:
+        if one.consistency is not None and one.consistency.always_the_same:
+            what = "position the same label" if one.consistency.dense else "picture the same answer"
+            text = f"{one.model} gives every {_in_words(what, _words_of(one))}: that it stays says nothing of shifts"
+            console.say(text, style="yellow")
     told = [difference for of_one in found for difference in of_one.values()]
     for caveat, why in caveats.MEANINGS.items():
         if any(difference.caveat == caveat and difference.beyond_chance for difference in told):
             console.say(f"{caveat}: {why}")
     for paired, meaning in _MEANINGS.items():
         if any(difference.clear and difference.paired == paired for difference in told):
-            console.say(f"{_CLEAR.strip()} {meaning}")
+            console.say(f"{_CLEAR.strip()} {_in_words(meaning, _words_of(first))}")
 
 
 def _agreement_title(first: Measurement, found: Agreement | None) -> str:
@@ -286,8 +292,9 @@ def _agreement(measurement: Measurement, agreed: Agreement | None) -> Figures:
     if found is not None and found.relative_error is not None:
         label = "relative error of the outputs (1: all is lost)"
         figures[(label,)] = Figure("agreement.relative_error", found.relative_error, share=False)
+    words = _words_of(measurement)
     return figures | {
-        (label,): Figure.of(f"agreement.{name}", estimate, share=share)
+        (_in_words(label, words),): Figure.of(f"agreement.{name}", estimate, share=share)
         for label, name, estimate, share in rows
         if estimate is not None
     }
@@ -311,11 +318,15 @@ def _figures(measurement: Measurement) -> Figures:
         pairs += _of_half_patch(measurement.half_patch)
     if measurement.fractional is not None:
         pairs += _of_fractional(measurement.fractional)
-    words = _OF_SIGNALS if measurement.settings.get("signal") else {}
+    words = _words_of(measurement)
     return {(_in_words(name, words),): figure for name, figure in pairs}
 
 
 _OF_SIGNALS = {"one pixel": "one sample", "random crops": "random windows", "picture": "signal"}
+
+
+def _words_of(measurement: Measurement) -> Mapping[str, str]:
+    return _OF_SIGNALS if measurement.settings.get("signal") else {}
 
 
 def _in_words(name: str, words: Mapping[str, str]) -> str:
@@ -435,10 +446,19 @@ def _of_fractional(found: Fractional) -> Iterator[tuple[str, Figure]]:
         yield what, Figure.of(f"fractional.{name}", estimate)
 
 
-def _sites(measurement: Measurement) -> Figures:
+def _strides(measurements: Sequence[Measurement]) -> Mapping[str, str]:
+    """The stride of each site, by its name: a global pool's is the size of its input, where a plan was made."""
+    found: dict[str, str] = {}
+    for one in measurements:
+        for site in one.aliasing.sites if one.aliasing is not None else ():
+            found.setdefault(site.site, dimensions(site.stride))
+    return found
+
+
+def _sites(measurement: Measurement, strides: Mapping[str, str]) -> Figures:
     sites = measurement.aliasing.sites if measurement.aliasing is not None else ()
     return {
-        (site.site, site.kind, dimensions(site.stride)): Figure.of(
+        (site.site, site.kind, strides[site.site]): Figure.of(
             f"aliasing.{site.site}", site.share, "blurred" if site.blurred else ""
         )
         for site in sites

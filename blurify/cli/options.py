@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from blurify.cli.filtering import Filters
-    from blurify.files.sources import LoadedModel
+    from blurify.files.sources import LoadedModel, ModelSource
     from blurify.spec.recipes import Recipe as Recipe_
 
 Model = Annotated[
@@ -140,8 +140,12 @@ class How:
         named = (("--arch", self.arch), ("--weights", self.weights))
         return [*(word for pair in named if pair[1] for word in pair if word), *self.words_for_classes()]
 
+    def words_for_written(self, source: ModelSource) -> list[str]:
+        """Those that a file still needs which was made from that one, of a model from there."""
+        return [*(["--arch", str(source.arch)] if source.fetched_or_run else []), *self.words_for_classes()]
+
     def words_for_classes(self) -> list[str]:
-        """Those that a file still needs which was made from that one: where a pickled model's classes are."""
+        """Those that say where a pickled model's classes are."""
         words = [word for name in self.allow or () for word in ("--allow", name)]
         words += ["--source", str(self.source)] if self.source is not None else []
         return [*words, *(["--trust"] if self.trust else [])]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +55,16 @@ def say_notes(adapted: Adapted) -> None:
         console.say(f"note: {note}", style="yellow")
 
 
-def next_command(model: str, output: Path) -> str:
-    """What to do with an adapted model."""
-    return f"next: blurify measure {model} {output} --data DIR, on pictures that it was not adapted on"
+def next_command(model: str, output: Path, how: Sequence[str] = (), how_written: Sequence[str] = ()) -> str:
+    """What to do with an adapted model.
+
+    Args:
+        model, output: what it was made from, and the file.
+        how: the options that it takes to read the first.
+        how_written: those that the file still takes.
+    """
+    words = [model, str(output), *how, *(word for word in how_written if word not in how)]
+    return f"next: blurify measure {shlex.join(words)} --data DIR, on pictures that it was not adapted on"
 
 
 def _told(stage: Stage) -> None:

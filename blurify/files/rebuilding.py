@@ -49,7 +49,7 @@ def rebuild(
         model, resolved = sources.build(arch, pretrained=False)
         source = ModelSource(path.name, "weights", resolved)
     elif source.arch is not None:
-        if not source.arch.startswith("torchvision/") and ":" in source.arch:
+        if source.fetched_or_run:
             # Code of the user's; or hf-hub:NAME, local-dir:PATH, which fetch or read what they name.
             what = "run that code" if source.arch.startswith("python:") else "fetch it from there"
             raise BlurifyError(

@@ -95,6 +95,7 @@ def consistency(
                 "flips": (1 - same).tolist(),
                 "sure": confidence(first).tolist(),
                 "right": right,
+                "answers": first.argmax(1).unique().tolist(),
             },
         )
         if watch is not None:
@@ -117,6 +118,7 @@ def consistency(
         circular=circular,
         dense=dense,
         confidence=estimate(sure, yes_or_no=False),
+        answers=len({answer for step in found for answer in step["answers"]}),
     )
 
 

@@ -203,7 +203,7 @@ class Layer:
         if output.shape[1:] != self.shape:
             raise BlurifyError(
                 f"{self.name} gives maps of {tuple(output.shape[1:])} where {self.shape} was expected: equivariance "
-                "maps need sizes that divide the picture's; leave equivariance out"
+                "maps need sizes that divide the picture's; leave equivariance and lie-derivative out"
             )
         if row >= len(self.sums) or column >= len(self.sums[0]):
             return
@@ -234,7 +234,7 @@ class Layer:
         if any(values is None for row in mine for values in row):
             raise BlurifyError(
                 f"{self.name} does not run for some pictures: equivariance is measured where the same layers run for "
-                "every picture; leave equivariance out"
+                "every picture; leave equivariance and lie-derivative out"
             )
         found = torch.tensor(mine, dtype=torch.float64)  # (rows, columns, pictures)
         return {"shifts": found.sum(2).tolist(), "pictures": found.sum((0, 1)).tolist()}
@@ -273,7 +273,7 @@ def find_layers(
     if not chosen:
         raise BlurifyError(
             "no layer of this model gives maps (N, C, H, W) whose size divides the picture's: equivariance maps need "
-            "one; leave equivariance out"
+            "one; leave equivariance and lie-derivative out"
         )
     return chosen, size, whole
 

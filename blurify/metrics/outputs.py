@@ -322,9 +322,12 @@ def _refuse(entries: Sequence[Entry], known: Known, name: str, returned: str, *,
         )
     example, kind = first.name or "0", _may_be(first, known)[0]
     what = "kind, as in" if given or len(entries) == 1 else "entry, and as what, as in"
+    apart = ""
+    if first.shape in ((), (1,)):  # nobody can tell a class of two from a quantity
+        apart = ", or, if that tells two classes apart, give a wrapper with a score for each, such as (0, score)"
     raise BlurifyError(
         f"the model's output is not classes, or can't be told from other things: of one picture {name} gives "
-        f"{', '.join(shown)}{more}; say which {what} --output {example}:{kind}"
+        f"{', '.join(shown)}{more}; say which {what} --output {example}:{kind}{apart}"
     )
 
 
@@ -423,7 +426,7 @@ def _tell_vector(entry: Entry, known: Known, layout: str) -> _Told | None:
     if known.classes == 0:
         return _Told("embedding", layout, "the model says that it has no classes")
     if known.folders == count:
-        return _Told("classes", layout, f"there are {count} class folders")
+        return _Told("classes", layout, f"there are {count} classes of pictures")
     return _by_origin(entry, layout, known)
 
 
@@ -498,7 +501,7 @@ def _tell_map(entry: Entry, known: Known) -> _Told | None:
         return _Told("label-map", layout, f"it comes from a {origin.function}")
     if origin.function in origins.SQUASHED | origins.ACTIVATED | origins.NORMALISED | origins.POOLED | {"max_pool2d"}:
         return _Told("dense", layout, f"it comes from {origin.function}{where}: no layer scores classes after it")
-    if origin.function in ("add", "mul", "concat"):
+    if origin.function in ("add", "mul") or (origin.function == "cat" and not origin.before):
         return _Told("dense", layout, f"it comes from {origin.function}{where}: no layer scores classes after it")
     if origin.function in origins.SCORING:
         if re.fullmatch(_EMBEDDING_LAYER, _layer(origin.path)):

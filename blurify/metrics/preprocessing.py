@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, without_remedy
 from blurify.graph.inputs import traced
 from blurify.metrics.sizes import dimensions
 from blurify.metrics.subject import Preprocessing
@@ -178,7 +178,9 @@ def _runs_with(model: nn.Module) -> tuple[int, tuple[int, int]]:
         try:
             args, kwargs = traced(model).inputs
         except BlurifyError as error:
-            raise BlurifyError(f"the size of the model's pictures can't be found ({error}): give --size") from error
+            raise BlurifyError(
+                f"the size of the model's pictures can't be found ({without_remedy(error)}): give --size"
+            ) from error
         shapes = [tuple(getattr(value, "shape", ())) for value in (*args, *kwargs.values())]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
         found = " and ".join("x".join(map(str, shape)) or "something else" for shape in shapes)

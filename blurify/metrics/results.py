@@ -81,6 +81,8 @@ class Consistency:
         dense: the model gives a label map.
         confidence: mean probability of the top-1 of the first crop, of which `pixel_change` is the change; None in
             files of before.
+        answers: how many different answers there are to the first crops of all pictures, or labels in all their maps:
+            where it is 1 nothing that is the same says anything of shifts. None in files of before.
     """
 
     agreement: Estimate
@@ -90,6 +92,12 @@ class Consistency:
     circular: bool = False
     dense: bool = False
     confidence: Estimate | None = None
+    answers: int | None = None
+
+    @property
+    def always_the_same(self) -> bool:
+        """Whether several pictures, or all positions of one, have a single answer."""
+        return self.answers == 1 and (self.agreement.count > 1 or self.dense)
 
 
 @dataclass(frozen=True)

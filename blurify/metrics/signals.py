@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blurify.errors import BlurifyError, PictureError, one_line
+from blurify.errors import BlurifyError, PictureError, one_line, without_remedy
 from blurify.graph.inputs import traced
 from blurify.metrics.labels import class_labels
 from blurify.metrics.pictures import SUFFIXES as PICTURES
@@ -385,7 +385,9 @@ def _samples_of(model: nn.Module) -> int:
             args, kwargs = traced(model).inputs
             shapes = [tuple(getattr(value, "shape", ())) for value in (*args, *kwargs.values())]
     except BlurifyError as error:
-        raise BlurifyError(f"how many samples the model takes can't be found ({error}): give --size") from error
+        raise BlurifyError(
+            f"how many samples the model takes can't be found ({without_remedy(error)}): give --size"
+        ) from error
     if len(shapes) != 1 or len(shapes[0]) not in (2, 3, 4) or (len(shapes[0]) == 4 and 1 not in shapes[0][2:]):
         found = " and ".join("x".join(map(str, shape)) or "something else" for shape in shapes)
         raise BlurifyError(f"the model takes {found}, not signals: give --data a folder of images, or say --size")

@@ -428,6 +428,12 @@ def trade_off(report: Report) -> list[TradeOff]:
     return points
 
 
+def that_can_alias(report: Report, sites: Sequence[str]) -> list[int]:
+    """The places of the sites that count in a mean: a global pool leaves nothing that could alias."""
+    void = {site.name for site in report.plan.sites if site.rule == "global-pool"} if report.plan else set()
+    return [index for index, name in enumerate(sites) if name not in void]
+
+
 PARTS = {
     "consistency": "consistency",
     "equivariance": "equivariance maps",
@@ -437,13 +443,18 @@ PARTS = {
 }
 
 
+def _by_kind(found: Measurement, part: str) -> bool:
+    """Whether consistency was measured by the metric of another kind of output than classes."""
+    return part == "consistency" and any(item is not None for item in (found.embedding, found.dense, found.detections))
+
+
 def missing(report: Report) -> list[str]:
     """What a reader might expect and was not measured, in words."""
     reasons = {name: why for item in report.measurements for name, why in item.skipped.items()}
     found = [
         f"{words} ({reasons[name]})" if (name := part.replace("_", "-")) in reasons else words
         for part, words in PARTS.items()
-        if all(getattr(item, part) is None for item in report.measurements)
+        if all(getattr(item, part) is None and not _by_kind(item, part) for item in report.measurements)
     ]
     if report.plan is None:
         found.append("the table of sites (no plan was given)")

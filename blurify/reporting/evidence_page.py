@@ -11,6 +11,7 @@ from blurify.metrics.sizes import amount
 from blurify.reporting import content, evidence_charts, heatmaps, words
 from blurify.reporting.content import Report
 from blurify.reporting.evidence_charts import Standing
+from blurify.spec.plan import Plan
 
 _DASH = "\N{EN DASH}"
 _RELATED = ("before", "original")  # what the first is where the plan is that of the others' conversion
@@ -184,7 +185,8 @@ def standings(report: Report) -> list[Standing]:
     curve = content.aliasing(report)
     if curve is None or len(report.measurements) < 2:
         return []
-    shared = [part for part in zip(*curve.series, strict=True) if None not in part]
+    counted = content.that_can_alias(report, curve.points)
+    shared = [part for part in ([line[index] for line in curve.series] for index in counted) if None not in part]
     if not shared:
         return []
     means = [sum(item.value for item in part if item) / len(part) for part in zip(*shared, strict=True)]
@@ -275,12 +277,19 @@ def cost(report: Report) -> dict[str, Any] | None:
         rows.append({"role": role, "macs": macs, **_times(timing, first=index == 0)})
     return {
         "rows": rows,
+        "macs": "Multiply-adds" + _elsewhere(plan, found.shape),
         "rounds": found.rounds,
         "batch": f"{found.batch} picture{'s' * (found.batch != 1)} of {words.dimensions(found.shape)}",
         "where": ", ".join(filter(None, (found.machine, found.device))),
         "threads": f"{found.threads} thread{'s' * (found.threads != 1)}",
         "dtype": found.dtype,
     }
+
+
+def _elsewhere(plan: Plan | None, shape: Sequence[int]) -> str:
+    """' at 3x224x224' where a plan counts them for an input of another size than the one that was timed."""
+    counted = [tuple(sizes[1:]) for sizes in plan.input_shapes] if plan is not None else []
+    return f" at {words.dimensions(counted[0])}" if len(counted) == 1 and counted[0] != tuple(shape) else ""
 
 
 def _times(timing: Timing, *, first: bool) -> dict[str, Any]:

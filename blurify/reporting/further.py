@@ -11,13 +11,33 @@ from blurify.metrics.results import Estimate
 from blurify.reporting.content import Report
 
 _SHOWN = {"consistency", "worst_case", "stability", "aliasing", "equivariance", "agreement"}
+LAYERS = "Local equivariance error, by layer"
+"""The title of the table whose rows are named by layers, not by us."""
 _TITLES = {
     "half_patch": "Shifts by parts of a patch",
     "fractional": "Shifts by parts of a pixel",
-    "lie_derivative": "Local equivariance error, by layer",
+    "lie_derivative": LAYERS,
     "embedding": "Embeddings under shifts",
     "dense": "Maps of numbers under shifts",
     "detections": "Detections under shifts",
+}
+_LABELS = {
+    "embedding.crops": "Cosine drift, two crops",
+    "embedding.pixel": "Cosine drift, one pixel",
+    "embedding.crops_nearest": "Own picture is nearest, two crops",
+    "embedding.pixel_nearest": "Own picture is nearest, one pixel",
+    "embedding.apart": "Cosine distance to the other pictures",
+    "dense.crops": "Relative error, two crops",
+    "dense.pixel": "Relative error, one pixel",
+    "detections.boxes": "Boxes, number",
+    "detections.crops_matched": "Boxes matched, two crops",
+    "detections.crops_overlap": "Overlap of matched boxes, two crops",
+    "detections.crops_score_change": "Change of scores, two crops",
+    "detections.crops_count_change": "Change of their number, two crops",
+    "detections.pixel_matched": "Boxes matched, one pixel",
+    "detections.pixel_overlap": "Overlap of matched boxes, one pixel",
+    "detections.pixel_score_change": "Change of scores, one pixel",
+    "detections.pixel_count_change": "Change of their number, one pixel",
 }
 _STEADY = ("half", "quarter", "grid", "whole", "worst")
 _HIGHER = ("nearest", "matched", "overlap")
@@ -51,7 +71,7 @@ def further(report: Report) -> list[tuple[str, list[Further]]]:
         if part not in _SHOWN:
             estimates = tuple(known.get(figure) for known in held)
             row = Further(
-                name if part == "lie_derivative" else _words(name),
+                name if part == "lie_derivative" else _LABELS.get(figure, _words(name)),
                 estimates,
                 report.changes(figure),
                 _better(part, name),

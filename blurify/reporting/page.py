@@ -17,7 +17,7 @@ from blurify.metrics.sizes import amount, bytes_line, file_size
 from blurify.reporting import charts, content, evidence_page, filters, heatmaps, words
 from blurify.reporting.content import Curve, Layer, Report, Row
 from blurify.reporting.definitions import definitions
-from blurify.reporting.further import further
+from blurify.reporting.further import LAYERS, further
 from blurify.reporting.verdict import verdict
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def render(report: Report) -> str:
     )
     environment.filters.update(place=lambda number: f"{number:.2f}", words=" and ".join)
     text: str = environment.get_template("page.html.j2").render(page=_page(report))
+    if any(measured.settings.get("signal") for measured in report.measurements):
+        text = words.of_signals(text)
     # JSON may hold half a surrogate pair, which no file can.
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -85,6 +87,7 @@ def _page(report: Report) -> dict[str, Any]:
         "path": report.roles == ("original", "converted", "adapted"),
         "same_weights": report.same_weights,
         "pictures": _pictures(report),
+        "taken": _taken(report),
         "verdict": verdict(report),
         "headlines": evidence_page.agreements(report)
         + [_figure(row, unsure) for row in _headline_rows(report)]
@@ -151,6 +154,16 @@ def _pictures(report: Report) -> list[tuple[str, str]]:
     if len(set(found)) == 1:
         return [("pictures", found[0])]
     return [(f"pictures, {role}", text) for role, text in zip(report.roles, found, strict=True)]
+
+
+def _taken(report: Report) -> list[tuple[str, str]]:
+    """What the models' output was taken for; nothing where no file says so."""
+    found = [
+        str(item.output).removeprefix("output ") if item.output is not None else "" for item in report.measurements
+    ]
+    if len(set(found)) == 1:
+        return [("output", found[0])] if found[0] else []
+    return [(f"output, {role}", text) for role, text in zip(report.roles, found, strict=True) if text]
 
 
 def _headline_rows(report: Report) -> list[Row]:
@@ -220,10 +233,7 @@ def _means(report: Report, shown: Sequence[Layer]) -> list[dict[str, Any]]:
         rows.append(_mean_row(report, "Flip rate, mean of", "perturbations", names, series))
     curve = content.aliasing(report)
     if curve is not None:
-        # A global pool leaves nothing that could alias.
-        sites = report.plan.sites if report.plan else ()
-        void = {site.name for site in sites if site.rule == "global-pool"}
-        kept = [index for index, name in enumerate(curve.points) if name not in void]
+        kept = content.that_can_alias(report, curve.points)
         if kept:
             series = _values([part[index] for index in kept] for part in curve.series)
             names = [f"aliasing.{curve.points[index]}" for index in kept]
@@ -665,6 +675,7 @@ def _further(report: Report) -> list[dict[str, Any]]:
     return [
         {
             "title": title,
+            "named": title == LAYERS,
             "rows": [
                 {
                     "label": row.label,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blurify.metrics.differences import FEWEST, Difference
-from blurify.metrics.results import Agreement, Estimate
+from blurify.metrics.results import Agreement, Estimate, Measurement
 from blurify.reporting import words
 from blurify.reporting.content import Report, agreement_of, less_sure
 
@@ -17,6 +17,8 @@ KEEPS = 0.9
 CLOSE = 0.02
 """Differences that are smaller than that, at either end of their interval, are called none."""
 _WIDE = 0.2  # of an interval: no figure to go by
+
+_SAYS_NOTHING = "All of these pictures get the same answer, which says nothing of shifts"
 
 Tone = Literal["good", "bad", "open"]
 
@@ -60,6 +62,7 @@ class Other:
         steady: how often two crops get the same answer.
         accuracy: where there are labels.
         adapted: it was adapted, or trained, after its conversion.
+        one_answer: it gives every picture the same answer.
     """
 
     role: str
@@ -67,6 +70,7 @@ class Other:
     steady: Change | None = None
     accuracy: Change | None = None
     adapted: bool = False
+    one_answer: bool = False
 
 
 def verdict(report: Report) -> Verdict | None:
@@ -78,7 +82,7 @@ def verdict(report: Report) -> Verdict | None:
     steady = first.consistency.agreement if first.consistency else None
     if not rest:
         flips = first.consistency.pixel_flips if first.consistency else None
-        return alone(steady, flips, converted=first.converted)
+        return alone(steady, flips, converted=first.converted, one_answer=_one_answer(first))
     related = report.roles[0] in ("before", "original")
     records = report.adapted or (None,) * len(report.measurements)
     others = []
@@ -92,24 +96,36 @@ def verdict(report: Report) -> Verdict | None:
         adapted = record is not None or (measured.converted and not report.same_weights and not len(rest) > 1)
         role = report.roles[index + 1] if len(rest) > 1 or not related else "converted"
         others.append(
-            Other(role, agreement_of(report, index + 1), changes["agreement"], changes["accuracy"], adapted=adapted)
-        )
+            Other(
+                role, agreement_of(report, index + 1), changes["agreement"], changes["accuracy"], adapted=adapted,
+                one_answer=_one_answer(measured),
+            )
+        )  # fmt: skip
     return of_conversion(others) if related else of_several(others)
 
 
-def alone(steady: Estimate | None, flips: Estimate | None, *, converted: bool = False) -> Verdict | None:
+def _one_answer(found: Measurement) -> bool:
+    return found.consistency is not None and found.consistency.always_the_same
+
+
+def alone(
+    steady: Estimate | None, flips: Estimate | None, *, converted: bool = False, one_answer: bool = False
+) -> Verdict | None:
     """Of one model by itself there is no better or worse: only how steady it is, and how surely that is known.
 
     Args:
         steady: how often two crops get the same answer.
         flips: how often a shift of one pixel gives another.
         converted: it is anti-aliased by blurify.
+        one_answer: it gives every picture the same answer.
     """
     if steady is None or not math.isfinite(steady.value):
         return None
     parts = [f"two crops of a picture get the same answer in {_share(steady)} of {_count(steady)}"]
     if flips is not None:
         parts.append(f"and a shift of one pixel changes it in {_share(flips)}")
+    if one_answer:
+        return Verdict(_SAYS_NOTHING, " ".join(parts), "open")
     if steady.high - steady.low > _WIDE:
         return Verdict("Too few pictures to say how steady it is", " ".join(parts), "open")
     if converted:
@@ -140,6 +156,8 @@ def of_conversion(others: Sequence[Other]) -> Verdict | None:
         else:
             lead = f"{'Less accurate' if worse else 'Not ready for use'} until it is adapted or fine-tuned"
         return Verdict(lead, text, "bad")
+    if last.one_answer:
+        return Verdict(_SAYS_NOTHING, text, "open")
     if holds is None:
         if last.agreement is None and last.accuracy is None:
             lead, tone = _leads(steadier)
@@ -163,6 +181,8 @@ def of_several(others: Sequence[Other]) -> Verdict | None:
     parts = [f"{other.role}, {_steady(other)}" for other in others if _steady(other)]
     if not parts:
         return None
+    if any(other.one_answer for other in others):
+        return Verdict("One of the models gives every picture the same answer", "; ".join(parts), "open")
     directions = {_direction(other.steady) for other in others}
     if len(others) > 1:
         return Verdict("Beside the first", "; ".join(parts), "open")

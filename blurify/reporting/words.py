@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from blurify.metrics import sizes
@@ -79,3 +80,35 @@ def milliseconds(value: float) -> str:
     if not math.isfinite(value):
         return "no number"
     return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+_OF_SIGNALS = (
+    (r"\b1 px right\b", "1 sample later"),
+    (r"\b1 px left\b", "1 sample earlier"),
+    (r"\bpx right\b", "samples later"),
+    (r"\bpx left\b", "samples earlier"),
+    (r"\bmoved right\b", "moved later"),
+    (r"(?<!models of )\bpictures\b", "signals"),
+    (r"\bPictures\b", "Signals"),
+    (r"\bpicture\b", "signal"),
+    (r"\bpixels\b", "samples"),
+    (r"\bpixel\b", "sample"),
+    (r"\bcrops\b", "windows"),
+    (r"\bcrop\b", "window"),
+)
+_NOT_OURS = frozenset("head bdi code pre".split())
+
+
+def of_signals(page: str) -> str:
+    """A page in the words of signals: all text but what is somebody's name, or code."""
+    inside = 0
+    parts = re.split(r"(<[^>]*>)", page)
+    for index, part in enumerate(parts):
+        tag = re.match(r"<(/?)([a-z0-9]+)", part)
+        if tag is not None and tag[2] in _NOT_OURS:
+            inside += -1 if tag[1] else 1
+        elif not part.startswith("<") and not inside:
+            for pattern, word in _OF_SIGNALS:
+                part = re.sub(pattern, word, part)
+            parts[index] = part
+    return "".join(parts)

@@ -149,6 +149,19 @@ def test_convert_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.Capture
     assert plan.recipe.filter_size == 3
 
 
+def test_what_to_do_next_can_be_done_with_a_model_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file never runs the code that builds its model by itself: the commands to copy say --arch."""
+    out, spec = tmp_path / "aa.pt", "python:tests.cli.test_cli:Small"
+    assert cli.main(["convert", spec, "-o", str(out), "--filter-size", "3", *SHAPE]) == 0
+    *_, warning, _, last = capsys.readouterr().out.splitlines()
+    assert f"blurify adapt {out} --arch {spec} --data DIR" in warning
+    assert last.startswith(f"then: blurify measure {spec} {out} --arch {spec} --data DIR")
+    assert cli.main(["inspect", str(out), *SHAPE]) == 2
+    assert cli.main(["inspect", str(out), "--arch", spec, *SHAPE]) == 0
+
+
 def test_convert_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "aa.pt"
     assert cli.main(["convert", "small", "-o", str(out), "--json", *SHAPE]) == 0

@@ -188,7 +188,7 @@ class TestCommand:
         lines = run(capsys, "colour", "--data", photos, *SMALL, "--images", 6, "--metrics", "consistency").splitlines()
         assert lines[0] == "class folders in sorted order"
         assert lines[1].startswith("6 pictures (") and "24x28 from 27x32, seed 0" in lines[1]
-        assert lines[2] == "output (3) taken for classes: there are 3 class folders"
+        assert lines[2] == "output (3) taken for classes: there are 3 classes of pictures"
         assert lines[3].split() == ["figure", "colour"]
         assert len(lines) == 4 + 5
         assert re.fullmatch(r"consistency: same answer in two random crops +100\.00% \(60\.97\.\.100\.00\)", lines[5])
@@ -678,6 +678,26 @@ def test_a_caveat_stands_where_a_star_would(capsys: pytest.CaptureFixture[str]) 
         assert ("less sure: " in out) == shown
 
 
+def test_one_answer_for_everything_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """100% says nothing where nothing is told apart."""
+    same, none = Estimate(1.0, 0.9, 1.0, 10), Estimate(0.0, 0.0, 0.1, 10)
+    for answers, shown in ((1, True), (2, False), (None, False)):
+        found = Consistency(same, none, none, answers=answers)
+        settings = {"crop": [1, 1], "canvas": [2, 2], "seed": 0}
+        measurements.print_measurements([Measurement("m", "d", 10, settings, consistency=found)])
+        assert ("m gives every picture the same answer" in capsys.readouterr().out) == shown
+
+
+def test_a_size_that_cannot_be_found_has_one_remedy(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--input-shape is none of this command's options."""
+    text = error(capsys, "python:tests.cli.test_measure:of_one_size", "--data", photos)
+    assert text.rstrip().endswith(": give --size") and "--input-shape" not in text and "example_inputs" not in text
+
+
+def of_one_size() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 19 * 19, 3))
+
+
 def test_sizes_numbers_and_devices() -> None:
     assert parse_size("--size", "224") == (224, 224) and parse_size("--size", "24, 32") == (24, 32)
     assert parse_size("--size", "24x32") == (24, 32) and parse_size("--size", None) is None
@@ -716,3 +736,22 @@ def test_results_need_no_torch() -> None:
     code = "import sys; import blurify.metrics, blurify.metrics.results; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert results.FORMAT == 1
+
+
+def test_a_site_whose_stride_is_its_input_has_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    """A global pool's stride is that of the size of the plan, which may not be the size that is measured."""
+    share = Estimate(0.0, 0.0, 0.0, 10)
+    settings = {"crop": [1, 1], "canvas": [2, 2], "seed": 0}
+    both = [
+        Measurement(
+            "m",
+            "d",
+            10,
+            settings,
+            aliasing=results.Aliasing((results.SiteAliasing("pool", "avgpool", (size, size), False, share),), 10),
+        )
+        for size in (5, 28)
+    ]
+    measurements.print_measurements(both)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("pool")]
+    assert len(rows) == 1 and rows[0][:3] == ["pool", "avgpool", "5x5"] and "points" in rows[0]

@@ -145,6 +145,23 @@ def test_the_figures_are_what_a_slow_loop_finds() -> None:
     assert found.accuracy is not None and found.accuracy.count == len(right) == 32
     assert found.accuracy.value == sum(right) / 32
     assert not found.dense and not found.circular
+    with torch.no_grad():
+        tops = {
+            int(model(canvases[i : i + 1, :, y : y + 12, x : x + 10]).argmax()) for i, (y, x) in enumerate(first)
+        }  # fmt: skip
+    assert found.answers == len(tops) > 1 and not found.always_the_same
+
+
+def test_a_model_with_one_answer_for_everything_is_said_to_be_that() -> None:
+    """Labels alike are classes alike; one picture alone is no sign."""
+    model = Strided()
+    one = consistency(Subject(model, PLAIN), TensorPictures(noise(1)))
+    assert one.answers == 1 and not one.always_the_same
+    model[2].bias.data[1] += 1000
+    found = consistency(Subject(model, PLAIN), TensorPictures(noise(9)), batch_size=4)
+    assert found.agreement.value == 1 and found.answers == 1 and found.always_the_same
+    maps = consistency(Subject(nn.Conv2d(3, 2, 1), PLAIN), TensorPictures(torch.full((1, 3, *CANVAS), 0.3)))
+    assert maps.dense and maps.always_the_same
 
 
 def test_the_pictures_are_normalised() -> None:

@@ -106,6 +106,37 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 }  # fmt: skip
 
 
+class Stack(nn.Module):
+    """Linear layers and other weights, and a function of the pooled features and them."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.trunk = trunk()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.weight = nn.Parameter(torch.randn(8, 5))
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("texts", F.normalize(torch.randn(5, 8), dim=1))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.trunk(x))
+
+
+def by_texts(self: Any, features: Tensor) -> Tensor:
+    """As CLIP classifies without a classifier: scaled cosines with the embeddings of texts."""
+    return self.scale.exp() * F.normalize(self.layers[0](features)) @ self.texts.t()
+
+
+TOLD |= {
+    "a product with weights": (lambda: Stack(lambda self, x: x @ self.weight + 1), "classes", ""),
+    "a learned temperature": (lambda: Stack(lambda self, x: self.layers[0](x) / self.scale.clamp(0.1)), "classes", ""),
+    "texts": (lambda: Stack(by_texts), "classes", ""),
+    "distances to prototypes": (lambda: Stack(lambda self, x: -torch.cdist(x, self.texts)), "classes", ""),
+    "an ensemble": (lambda: Stack(lambda self, x: sum(layer(x) for layer in self.layers) / 3), "classes", ""),
+    "two ways to pool": (lambda: Function(lambda x: torch.cat([F.relu(x).mean((2, 3))] * 2, 1), 8), "embedding", ""),
+}
+
+
 def subject_of(model: nn.Module, crop: tuple[int, int] = CROP, output: str | None = None) -> Subject:
     canvas = (crop[0] + 4, crop[1] + 4)
     return Subject(model.eval(), Preprocessing(crop, canvas, 3, (0.0,) * 3, (1.0,) * 3), "it", output=output)
@@ -179,7 +210,22 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
         lambda: Function(lambda x: [x, x[:, :, ::2, ::2]], 8),
         ["0 (8x24x24: label-map or dense)", "1 (8x12x12"],
     ),
-    "one number": (lambda: Function(lambda x: x.mean((1, 2, 3))[:, None]), ["it (1: dense)", "--output 0:dense"]),
+    "heads in one vector": (
+        lambda: Heads(lambda p: torch.cat([p["boxes"], p["scores"]], 1), boxes=4, scores=2),
+        ["it (6: classes or embedding)"],
+    ),
+    "heads in one map": (
+        lambda: Function(lambda x: torch.concat([F.conv2d(x, torch.ones(n, 8, 1, 1)) for n in (4, 2)], 1), 8),
+        ["it (6x24x24: label-map or dense)"],
+    ),
+    "a residual": (
+        lambda: Stack(lambda self, x: (lambda y: y + self.layers[1](y))(self.layers[0](x))),
+        ["it (8: classes or embedding)"],
+    ),
+    "one number": (
+        lambda: Function(lambda x: x.mean((1, 2, 3))[:, None]),
+        ["it (1: dense)", "two classes apart", "--output 0:dense"],
+    ),
     "no tensor": (lambda: Function(lambda x: "a cat"), ["returns str", "a wrapper"]),
     "whole numbers": (lambda: Function(lambda x: x.argmax(1), 5), ["without a tensor of floats"]),
 }

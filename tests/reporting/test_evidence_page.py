@@ -20,7 +20,7 @@ from blurify import cli, reporting
 from blurify.errors import BlurifyError
 from blurify.metrics.differences import PAIRED, Difference
 from blurify.metrics.files import Context, write_measurements
-from blurify.metrics.results import LayerMap
+from blurify.metrics.results import EmbeddingDrift, Estimate, LayerMap, Output
 from blurify.reporting import Report, content, evidence_charts, evidence_page, heatmaps, render, write_figures
 from blurify.reporting.page import _change
 from tests.report_data import PNG, evidence, measurement, plan
@@ -143,6 +143,10 @@ def test_agreement_comes_first_and_against_aliasing(full: Page) -> None:
     ]  # fmt: skip
     shares = [site.share.value for site in BEFORE.aliasing.sites]  # type: ignore[union-attr]
     assert found[0].aliasing == pytest.approx(sum(shares) / len(shares))
+    first, *rest = plan().sites
+    void = replace(plan(), sites=(replace(first, action="skip", rule="global-pool", edits=()), *rest))
+    without = evidence_page.standings(Report(THREE, void, evidence=evidence(3)))
+    assert without[0].aliasing == pytest.approx(sum(shares[1:]) / len(shares[1:]))  # as the headline has it
     drawn = evidence_charts.standings(found, height=100)
     assert [(drawn.bottom - mark.y) / 100 for mark in drawn.marks] == pytest.approx([1, 0.375, 0.925])
     assert evidence_page.standings(Report((BEFORE,), evidence=evidence(1))) == []
@@ -177,6 +181,17 @@ def test_a_caveat_is_said_in_place_of_better() -> None:
     assert found["verdict"] == "neither better nor worse: other answers" and found["tone"] == ""
 
 
+def test_the_page_says_what_the_output_was_taken_for(full: Page) -> None:
+    assert "taken for" not in full.text
+    taken = Output("classes", "1", (2,), "its values are probabilities", "N,K", "probabilities", ("0 (4)",))
+    one = replace(BEFORE, output=taken)
+    text = " ".join(Page(render(Report((one,), plan()))).text.split())
+    assert "output 1 (2) taken for classes: its values are probabilities; left aside: 0 (4)" in text
+    other = replace(AFTER, output=replace(taken, name="0"))
+    text = " ".join(Page(render(Report((one, other), plan()))).text.split())
+    assert "output, before 1 (2) taken" in text and "output, after 0 (2) taken" in text
+
+
 def test_cost_has_times_beside_multiply_adds(full: Page) -> None:
     rows = full.table("Multiply-adds and times")
     assert rows["before"] == ["1.81 G", "20 ms 19 ms to 31 ms", "–", "20 ms"]
@@ -184,6 +199,10 @@ def test_cost_has_times_beside_multiply_adds(full: Page) -> None:
     assert "A Processor, cpu" in full.text and "1 thread" in full.text
     alone = Page(render(Report((BEFORE,), plan(), evidence=evidence(1))))
     assert alone.table("Multiply-adds and times")["measured"] == ["1.81 G", "20 ms 19 ms to 31 ms", "20 ms"]
+    assert full.text.count("Multiply-adds at ") == 0
+    elsewhere = replace(plan(), input_shapes=((1, 3, 320, 320),))
+    counted = render(Report((BEFORE,), elsewhere, evidence=evidence(1)))
+    assert ">Multiply-adds at 3×320×320</th>" in counted  # the times are of another size
     strangers = Report((AFTER, BEFORE), plan(), evidence=evidence(2))
     assert Page(render(strangers)).table("Multiply-adds and times")["second"][0] == "–"
 
@@ -307,7 +326,7 @@ def test_measure_keeps_them_for_a_report_made_elsewhere(tmp_path: Path, capsys: 
 
 def test_metrics_without_a_section_have_a_table() -> None:
     """A metric that is new to the page shows all the same."""
-    from blurify.metrics.results import Estimate, HalfPatch
+    from blurify.metrics.results import HalfPatch
 
     def patch(right: int) -> HalfPatch:
         steady = Estimate.of([float(index < right) for index in range(100)])
@@ -320,3 +339,33 @@ def test_metrics_without_a_section_have_a_table() -> None:
     assert rows["Half higher is better"][0].startswith("50.0%") and rows["Half higher is better"][2].endswith("better")
     assert rows["Half change lower is better"][2].endswith("not clear")
     assert "Further figures" not in Page(render(report())).sections()
+
+
+def test_a_page_of_signals_speaks_of_signals() -> None:
+    """All but names, which are somebody's own: of the model, of a file, of a site."""
+    heard = [
+        replace(one, model="my picture model", settings={**one.settings, "signal": {"layout": "N,T"}})
+        for one in (BEFORE, AFTER)
+    ]
+    page = render(Report(tuple(heard), plan("crop.pixel"), evidence=evidence(2, name="picture of a pixel.wav")))
+    text = Page(page).text
+    for name in ("my picture model", "crop.pixel", "picture of a pixel.wav", "pictures/val"):
+        assert name in text
+        text = text.replace(name, "")
+    assert not re.findall(r"\b(?:pictures?|pixels?|crops?|px)\b", text, re.IGNORECASE)
+    assert "Other answer, one-sample shift" in text and "Signals whose answer flips" in text
+    unchanged = render(report())
+    assert "Pictures whose answer flips" in unchanged and "one-pixel shift" in unchanged
+
+
+def test_what_is_measured_of_embeddings_is_named_and_not_called_missing() -> None:
+    drift = Estimate.of([0.1] * 100, yes_or_no=False)
+    found = EmbeddingDrift(drift, drift, drift, drift, drift)
+    page = Page(render(Report((replace(BEFORE, consistency=None, embedding=found),), plan())))
+    rows = page.table("Embeddings under shifts")
+    assert [name for name in rows if "nearest" in name or "drift" in name][:2] == [
+        "Cosine drift, two crops lower is better", "Cosine drift, one pixel lower is better",
+    ]  # fmt: skip
+    missing = "it was not measured: consistency"
+    assert missing not in page.text
+    assert missing in Page(render(Report((replace(BEFORE, consistency=None),), plan()))).text

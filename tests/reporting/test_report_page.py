@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from blurify.reporting import Report, heatmaps, render
+from blurify.spec.adapted import Adapted, Stage
 from blurify.spec.plan import Plan
 from tests.browser import Browser, running_browser
 from tests.report_data import evidence, measurement, pareto, plan
@@ -376,6 +377,23 @@ def test_sites_are_cards_on_a_phone(browser: Browser, evident: Path, scheme: str
     assert "layer2.0.conv1" in {node["name"] for node in told if node["role"] == "rowheader"}
 
 
+def test_three_models_fit_a_phone(browser: Browser, tmp_path: Path) -> None:
+    """Their changes, and what adapting did, would else stand where nobody looks: beyond the edge."""
+    stage = Stage("recalibrate", "moved the statistics of 4 of 7 batch norms", 12.5, 0.012, 0.97)
+    record = Adapted("photos", 500, 64, "classes", (Stage("converted", "", 0.0, 0.3, 0.93), stage))
+    three = (measurement(), measurement(converted=True), measurement(converted=True, model="adapted.pt"))
+    page = tmp_path / "three.html"
+    report = Report(three, plan(), adapted=(None, None, record), evidence=evidence(3))
+    page.write_text(render(report), encoding="utf-8")
+    browser.open(page, width=390, height=800, phone=True)
+    boxes = browser.run(
+        "['Headline figures', 'Multiply-adds and times, by model', 'Stages of adapting of adapted.pt'].map(name => {"
+        "const box = document.querySelector(`.scroll[aria-label='${name}']`);"
+        "return [box.scrollWidth, box.clientWidth, box.querySelectorAll('[data-label]').length]})"
+    )
+    assert all(wide <= room and cells > 5 for wide, room, cells in boxes)
+
+
 def test_sites_are_a_table_that_fits_a_laptop(browser: Browser, evident: Path) -> None:
     browser.open(evident, width=1280, height=900)
     display, scroll, client = browser.run(
@@ -391,6 +409,7 @@ def test_tables_that_scroll_on_a_phone_show_it(browser: Browser, evident: Path) 
     browser.open(evident, width=390, height=800, phone=True)
     place = browser.run(
         """(() => {
+          document.querySelectorAll('details').forEach(part => { part.open = true; });
           const box = [...document.querySelectorAll('.scroll')].find(box => box.scrollWidth > box.clientWidth + 40
                                                                        && box.getBoundingClientRect().height > 60);
           box.id = 'looked-at';

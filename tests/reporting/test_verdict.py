@@ -103,6 +103,14 @@ CASES = {
         [Other("converted", Agreement(30, relative_error=0.02))],
         "open", "It answers as before", "a relative error of 0.02 in the outputs",
     ),
+    "the same answer to everything": (
+        [Other("converted", kept(400, 400), change(400, 400, 400), one_answer=True)],
+        "open", "All of these pictures get the same answer, which says nothing of shifts", "100.0% → 100.0%",
+    ),
+    "the same answer to everything, and not the original's": (
+        [Other("converted", kept(10, 400), change(300, 400, 400), one_answer=True)],
+        "bad", "Not ready for use until it is adapted or fine-tuned", "",
+    ),
     "less sure": (
         [Other("converted", agreement(0.99, 400), change(340, 370, 400))],
         "good", "Steadier under shifts", "it is less sure of its answers, 62.0% → 40.0%",
@@ -139,6 +147,16 @@ def test_one_model_alone(steady: Estimate, lead: str) -> None:
     assert "a shift of one pixel changes it in 10.0%" in found.text and "better" not in found.sentence
     after = alone(steady, None, converted=True)
     assert after is not None and (lead.startswith("Too few") or "takes the original beside it" in after.text)
+
+
+def test_who_always_answers_the_same_is_not_called_steady() -> None:
+    same = measurement()
+    assert same.consistency is not None
+    same = dataclasses.replace(same, consistency=dataclasses.replace(same.consistency, answers=1))
+    found = verdict(Report((same,), plan()))
+    assert found is not None and found.lead.startswith("All of these pictures get the same answer")
+    other = of_several([Other("second", None, change(340, 370, 400), one_answer=True)])
+    assert other is not None and other.tone == "open" and "same answer" in other.lead
 
 
 @pytest.mark.parametrize(

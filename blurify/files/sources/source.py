@@ -31,6 +31,11 @@ class ModelSource:
     arch: str | None = None
     config: Mapping[str, Any] | None = None
 
+    @property
+    def fetched_or_run(self) -> bool:
+        """Whether code of the user's builds it, or it is fetched or read from elsewhere: a file can't say so alone."""
+        return self.arch is not None and not self.arch.startswith("torchvision/") and ":" in self.arch
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         data: dict[str, Any] = {"spec": self.spec, "kind": self.kind, "arch": self.arch}
