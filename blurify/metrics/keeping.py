@@ -132,11 +132,12 @@ def identity_of(model: nn.Module) -> str:
 
 def _pictures_identity(pictures: Pictures) -> Any:
     files = getattr(pictures, "files", None)
+    seen = getattr(pictures, "fingerprint", "")
     if files is not None:
+        # A fingerprint knows files by name and size alone; of signals it knows which stretches of them are meant.
         paths = [Path(getattr(file, "path", file)) for file in files]
         found = [(str(path.absolute()), *_times(path)) for path in paths]
-        return [found, [getattr(file, "folder", "") for file in files], dict(getattr(pictures, "classes", {}))]
-    seen = getattr(pictures, "fingerprint", "")
+        return [found, [getattr(file, "folder", "") for file in files], dict(getattr(pictures, "classes", {})), seen]
     labels = getattr(pictures, "labels", None)
     return [seen, labels.tolist() if isinstance(labels, torch.Tensor) else None] if seen else None
 

@@ -24,6 +24,8 @@ from blurify.metrics.expected import expected
 from blurify.metrics.journal import OLD, open_journal
 from blurify.metrics.kept import Kept
 from blurify.metrics.measuring import METRICS, measure
+from blurify.metrics.signals import open_signals
+from blurify.metrics.subject import Signal
 from blurify.tuning.pareto import pareto_table
 
 USED = Preprocessing((24, 28), (36, 40))
@@ -231,6 +233,30 @@ def test_another_model_other_pictures_or_versions_have_another_name(
         monkeypatch.setattr(keeping, "_own_code", lambda: "other")
     after = [keeping.name_of(s, p) for s, p in zip((one, two), pictures, strict=False)]
     assert not set(before) & set(after)
+
+
+@pytest.mark.parametrize("change", ["samples", "path", "stretches"])
+def test_other_signals_have_another_name(tmp_path: Path, change: str) -> None:
+    used = Preprocessing((1, 8), (1, 16), 1, (0.0,), (1.0,), signal=Signal("N,C,T"))
+    one = Subject(nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).eval(), used)
+
+    def named(folder: Path, count: int = 4) -> str | None:
+        return keeping.name_of(one, open_signals(folder, used, count=count))
+
+    def write(folder: Path, value: float) -> Path:
+        folder.mkdir(exist_ok=True)
+        np.save(folder / "one.npy", np.full((64,), value, np.float32))
+        return folder / "one.npy"
+
+    path = write(tmp_path / "waves", 0.0)
+    times = path.stat()
+    before = named(path.parent)
+    assert named(path.parent) == before
+    if change == "samples":  # a file of the same size, with the times of before
+        write(path.parent, 0.5)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    where = write(tmp_path / "others", 0.0).parent if change == "path" else path.parent
+    assert named(where, 3 if change == "stretches" else 4) != before
 
 
 def test_code_of_the_models_class_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
