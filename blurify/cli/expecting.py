@@ -13,6 +13,7 @@ from blurify.cli.tables import Column, print_table
 if TYPE_CHECKING:
     from blurify.metrics.expected import Expected
     from blurify.metrics.kept import Kept
+    from blurify.metrics.subject import Subject
 
 LONG = 30.0
 """Seconds from which on one is told before the work begins."""
@@ -26,11 +27,19 @@ def total(found: Expectations) -> float:
     return sum(one.seconds for _, each in found for one in each)
 
 
-def left(found: Expectations, kept: Sequence[Kept | None]) -> Expectations:
+def left(found: Expectations, kept: Sequence[Kept | None], subjects: Sequence[Subject]) -> Expectations:
     """The same without what is there already of each model."""
+    from blurify.metrics.keeping import of_output, steps_of
+
+    def rest(one: Expected, known: Kept | None, subject: Subject) -> Expected:
+        if known is None:
+            return one
+        name = steps_of([one.metric], subject)[-1]
+        return replace(one, seconds=one.seconds * (1 - of_output(known, subject).share(name)))
+
     return [
-        (model, [replace(one, seconds=one.seconds * (1 - (known.share(one.metric) if known else 0))) for one in each])
-        for (model, each), known in zip(found, kept, strict=True)
+        (model, [rest(one, known, subject) for one in each])
+        for (model, each), known, subject in zip(found, kept, subjects, strict=True)
     ]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -18,6 +20,7 @@ from torch import nn
 
 from blurify.errors import BlurifyError
 from blurify.graph.structure import tensors_in
+from blurify.metrics.by_kind import FIELDS
 from blurify.metrics.journal import ENDING, open_journal, remove_old
 from blurify.metrics.kept import Kept
 from blurify.metrics.subject import Pictures, Subject
@@ -34,10 +37,18 @@ _SHOWN = 8
 
 
 def cache_folder() -> Path:
-    """Where results are kept: under $BLURIFY_CACHE, else $XDG_CACHE_HOME/blurify, else ~/.cache/blurify."""
+    """Where results are kept: under $BLURIFY_CACHE, else $XDG_CACHE_HOME/blurify, else ~/.cache/blurify.
+
+    Raises:
+        OSError: there is no home folder.
+    """
     named = os.environ.get(CACHE)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(named).expanduser() if named else Path(home, "blurify")) / "measured"
+    try:
+        if named:
+            return Path(named).expanduser() / "measured"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "blurify", "measured")
+    except RuntimeError as error:  # a user without an entry in the system's list, as in many a container
+        raise OSError(f"there is no home folder: name one by {CACHE}") from error
 
 
 def keep(subject: Subject, pictures: Pictures, *, folder: str | Path | None = None, fresh: bool = False) -> Kept | None:
@@ -92,13 +103,23 @@ def open_kept(
     journal = open_journal(place / f"{name}{ENDING}")
     answer = _probe(subject)
     known = journal.entries.get(_HEAD, {}).get("")
-    good = not fresh and known is not None and _alike(known["answer"], answer)
+    good = not fresh and isinstance(known, dict) and _alike(known.get("answer"), answer)
     if not good and journal.entries and not journal.forget():
         journal.close(done=False)
         return None
     if not good:
         journal.append(_HEAD, "", {"name": subject.name, "pictures": pictures.name, "answer": answer})
     return Kept(journal)
+
+
+def of_output(kept: Kept, subject: Subject) -> Kept:
+    """The same for what the model's output was taken for: under which `measure` has it."""
+    return kept.under(output=dataclasses.asdict(subject.output))
+
+
+def steps_of(metrics: Iterable[str], subject: Subject) -> list[str]:
+    """The names under which metrics of a model are written down; agreement comes without being asked for."""
+    return ["agreement", *(FIELDS[subject.output.kind] if name == "consistency" else name for name in metrics)]
 
 
 def of_model(kept: Kept | None, model: nn.Module) -> Kept | None:
@@ -182,14 +203,17 @@ def _probe(subject: Subject) -> list[list[float]] | None:
     return [[float(x.square().mean().sqrt()), float(x.mean()), *x[:_SHOWN].tolist()] for x in flat]
 
 
-def _alike(one: list[list[float]] | None, other: list[list[float]] | None) -> bool:
-    if one is None or other is None or list(map(len, one)) != list(map(len, other)):
+def _alike(one: Any, other: list[list[float]] | None) -> bool:
+    """Whether a known answer, as it was read, is the model's."""
+    if one is None or other is None:
         return one is None and other is None
-    return all(
-        abs(a - b) <= _TOLERANCE * here[0]
-        for here, there in zip(one, other, strict=True)
-        for a, b in zip(here, there, strict=True)
-    )
+    with contextlib.suppress(TypeError, ValueError, IndexError, OverflowError):  # nothing that was written here
+        return all(
+            abs(a - b) <= _TOLERANCE * there[0] or a == b or (math.isnan(a) and math.isnan(b))
+            for here, there in zip(one, other, strict=True)
+            for a, b in zip(here, there, strict=True)
+        )
+    return False
 
 
 def _digest(known: Any) -> str:
