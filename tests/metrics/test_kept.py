@@ -492,7 +492,8 @@ def line(text: bytes) -> bytes:
 @pytest.mark.parametrize(
     "text",
     [
-        "[5, 0, {}]", '["a", null, 1]', '{"a": 1}', '[["a"], "", 1]', '["model", "", 5]', '["model", "", {"answer": 7}]',
+        "[5, 0, {}]", '["a", null, 1]', '{"a": 1}', '[["a"], "", 1]', '["model", "", 5]',
+        '["model", "", {"answer": 7}]',
         '["model", "", {"answer": [["a"]]}]', '["model", "", {"answer": [[]]}]',
         '["model", "", {"answer": [[1e999]]}]',
         "[" * 100_000, '["consistency/0/0123456789abcdef/0", "", 1]', '["consistency/x/y/0", "", 1]', "7" * 5000,
