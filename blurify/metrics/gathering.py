@@ -93,7 +93,7 @@ def _gathered(
     steps = steps_for(
         kept, "evidence", 1, models=[] if kept is None else [subject_identity(subject) for subject in subjects],
         images=images, seed=seed, batch_size=batch_size, circular=circular, shown=shown, classes=list(classes),
-        site=site,
+        site=site, names=[subject.name for subject in subjects],
     )  # fmt: skip
     parts: dict[str, Any] = {}
     missing: dict[str, str] = {}

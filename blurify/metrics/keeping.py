@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,12 @@ def cache_folder() -> Path:
 def keep(subject: Subject, pictures: Pictures, *, folder: str | Path | None = None, fresh: bool = False) -> Kept | None:
     """What is kept of measuring this model on these pictures, to be handed to metrics, and to be closed at the end.
 
-    Results are found again for the same weights, classes, plan, structure and source code of the model, the same
-    preprocessing and precision on the same kind of device, the same files (by path, size and times; tensors by their
-    values) with the same labels, and the same versions and source code of blurify and versions of torch, torchvision,
-    timm, numpy, Pillow and Python. Where all that agrees, a picture of noise is shown to the model: if its answer is
-    another one than before (a random forward, code that was loaded from elsewhere), everything is measured anew.
+    Results are found again for the same weights, classes, plan, structure, plain floats and source code of the model
+    (its classes' files, and all loaded ones that were not installed), the same preprocessing and precision on the same
+    kind of device, the same files (by path, size and times; tensors by their values) with the same labels, and the
+    same versions and source code of blurify and versions of torch, torchvision, timm, numpy, Pillow and Python. Where
+    all that agrees, a picture of noise is shown to the model: if its answer is another one than before (a random
+    forward, code that was loaded from elsewhere), everything is measured anew.
 
     Args:
         subject, pictures: as `measure` takes them.
@@ -146,9 +148,21 @@ def identity_of(model: nn.Module) -> str:
             "plan": plan.to_dict() if plan is not None else None,
             "classes": [f"{type(module).__module__}.{type(module).__qualname__}" for module in model.modules()],
             "structure": re.sub(r" at 0x[0-9a-f]+", "", repr(model)),
+            "numbers": [_numbers(module) for module in model.modules()],
             "code": _code_of(type(module) for module in model.modules()),
         }
     )
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps as plain floats, which few show in their `repr`. Not whole numbers: these often count."""
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, tuple | list):
+            return any(map(plain, value)) and all(isinstance(one, float | int) or plain(one) for one in value)
+        return isinstance(value, float)
+
+    return {name: value for name, value in sorted(vars(module).items()) if plain(value)}
 
 
 def _pictures_identity(pictures: Pictures) -> Any:
@@ -169,11 +183,31 @@ def _times(path: Path) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _code_of(classes: Iterable[type]) -> str:
-    """A digest of the files in which classes are written; torch's are known by its version."""
+def _code_of(classes: Iterable[type]) -> list[Any]:
+    """A digest of the files in which classes are written, and of all that is loaded and was not installed.
+
+    Torch's are known by its version; of other packages the version counts besides, as they may call more of their own.
+    """
     modules = {cls.__module__ for cls in classes if not cls.__module__.startswith("torch.")}
-    files = {getattr(sys.modules.get(name), "__file__", None) for name in modules}
-    return _of_files(sorted(file for file in files if file))
+    packages = sorted({name.partition(".")[0] for name in modules})
+    loaded = dict(sys.modules)
+    files = {str(getattr(loaded.get(name), "__file__", None) or "") for name in modules}
+    files |= {file for one in loaded.values() if _is_own(file := str(getattr(one, "__file__", None) or ""))}
+    known = [str(getattr(loaded.get(name), "__version__", "")) for name in packages]
+    return [packages, known, _of_files(sorted(files - {""}))]
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is the user's own code: Python's, that of packages and ours are known by version."""
+    if not file.endswith(".py") or "site-packages" in file or "dist-packages" in file:
+        return False
+    return not file.startswith(_KNOWN)
+
+
+_KNOWN = tuple(
+    f"{folder}{os.sep}"
+    for folder in (*map(sysconfig.get_path, ("stdlib", "platstdlib")), str(Path(__file__).parents[1]))
+)
 
 
 @functools.cache

@@ -270,7 +270,32 @@ def test_code_of_the_models_class_counts(tmp_path: Path, monkeypatch: pytest.Mon
     one = keeping.identity_of(mine_that_changes.Mine())
     assert keeping.identity_of(mine_that_changes.Mine()) == one
     file.write_text(text.format(" * 2"))
-    assert keeping.identity_of(mine_that_changes.Mine()) != one
+    two = keeping.identity_of(mine_that_changes.Mine())
+    assert two != one
+    # What it calls elsewhere, too.
+    other = tmp_path / "mine_that_is_called.py"
+    other.write_text("SCALE = 1.0\n")
+    import mine_that_is_called  # type: ignore[import-not-found] # noqa: F401
+
+    three = keeping.identity_of(mine_that_changes.Mine())
+    other.write_text("SCALE = 1.001\n")
+    assert len({two, three, keeping.identity_of(mine_that_changes.Mine())}) == 3
+    monkeypatch.setattr(mine_that_changes, "__version__", "2", raising=False)
+    assert keeping.identity_of(mine_that_changes.Mine()) not in (one, two, three)
+
+
+def test_floats_that_no_repr_shows_count() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, scale: float, mean: tuple[float, ...] = (0.5, 1)) -> None:
+            super().__init__()
+            self.scale, self.mean, self.calls = scale, mean, 0
+
+    one, other = Scaled(1.0), Scaled(1.001)
+    assert repr(one) == repr(other)
+    assert len({keeping.identity_of(found) for found in (one, other, Scaled(1.0, (0.6, 1)))}) == 3
+    before = keeping.identity_of(one)
+    one.calls += 1
+    assert keeping.identity_of(one) == before
 
 
 @pytest.mark.parametrize(
