@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from blurify.errors import one_line
+from blurify.errors import one_line, printable
 
 if TYPE_CHECKING:
     from blurify.metrics.kept import Kept
@@ -111,6 +111,7 @@ class Keeping:
 
 def tell(line: str) -> None:
     """One line on stderr."""
+    line = printable(line)
     with contextlib.suppress(OSError):  # a terminal that was closed
         if sys.stderr.isatty():
             from rich.console import Console
