@@ -50,7 +50,7 @@ def warn(found: Expectations, most_shift: int) -> None:
         return
     metrics = _by_metric(found)
     longest_first = sorted((name for name in metrics if metrics[name][1]), key=lambda name: -metrics[name][1])
-    parts = ", ".join(f"{name} {in_words(metrics[name][1])}" for name in longest_first)
+    parts = ", ".join(f"{name} {_about(name, found)}{in_words(metrics[name][1])}" for name in longest_first)
     models = f" for {len(found)} models" if len(found) > 1 else ""
     tell(f"this takes about {in_words(whole)}{models}: {parts}")
     tell(f"shorter: {_shorter(metrics, most_shift)}; Ctrl-C loses nothing: the same command goes on")
@@ -63,7 +63,10 @@ def show(found: Expectations, most_shift: int, *, json: bool) -> None:
         console.print_json({"estimate": as_json(found)})
         return
     columns = (Column("metric"), Column("forwards", right=True), Column("about", right=True))
-    rows = [(name, f"{forwards:,}", in_words(seconds)) for name, (forwards, seconds) in metrics.items()]
+    rows = [
+        (name, f"{forwards:,}", f"{_about(name, found)}{in_words(seconds)}")
+        for name, (forwards, seconds) in metrics.items()
+    ]
     rows.append(("in all", f"{sum(forwards for forwards, _ in metrics.values()):,}", in_words(total(found))))
     print_table(columns, rows)
     which = f"{len(found)} models" if len(found) > 1 else found[0][0]
@@ -79,7 +82,13 @@ def as_json(found: Expectations) -> dict[str, Any]:
             {
                 "model": model,
                 "metrics": [
-                    {"metric": one.metric, "forwards": one.forwards, "seconds": one.seconds} for one in expected
+                    {
+                        "metric": one.metric,
+                        "forwards": one.forwards,
+                        "seconds": one.seconds,
+                        "at_most": one.at_most,
+                    }
+                    for one in expected
                 ],
             }
             for model, expected in found
@@ -96,6 +105,10 @@ def in_words(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def _about(metric: str, found: Expectations) -> str:
+    return "up to " if any(one.at_most for _, each in found for one in each if one.metric == metric) else ""
 
 
 def _by_metric(found: Expectations) -> dict[str, tuple[int, float]]:

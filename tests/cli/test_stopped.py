@@ -299,6 +299,11 @@ def test_an_estimate_says_what_it_would_take_and_measures_nothing(
     parts = [metric["seconds"] for model in data["models"] for metric in model["metrics"]]
     assert data["seconds"] == pytest.approx(sum(parts)) and min(parts) > 0
     assert not cache.exists()
+    asked = [*DEMO, "--metrics", "consistency,worst-case", "--estimate"]
+    for option, at_most in (("--labels", False), ("--no-labels", True)):
+        assert cli.main([*asked, option]) == 0
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("worst-case"))
+        assert re.split(r"  +", row)[-1].startswith("up to ") == at_most
 
 
 def test_one_is_told_before_what_takes_long(

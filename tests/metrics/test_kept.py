@@ -584,7 +584,13 @@ def test_the_forwards_that_are_expected_are_those_that_are_run() -> None:
         rows.clear()
         measure(one, pictures, [item.metric], batch_size=3, most_shift=2)
         assert sum(rows) == item.forwards, item.metric
-        assert item.seconds > 0
+        assert item.seconds > 0 and not item.at_most
+    # The worst case leaves pictures without a label aside, by their answers.
+    unlabelled = expected(one, TensorPictures(pictures.canvases), ["consistency", "worst-case"])
+    assert [item.at_most for item in unlabelled] == [False, True]
+    rows.clear()
+    measure(one, TensorPictures(pictures.canvases), ["worst-case"], batch_size=3)
+    assert 0 < sum(rows) < unlabelled[1].forwards
 
 
 def test_metrics_that_a_model_cannot_be_measured_by_are_not_expected() -> None:
