@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class BlurifyError(Exception):
     """Bad usage or bad input: the message is one line that says what is wrong and what to do (CLI exit code 2)."""
@@ -22,6 +24,18 @@ class PictureError(BlurifyError):
 def one_line(error: object, limit: int = 300) -> str:
     """The text of another library's error in one line, to stand in a message of ours."""
     return text_of(error)[:limit] or type(error).__name__
+
+
+def printable(text: str, instead: str = "?") -> str:
+    """A text of somebody else's without what a terminal takes for a command, or no file can hold.
+
+    Names of files, layers and classes come from whoever made them. Control characters but the tab and the end of a
+    line, those that turn the direction of writing, and halves of surrogate pairs are replaced, each by one character.
+    """
+    return _COMMANDS.sub(lambda found: instead, text)
+
+
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def named_line(error: BaseException | None, limit: int = 300) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blurify.cli.signals import Stop
-from blurify.errors import BlurifyError, VerificationError
+from blurify.errors import BlurifyError, VerificationError, printable
 
 TRACEBACK = "BLURIFY_TRACEBACK"
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 + the signal's number, as shells have it
@@ -34,6 +34,7 @@ def on_terminal() -> bool:
 
 def say(line: str = "", style: str = "") -> None:
     """Print one line; the style counts on a terminal only."""
+    line = printable(line)
     if on_terminal():
         from rich.console import Console
         from rich.text import Text
@@ -50,6 +51,7 @@ def print_json(data: Any) -> None:
 
 def say_whole(line: str, style: str = "") -> None:
     """Print one line that is laid out already, or to be copied: it is not wrapped here."""
+    line = printable(line)
     if on_terminal():
         from rich.console import Console
         from rich.text import Text
@@ -74,7 +76,7 @@ def working(what: str) -> Iterator[None]:
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(what)):
+    with Console(stderr=True).status(Text(printable(what))):
         yield
 
 
@@ -109,15 +111,15 @@ def bar(name: str, prefix: str = "") -> Iterator[Callable[[str, int, int], None]
     shown = Console(stderr=True, highlight=False)
     # Where a step takes a minute, the time left is told by more than the last half of one.
     with Progress(*columns, console=shown, transient=True, speed_estimate_period=_PACE) as progress:
-        task = progress.add_task(name, total=None)
+        task = progress.add_task(printable(name), total=None)
         now = ""
 
         def told(what: str, done: int, of: int) -> None:
             nonlocal now
             if what != now:  # the pace of something else, and what a run of before has done, tell nothing of this
                 now = what
-                progress.reset(task, description=prefix + what, total=of or None, completed=max(done - 1, 0))
-            progress.update(task, description=prefix + what, completed=done, total=of or None)
+                progress.reset(task, description=printable(prefix + what), total=of or None, completed=max(done - 1, 0))
+            progress.update(task, description=printable(prefix + what), completed=done, total=of or None)
 
         yield told
 
@@ -179,7 +181,7 @@ def one_line_errors(stop: Stop | None = None) -> Iterator[Outcome]:
 
 def print_error(message: str) -> None:
     """Print `error: ...` in one line on stderr."""
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text

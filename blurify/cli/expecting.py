@@ -13,6 +13,7 @@ from blurify.cli.tables import Column, print_table
 if TYPE_CHECKING:
     from blurify.metrics.expected import Expected
     from blurify.metrics.kept import Kept
+    from blurify.metrics.subject import Subject
 
 LONG = 30.0
 """Seconds from which on one is told before the work begins."""
@@ -26,11 +27,19 @@ def total(found: Expectations) -> float:
     return sum(one.seconds for _, each in found for one in each)
 
 
-def left(found: Expectations, kept: Sequence[Kept | None]) -> Expectations:
+def left(found: Expectations, kept: Sequence[Kept | None], subjects: Sequence[Subject]) -> Expectations:
     """The same without what is there already of each model."""
+    from blurify.metrics.keeping import of_output, steps_of
+
+    def rest(one: Expected, known: Kept | None, subject: Subject) -> Expected:
+        if known is None:
+            return one
+        name = steps_of([one.metric], subject)[-1]
+        return replace(one, seconds=one.seconds * (1 - of_output(known, subject).share(name)))
+
     return [
-        (model, [replace(one, seconds=one.seconds * (1 - (known.share(one.metric) if known else 0))) for one in each])
-        for (model, each), known in zip(found, kept, strict=True)
+        (model, [rest(one, known, subject) for one in each])
+        for (model, each), known, subject in zip(found, kept, subjects, strict=True)
     ]
 
 
@@ -41,7 +50,7 @@ def warn(found: Expectations, most_shift: int) -> None:
         return
     metrics = _by_metric(found)
     longest_first = sorted((name for name in metrics if metrics[name][1]), key=lambda name: -metrics[name][1])
-    parts = ", ".join(f"{name} {in_words(metrics[name][1])}" for name in longest_first)
+    parts = ", ".join(f"{name} {_about(name, found)}{in_words(metrics[name][1])}" for name in longest_first)
     models = f" for {len(found)} models" if len(found) > 1 else ""
     tell(f"this takes about {in_words(whole)}{models}: {parts}")
     tell(f"shorter: {_shorter(metrics, most_shift)}; Ctrl-C loses nothing: the same command goes on")
@@ -54,7 +63,10 @@ def show(found: Expectations, most_shift: int, *, json: bool) -> None:
         console.print_json({"estimate": as_json(found)})
         return
     columns = (Column("metric"), Column("forwards", right=True), Column("about", right=True))
-    rows = [(name, f"{forwards:,}", in_words(seconds)) for name, (forwards, seconds) in metrics.items()]
+    rows = [
+        (name, f"{forwards:,}", f"{_about(name, found)}{in_words(seconds)}")
+        for name, (forwards, seconds) in metrics.items()
+    ]
     rows.append(("in all", f"{sum(forwards for forwards, _ in metrics.values()):,}", in_words(total(found))))
     print_table(columns, rows)
     which = f"{len(found)} models" if len(found) > 1 else found[0][0]
@@ -70,7 +82,13 @@ def as_json(found: Expectations) -> dict[str, Any]:
             {
                 "model": model,
                 "metrics": [
-                    {"metric": one.metric, "forwards": one.forwards, "seconds": one.seconds} for one in expected
+                    {
+                        "metric": one.metric,
+                        "forwards": one.forwards,
+                        "seconds": one.seconds,
+                        "at_most": one.at_most,
+                    }
+                    for one in expected
                 ],
             }
             for model, expected in found
@@ -87,6 +105,10 @@ def in_words(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def _about(metric: str, found: Expectations) -> str:
+    return "up to " if any(one.at_most for _, each in found for one in each if one.metric == metric) else ""
 
 
 def _by_metric(found: Expectations) -> dict[str, tuple[int, float]]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from blurify.errors import one_line, printable
 
 if TYPE_CHECKING:
     from blurify.metrics.kept import Kept
@@ -16,10 +19,12 @@ class Keeping:
     """What one command keeps, model by model.
 
     Args:
+        metrics: what is measured of each model; what is kept of others is not spoken of.
         fresh: begin anew.
     """
 
-    def __init__(self, *, fresh: bool = False) -> None:
+    def __init__(self, metrics: Sequence[str] = (), *, fresh: bool = False) -> None:
+        self._metrics = metrics
         self._fresh = fresh
         self._kept: list[Kept] = []
         self._measured: list[Measurement] = []  # of each model, all that is done
@@ -29,20 +34,24 @@ class Keeping:
         """What is kept of a model, to be handed to metrics. Says so where a stopped run left something."""
         from blurify.metrics import keeping
 
-        name = keeping.name_of(subject, pictures)
+        try:
+            name = keeping.name_of(subject, pictures)
+        except OSError as error:  # a picture that is gone: measuring says so, if it is among those to be read yet
+            self._say_lost(one_line(error))
+            return None
         known = next((known for known in self._kept if known.journal.path.stem == name), None)
         if known is not None or name is None:
             return known
         try:
             kept = keeping.open_kept(name, subject, pictures, fresh=self._fresh)
         except OSError as error:
-            self._say_lost(f"{keeping.cache_folder()}: {error.strerror or error}")
+            self._say_lost(f"{error.filename}: {error.strerror}" if error.strerror else one_line(error))
             return None
         if kept is None:
             self._say_lost("another run of the same is under way")
             return None
         self._kept.append(kept)
-        if kept.journal.before > 1:  # its head is always there
+        if keeping.of_output(kept, subject).knows(keeping.steps_of(self._metrics, subject)):
             tell(
                 f"going on with a run that was stopped: some results of {subject.name} are there already (--fresh "
                 "measures all anew)"
@@ -86,6 +95,12 @@ class Keeping:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                sys.stdout.flush()  # the disk that it goes to may be full
+        except BaseException:
+            self.close(done=False)
+            raise
         self.close(done=kind is None)
 
     def _say_lost(self, reason: str) -> None:
@@ -96,6 +111,7 @@ class Keeping:
 
 def tell(line: str) -> None:
     """One line on stderr."""
+    line = printable(line)
     with contextlib.suppress(OSError):  # a terminal that was closed
         if sys.stderr.isatty():
             from rich.console import Console

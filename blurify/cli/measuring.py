@@ -255,10 +255,10 @@ def measured(
         if choices.estimate:
             expecting.show(expectations, choices.most_shift, json=json)
             raise typer.Exit
-        keeping = Keeping(fresh=choices.fresh)
+        keeping = Keeping(of_one, fresh=choices.fresh)
         try:
             known_before = [keeping.of(subject, shown) for subject in subjects]
-            expecting.warn(expecting.left(expectations, known_before), choices.most_shift)
+            expecting.warn(expecting.left(expectations, known_before, subjects), choices.most_shift)
             results: list[Measurement] = []
             for subject, kept in zip(subjects, known_before, strict=True):
                 with console.bar(subject.name, f"{subject.name}: ") as watch:

@@ -14,7 +14,7 @@ import typer
 from blurify.cli import console, options
 from blurify.cli.filtering import Filters, with_filters
 from blurify.cli.tables import Column, print_table, say_left_out
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, printable
 from blurify.metrics.sizes import amount
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _watching(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
 
         def say(progress: Progress) -> None:
             if progress.finished is not None and not quiet:
-                print(f"[{progress.done}/{progress.total}] {result_line(progress.finished)}", flush=True)
+                print(f"[{progress.done}/{progress.total}] {printable(result_line(progress.finished))}", flush=True)
 
         yield say
         return
@@ -184,7 +184,7 @@ def _watching(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
             running = ", ".join(name.partition("/")[2] or name for name in progress.running)
             bar.update(task, completed=progress.done, total=progress.total, running=running or "starting")
             if progress.finished is not None and progress.finished["status"] == "failed":
-                bar.console.print(result_line(progress.finished), style="red", markup=False)
+                bar.console.print(printable(result_line(progress.finished)), style="red", markup=False)
 
         yield show
 

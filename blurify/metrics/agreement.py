@@ -109,6 +109,7 @@ def agreements(
     for number, batch in steps.batches(pictures, batch_size):
         seen = middle(batch.canvases, original.preprocessing.crop)
         first = original.run(seen)
+        _check_side_by_side(original, first, len(seen))
         if not outputs and (number > 0 or _has_classes(original, first, len(seen))):
             found = [_Classes(original, other) for other in others]
             for other, comparison in zip(others, found, strict=True):
@@ -327,6 +328,11 @@ class _Outputs:
         if not one:
             raise BlurifyError(f"{self._models[0].name} returns no tensor of floats, so that nothing can be compared")
         _check_shapes(one, other, self._models)
+        if len(one) != len(self._sums):
+            raise BlurifyError(
+                f"{self._models[0].name} returns {len(one)} tensors for some pictures and {len(self._sums)} for "
+                "others: they can't be compared picture by picture"
+            )
         for model, tensors in zip(self._models, (one, other), strict=True):
             if not all(bool(tensor.isfinite().all()) for tensor in tensors):
                 raise _not_finite(model)
@@ -423,6 +429,18 @@ def _precise(tensor: Tensor) -> Tensor:
     """On the CPU, not every device has double precision, and never in half."""
     tensor = tensor.detach().cpu()
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _check_side_by_side(model: Subject, output: Any, count: int) -> None:
+    """Raise BlurifyError for a list of boxes a picture, as torchvision's detectors give: they have no order."""
+    taken = model.decided
+    if taken is None or taken.kind != "detections" or not isinstance(output, list | tuple) or len(output) != count:
+        return
+    if all(isinstance(one, Mapping) for one in output):
+        raise BlurifyError(
+            f"{model.name} returns a list of boxes for each picture, of which none says to which of another model's it "
+            "belongs"
+        )
 
 
 def _check_shapes(one: Sequence[Tensor], other: Sequence[Tensor], models: Sequence[Subject]) -> None:

@@ -30,7 +30,7 @@ from blurify.graph.sites import (
     sliced,
     steps_of,
 )
-from blurify.metrics.kept import Kept, steps_for
+from blurify.metrics.kept import Kept, check_kept, steps_for
 from blurify.metrics.pictures import some_of
 from blurify.metrics.results import Aliasing, Estimate, SiteAliasing
 from blurify.metrics.subject import Pictures, Subject, Watch, middle
@@ -118,7 +118,9 @@ def aliasing(
     for step in steps.results:
         for name, energies in step.items():
             parts[name].append(torch.tensor(energies, dtype=torch.float64))
-    return Aliasing(tuple(_row(site, torch.cat(parts[site.name], 1), plan) for site, plan in sites), len(chosen))
+    energies = {site.name: torch.cat(parts[site.name], 1) for site, _ in sites}
+    check_kept(all(each.shape == (2, len(chosen)) for each in energies.values()))
+    return Aliasing(tuple(_row(site, energies[site.name], plan) for site, plan in sites), len(chosen))
 
 
 def _row(site: Site, energies: Tensor, blurred: bool) -> SiteAliasing:

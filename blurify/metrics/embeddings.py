@@ -75,7 +75,12 @@ def embedding_drift(
 
 
 def _unpacked(shape: list[int], packed: str) -> Tensor:
-    return torch.tensor(unpack(packed, math.prod(shape)), dtype=torch.float64).reshape(shape)
+    rows, width = shape
+    try:
+        values = unpack(packed, rows * width)
+    except BlurifyError as error:  # a line that was written by somebody else
+        raise ValueError(str(error)) from error
+    return torch.tensor(values, dtype=torch.float64).reshape(rows, width)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from blurify.errors import BlurifyError
 from blurify.graph.inputs import traced
 from blurify.graph.recorder import Trace
 from blurify.metrics.circular import circular_padding
-from blurify.metrics.kept import Kept, steps_for
+from blurify.metrics.kept import Kept, check_kept, steps_for
 from blurify.metrics.pictures import some_of
 from blurify.metrics.results import Equivariance, Estimate, LayerMap
 from blurify.metrics.subject import Pictures, Subject, Watch, middle
@@ -135,6 +135,7 @@ def equivariance(
             for done, shift in enumerate(shifts, 1):
                 run = functools.partial(distances, still, shift)
                 each[shift] = run() if shift == (0, 0) else steps.part(number, f"{shift[0]} {shift[1]}", run)
+                check_kept(len(each[shift]) == len(found))
                 if watch is not None:
                     watch("equivariance", number * len(shifts) + done, batches * len(shifts))
             steps.done(number, [layer.summary(each, place) for place, layer in enumerate(found)])

@@ -37,11 +37,14 @@ class Expected:
         metric: its name.
         forwards: of one picture each.
         seconds: about.
+        at_most: it may take much less, by what the pictures show: the worst case leaves a picture without a label aside
+            once its answer is another one.
     """
 
     metric: str
     forwards: int
     seconds: float
+    at_most: bool = False
 
 
 def expected(
@@ -78,7 +81,10 @@ def expected(
     counts |= others or {}
 
     def rough(a_picture: float) -> tuple[Expected, ...]:
-        return tuple(Expected(name, forwards, forwards * a_picture) for name, forwards in counts.items())
+        return tuple(
+            Expected(name, forwards, forwards * a_picture, name == "worst-case" and not pictures.labelled)
+            for name, forwards in counts.items()
+        )
 
     def short(a_picture: float) -> bool:
         most = (one.seconds * (_ROUGH if one.metric in _TRIALS else 1) for one in rough(a_picture))

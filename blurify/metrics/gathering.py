@@ -14,7 +14,7 @@ from blurify.metrics.aliasing import signals_at
 from blurify.metrics.evidence import FORMAT, Evidence, SiteSpectra, Spectrum
 from blurify.metrics.flips import flips
 from blurify.metrics.keeping import subject_identity
-from blurify.metrics.kept import Kept, steps_for
+from blurify.metrics.kept import Kept, anew_where_damaged, steps_for
 from blurify.metrics.latency import latency
 from blurify.metrics.pictures import some_of, spread_choice
 from blurify.metrics.results import Measurement
@@ -68,6 +68,20 @@ def gather(
     Returns:
         what could be had; `missing` says why the rest could not.
     """
+    return anew_where_damaged(
+        kept,
+        lambda: _gathered(
+            subjects, pictures, measurements=measurements, plan=plan, classes=classes, images=images, seed=seed,
+            batch_size=batch_size, circular=circular, shown=shown, timed=timed, watch=watch, kept=kept,
+        ),
+    )  # fmt: skip
+
+
+def _gathered(
+    subjects: Sequence[Subject], pictures: Pictures, *, measurements: Sequence[Measurement], plan: Plan | None,
+    classes: Sequence[str], images: int, seed: int, batch_size: int, circular: bool, shown: bool, timed: bool,
+    watch: Watch | None, kept: Kept | None,
+) -> Evidence:  # fmt: skip
     chosen = spread_choice(len(pictures), images, seed)
     few = _few(pictures, images, seed)
     if few.ndim != 4:
@@ -79,7 +93,7 @@ def gather(
     steps = steps_for(
         kept, "evidence", 1, models=[] if kept is None else [subject_identity(subject) for subject in subjects],
         images=images, seed=seed, batch_size=batch_size, circular=circular, shown=shown, classes=list(classes),
-        site=site,
+        site=site, names=[subject.name for subject in subjects],
     )  # fmt: skip
     parts: dict[str, Any] = {}
     missing: dict[str, str] = {}
@@ -125,7 +139,10 @@ def gather(
         attempt(("features",), lambda: {"features": site_features(subjects, seen[:1], site, names[0], pictures=shown)})
     if timed:
         attempt(("latency",), lambda: {"latency": latency(subjects, watch=watch)})
-    return Evidence.from_dict({"format": FORMAT, **parts, "missing": missing})
+    try:
+        return Evidence.from_dict({"format": FORMAT, **parts, "missing": missing})
+    except BlurifyError as error:  # a line that was written by somebody else
+        raise ValueError(str(error)) from error
 
 
 def count_classes(subject: Subject) -> int:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import stat
 import time
 import zlib
 from collections.abc import Iterator
@@ -18,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from blurify.errors import one_line
+from blurify.errors import BlurifyError, one_line
+from blurify.files.atomic import write_bytes
 
 fcntl: ModuleType | None
 try:
@@ -27,9 +30,11 @@ except ImportError:  # Windows: nothing is locked
     fcntl = None
 
 ENDING = ".jsonl"
+_OURS = re.compile(r"[0-9a-f]{32}\.jsonl")  # as `keeping.name_of` names them
 OLD = 30 * 24 * 3600.0
 """Seconds after which what nobody went on with is removed."""
 
+_HOW = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _SYNC = 5.0  # seconds: a kill loses nothing that was written, a power cut what was written since then
 _ATTEMPTS = 20
 
@@ -40,6 +45,8 @@ class Journal:
     Attributes:
         entries: what was read and written, by key and name. The name '' is the whole of what the others of its key are
             parts of: they are left out from then on.
+        used: what keys that were asked for or written begin with, up to their last '/'; when all is done, these alone
+            are of no more use.
         before: how many keys were there when it was opened.
         trouble: why nothing is written any more; '' while all is well.
     """
@@ -47,6 +54,7 @@ class Journal:
     def __init__(self, path: Path, opened: int) -> None:
         self.path = path
         self.entries: dict[str, dict[str, Any]] = {}
+        self.used: set[str] = set()
         self.trouble = ""
         self._opened = opened
         self._torn = self._read()
@@ -61,7 +69,8 @@ class Journal:
             with contextlib.suppress(ValueError, TypeError, RecursionError):  # not a line of ours, or half of one
                 if zlib.crc32(line[9:]) == int(line[:8], 16):
                     key, name, data = json.loads(line[9:])
-                    self._take(key, name, data)
+                    if isinstance(key, str) and isinstance(name, str):
+                        self._take(key, name, data)
         return not content.endswith(b"\n") and bool(content)
 
     def _take(self, key: str, name: str, data: Any) -> None:
@@ -76,8 +85,7 @@ class Journal:
         self._take(key, name, data)
         if self._opened < 0:
             return
-        text = json.dumps([key, name, data], separators=(",", ":")).encode()
-        line = b"\n" * self._torn + b"%08x %s\n" % (zlib.crc32(text), text)
+        line = b"\n" * self._torn + _line(key, name, data)
         try:
             written = os.write(self._opened, line)
             if written != len(line):
@@ -101,21 +109,51 @@ class Journal:
             _locked(self._opened, alone=False)
         return alone
 
+    def distrust(self) -> bool:
+        """Believe nothing of what was read, and measure it anew; whether there was any such."""
+        head = {key: known for key, known in self.entries.items() if "/" not in key}
+        if self.before <= len(head):
+            return False
+        if not self.forget():  # another run uses it too
+            self.entries, self.before = {}, 0
+        for key, known in head.items():
+            for name, data in known.items():
+                self.append(key, name, data)
+        return True
+
     def close(self, *, done: bool) -> None:
-        """Let go of the file, and remove it where nothing is left to do with it and nobody else uses it."""
+        """Let go of the file; where all is done and nobody else uses it, remove what was used: all of it, mostly."""
         remove = done and self._opened >= 0 and _locked(self._opened, alone=True)
+        rest = self._unused() if remove else b""
         if fcntl is None:  # Windows removes no open files
             self._let_go()
         if remove:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            with contextlib.suppress(OSError, BlurifyError):
+                if rest:
+                    write_bytes(self.path, rest, force=True)
+                else:
+                    self.path.unlink()
         self._let_go()
+
+    def _unused(self) -> bytes:
+        """The lines of other metrics or settings, which were stopped and can be gone on with; with the head."""
+        with contextlib.suppress(OSError):
+            self._read()  # what others have written since
+        found = {key: known for key, known in self.entries.items() if key.rpartition("/")[0] not in self.used}
+        if not any("/" in key for key in found):
+            return b""
+        return b"".join(_line(key, name, data) for key, known in found.items() for name, data in known.items())
 
     def _let_go(self) -> None:
         opened, self._opened = self._opened, -1
         if opened >= 0:
             with contextlib.suppress(OSError):
                 os.close(opened)
+
+
+def _line(key: str, name: str, data: Any) -> bytes:
+    text = json.dumps([key, name, data], separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 def open_journal(path: Path) -> Journal:
@@ -126,8 +164,10 @@ def open_journal(path: Path) -> Journal:
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     for _ in range(_ATTEMPTS):
-        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
+        opened = os.open(path, _HOW, 0o600)
         try:
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                raise OSError(f"{path} is no file")
             if _locked(opened, alone=False) and _is_at(opened, path):
                 found = Journal(path, opened)
                 opened = -1
@@ -140,7 +180,7 @@ def open_journal(path: Path) -> Journal:
 
 
 def remove_old(folder: Path) -> None:
-    """Remove the journals that nobody went on with for a long time, and nobody uses."""
+    """Remove the journals that nobody went on with for a long time, and nobody uses; no other files."""
     now = time.time()
     for path in _journals(folder):
         with contextlib.suppress(OSError):
@@ -155,7 +195,7 @@ def remove_old(folder: Path) -> None:
 
 def _journals(folder: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        yield from (Path(entry.path) for entry in entries if entry.name.endswith(ENDING))
+        yield from (Path(entry.path) for entry in entries if _OURS.fullmatch(entry.name))
 
 
 def _locked(opened: int, *, alone: bool) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from torch import nn
 
 from blurify.errors import BlurifyError
 from blurify.graph.structure import tensors_in
+from blurify.metrics.by_kind import FIELDS
 from blurify.metrics.journal import ENDING, open_journal, remove_old
 from blurify.metrics.kept import Kept
 from blurify.metrics.subject import Pictures, Subject
@@ -34,20 +38,29 @@ _SHOWN = 8
 
 
 def cache_folder() -> Path:
-    """Where results are kept: under $BLURIFY_CACHE, else $XDG_CACHE_HOME/blurify, else ~/.cache/blurify."""
+    """Where results are kept: under $BLURIFY_CACHE, else $XDG_CACHE_HOME/blurify, else ~/.cache/blurify.
+
+    Raises:
+        OSError: there is no home folder.
+    """
     named = os.environ.get(CACHE)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(named).expanduser() if named else Path(home, "blurify")) / "measured"
+    try:
+        if named:
+            return Path(named).expanduser() / "measured"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "blurify", "measured")
+    except RuntimeError as error:  # a user without an entry in the system's list, as in many a container
+        raise OSError(f"there is no home folder: name one by {CACHE}") from error
 
 
 def keep(subject: Subject, pictures: Pictures, *, folder: str | Path | None = None, fresh: bool = False) -> Kept | None:
     """What is kept of measuring this model on these pictures, to be handed to metrics, and to be closed at the end.
 
-    Results are found again for the same weights, classes, plan, structure and source code of the model, the same
-    preprocessing and precision on the same kind of device, the same files (by path, size and times; tensors by their
-    values) with the same labels, and the same versions and source code of blurify and versions of torch, torchvision,
-    timm, numpy, Pillow and Python. Where all that agrees, a picture of noise is shown to the model: if its answer is
-    another one than before (a random forward, code that was loaded from elsewhere), everything is measured anew.
+    Results are found again for the same weights, classes, plan, structure, plain floats and source code of the model
+    (its classes' files, and all loaded ones that were not installed), the same preprocessing and precision on the same
+    kind of device, the same files (by path, size and times; tensors by their values) with the same labels, and the
+    same versions and source code of blurify and versions of torch, torchvision, timm, numpy, Pillow and Python. Where
+    all that agrees, a picture of noise is shown to the model: if its answer is another one than before (a random
+    forward, code that was loaded from elsewhere), everything is measured anew.
 
     Args:
         subject, pictures: as `measure` takes them.
@@ -92,13 +105,23 @@ def open_kept(
     journal = open_journal(place / f"{name}{ENDING}")
     answer = _probe(subject)
     known = journal.entries.get(_HEAD, {}).get("")
-    good = not fresh and known is not None and _alike(known["answer"], answer)
+    good = not fresh and isinstance(known, dict) and _alike(known.get("answer"), answer)
     if not good and journal.entries and not journal.forget():
         journal.close(done=False)
         return None
     if not good:
         journal.append(_HEAD, "", {"name": subject.name, "pictures": pictures.name, "answer": answer})
     return Kept(journal)
+
+
+def of_output(kept: Kept, subject: Subject) -> Kept:
+    """The same for what the model's output was taken for: under which `measure` has it."""
+    return kept.under(output=dataclasses.asdict(subject.output))
+
+
+def steps_of(metrics: Iterable[str], subject: Subject) -> list[str]:
+    """The names under which metrics of a model are written down; agreement comes without being asked for."""
+    return ["agreement", *(FIELDS[subject.output.kind] if name == "consistency" else name for name in metrics)]
 
 
 def of_model(kept: Kept | None, model: nn.Module) -> Kept | None:
@@ -125,18 +148,31 @@ def identity_of(model: nn.Module) -> str:
             "plan": plan.to_dict() if plan is not None else None,
             "classes": [f"{type(module).__module__}.{type(module).__qualname__}" for module in model.modules()],
             "structure": re.sub(r" at 0x[0-9a-f]+", "", repr(model)),
+            "numbers": [_numbers(module) for module in model.modules()],
             "code": _code_of(type(module) for module in model.modules()),
         }
     )
 
 
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps as plain floats, which few show in their `repr`. Not whole numbers: these often count."""
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, tuple | list):
+            return any(map(plain, value)) and all(isinstance(one, float | int) or plain(one) for one in value)
+        return isinstance(value, float)
+
+    return {name: value for name, value in sorted(vars(module).items()) if plain(value)}
+
+
 def _pictures_identity(pictures: Pictures) -> Any:
     files = getattr(pictures, "files", None)
+    seen = getattr(pictures, "fingerprint", "")
     if files is not None:
+        # A fingerprint knows files by name and size alone; of signals it knows which stretches of them are meant.
         paths = [Path(getattr(file, "path", file)) for file in files]
         found = [(str(path.absolute()), *_times(path)) for path in paths]
-        return [found, [getattr(file, "folder", "") for file in files], dict(getattr(pictures, "classes", {}))]
-    seen = getattr(pictures, "fingerprint", "")
+        return [found, [getattr(file, "folder", "") for file in files], dict(getattr(pictures, "classes", {})), seen]
     labels = getattr(pictures, "labels", None)
     return [seen, labels.tolist() if isinstance(labels, torch.Tensor) else None] if seen else None
 
@@ -147,11 +183,31 @@ def _times(path: Path) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _code_of(classes: Iterable[type]) -> str:
-    """A digest of the files in which classes are written; torch's are known by its version."""
+def _code_of(classes: Iterable[type]) -> list[Any]:
+    """A digest of the files in which classes are written, and of all that is loaded and was not installed.
+
+    Torch's are known by its version; of other packages the version counts besides, as they may call more of their own.
+    """
     modules = {cls.__module__ for cls in classes if not cls.__module__.startswith("torch.")}
-    files = {getattr(sys.modules.get(name), "__file__", None) for name in modules}
-    return _of_files(sorted(file for file in files if file))
+    packages = sorted({name.partition(".")[0] for name in modules})
+    loaded = dict(sys.modules)
+    files = {str(getattr(loaded.get(name), "__file__", None) or "") for name in modules}
+    files |= {file for one in loaded.values() if _is_own(file := str(getattr(one, "__file__", None) or ""))}
+    known = [str(getattr(loaded.get(name), "__version__", "")) for name in packages]
+    return [packages, known, _of_files(sorted(files - {""}))]
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is the user's own code: Python's, that of packages and ours are known by version."""
+    if not file.endswith(".py") or "site-packages" in file or "dist-packages" in file:
+        return False
+    return not file.startswith(_KNOWN)
+
+
+_KNOWN = tuple(
+    f"{folder}{os.sep}"
+    for folder in (*map(sysconfig.get_path, ("stdlib", "platstdlib")), str(Path(__file__).parents[1]))
+)
 
 
 @functools.cache
@@ -181,14 +237,17 @@ def _probe(subject: Subject) -> list[list[float]] | None:
     return [[float(x.square().mean().sqrt()), float(x.mean()), *x[:_SHOWN].tolist()] for x in flat]
 
 
-def _alike(one: list[list[float]] | None, other: list[list[float]] | None) -> bool:
-    if one is None or other is None or list(map(len, one)) != list(map(len, other)):
+def _alike(one: Any, other: list[list[float]] | None) -> bool:
+    """Whether a known answer, as it was read, is the model's."""
+    if one is None or other is None:
         return one is None and other is None
-    return all(
-        abs(a - b) <= _TOLERANCE * here[0]
-        for here, there in zip(one, other, strict=True)
-        for a, b in zip(here, there, strict=True)
-    )
+    with contextlib.suppress(TypeError, ValueError, IndexError, OverflowError):  # nothing that was written here
+        return all(
+            abs(a - b) <= _TOLERANCE * there[0] or a == b or (math.isnan(a) and math.isnan(b))
+            for here, there in zip(one, other, strict=True)
+            for a, b in zip(here, there, strict=True)
+        )
+    return False
 
 
 def _digest(known: Any) -> str:

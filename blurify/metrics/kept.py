@@ -23,14 +23,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+import torch
+
+from blurify.errors import BlurifyError
 from blurify.metrics.journal import Journal
 from blurify.metrics.subject import Batch, Pictures
 
 Result = TypeVar("Result")
+_SETTINGS = re.compile(r"([1-9]\d{0,17})/([0-9a-f]{16})/\d+")  # what follows the name: how many steps, and which one
 
 
 class Kept:
@@ -65,12 +70,21 @@ class Kept:
 
     def share(self, name: str) -> float:
         """How much of a metric is done, from 0 to 1; of several settings, that of which most is."""
-        done = Counter(
-            key.rpartition("/")[0]
-            for key, known in self.journal.entries.items()
-            if "" in known and key.startswith(f"{self._under}{name}/")
-        )
-        return max((count / int(key.split("/")[-2]) for key, count in done.items()), default=0.0)
+        done: Counter[tuple[int, str]] = Counter()
+        most = 0.0
+        for key, known in self.journal.entries.items():
+            if "" not in known or not key.startswith(f"{self._under}{name}/"):
+                continue
+            found = _SETTINGS.fullmatch(key, len(self._under) + len(name) + 1)
+            if found is not None:  # else it is no line of ours
+                total, digest = int(found[1]), found[2]
+                done[total, digest] += 1
+                most = max(most, done[total, digest] / total)
+        return min(most, 1.0)
+
+    def knows(self, names: Iterable[str]) -> bool:
+        """Whether anything is there of one of some metrics."""
+        return any(key.startswith(f"{self._under}{name}/") for key in self.journal.entries for name in names)
 
 
 class Steps:
@@ -78,6 +92,8 @@ class Steps:
 
     def __init__(self, total: int, journal: Journal | None = None, key: str = "") -> None:
         self.total = total
+        if journal is not None:
+            journal.used.add(key)
         self._journal = journal
         self._key = key
         self._mine: dict[int, Any] = {}  # where nothing is written down
@@ -128,6 +144,28 @@ class Steps:
 def steps_for(kept: Kept | None, name: str, total: int, **settings: Any) -> Steps:
     """`Kept.steps`; where there is no `Kept`, steps that are kept nowhere."""
     return Steps(total) if kept is None else kept.steps(name, total, **settings)
+
+
+def anew_where_damaged(kept: Kept | None, run: Callable[[], Result]) -> Result:
+    """What `run` returns; where it stumbles over lines of before that are not what was written, it is run without them.
+
+    What a model raises, and memory that runs out, is no such reason: `Subject.run` makes a BlurifyError of the one.
+    """
+    try:
+        return run()
+    except (BlurifyError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if memory or kept is None or not kept.journal.distrust():
+            raise
+    return run()
+
+
+def check_kept(fits: bool) -> None:
+    """Raise ValueError, by which `anew_where_damaged` knows it, where results don't fit what was measured."""
+    if not fits:
+        raise ValueError("what was kept of a run before is not what it wrote")
 
 
 def _batches(pictures: Pictures, size: int, first: int) -> Iterator[Batch]:

@@ -17,7 +17,8 @@ from blurify.metrics.detections import LEAST_SCORE
 from blurify.metrics.equivariance import MOST_SHIFT, UnknownLayerError, equivariance
 from blurify.metrics.fractional import fractional
 from blurify.metrics.half_patch import half_patch
-from blurify.metrics.kept import Kept
+from blurify.metrics.keeping import of_output
+from blurify.metrics.kept import Kept, anew_where_damaged
 from blurify.metrics.lie_derivative import lie_derivative
 from blurify.metrics.results import Measurement
 from blurify.metrics.stability import stability
@@ -99,7 +100,7 @@ def measure(
     # Nobody asked for it by name, and many a detector runs otherwise for every picture.
     optional = {"aliasing"} if tuple(metrics) == DEFAULT_METRICS and taken.kind == "detections" else set()
     if kept is not None:
-        kept = kept.under(output=asdict(taken))
+        kept = of_output(kept, subject)
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "watch": watch, "kept": kept}
     small = {**common, "batch_size": min(batch_size, ALIASING_BATCH)}
     room = circular or any(
@@ -137,7 +138,7 @@ def measure(
         try:
             check_defined(name, taken, subject)
             field = FIELDS[taken.kind] if name == "consistency" else name.replace("-", "_")
-            found[field] = ways[name]()
+            found[field] = anew_where_damaged(kept, ways[name])
         except BlurifyError as error:
             if (name in metrics and name not in optional) or isinstance(error, PictureError):
                 raise

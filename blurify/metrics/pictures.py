@@ -76,6 +76,10 @@ class FolderPictures:
     def __len__(self) -> int:
         return len(self.files)
 
+    def only(self, chosen: Sequence[int]) -> FolderPictures:
+        """Those of some numbers."""
+        return dataclasses.replace(self, files=tuple(self.files[index] for index in chosen))
+
     def batches(self, size: int) -> Iterator[Batch]:
         """All pictures in order, `size` at a time. Raises BlurifyError at a file that can't be read."""
         return self.batches_from(size, 0)
@@ -197,8 +201,9 @@ def some_of(pictures: Pictures, images: int | None, seed: int) -> Pictures:
     chosen = spread_choice(len(pictures), images, seed)
     if len(chosen) == len(pictures):
         return pictures
-    if isinstance(pictures, FolderPictures):  # no others are decoded
-        return dataclasses.replace(pictures, files=tuple(pictures.files[index] for index in chosen))
+    only = getattr(pictures, "only", None)
+    if only is not None:  # no others are decoded
+        return cast(Pictures, only(chosen))
     batches = list(pictures.batches(max(len(pictures), 1)))
     canvases, labels = (torch.cat([getattr(b, part) for b in batches])[chosen] for part in ("canvases", "labels"))
     return TensorPictures(canvases, labels, pictures.name)

@@ -586,6 +586,10 @@ def read_as(kind: Any, value: Any) -> Any:
     if get_origin(kind) is tuple:
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
         return tuple(read_as(item, part) for item, part in zip(kinds, value, strict=True))
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise TypeError(f"{value!r} is no record")
+        return {key: read_as(arguments[1], item) for key, item in value.items()}
     if kind in (float, int, str, bool) and not isinstance(value, (float, int) if kind is float else kind):
         raise TypeError(f"{value!r} is no {kind.__name__}")
     return value

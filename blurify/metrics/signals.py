@@ -82,6 +82,11 @@ class Signals:
         return any(recording.folder in self.classes for recording, _ in self.stretches)
 
     @property
+    def files(self) -> tuple[Recording, ...]:
+        """The recordings that stretches are taken from, each once."""
+        return tuple({(one.path, one.row): one for one, _ in self.stretches}.values())
+
+    @property
     def fingerprint(self) -> str:
         """Differs where the signals do: of the files' names and sizes, and of where the stretches begin."""
         found = [(one.folder, one.path.name, one.path.stat().st_size, one.row, start) for one, start in self.stretches]
@@ -90,10 +95,18 @@ class Signals:
     def __len__(self) -> int:
         return len(self.stretches)
 
+    def only(self, chosen: Sequence[int]) -> Signals:
+        """Those of some numbers."""
+        return dataclasses.replace(self, stretches=tuple(self.stretches[index] for index in chosen))
+
     def batches(self, size: int) -> Iterator[Batch]:
         """All stretches in order, `size` at a time. Raises PictureError at a file that can't be read."""
+        return self.batches_from(size, 0)
+
+    def batches_from(self, size: int, first: int) -> Iterator[Batch]:
+        """The same from batch number `first` on; those of earlier ones are not read."""
         length = self.preprocessing.canvas[1]
-        for start in range(0, len(self), size):
+        for start in range(first * size, len(self), size):
             chosen = self.stretches[start : start + size]
             canvases = torch.stack([_read(one, at, length, self.preprocessing.channels) for one, at in chosen])
             labels = torch.tensor([self.classes.get(one.folder, -1) for one, _ in chosen])

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blurify.errors import BlurifyError
+from blurify.errors import BlurifyError, printable
 from blurify.metrics.differences import Difference
 from blurify.metrics.pareto import ParetoPoint, ParetoTable
 from blurify.metrics.results import Estimate
@@ -63,8 +63,8 @@ def render(report: Report) -> str:
     text: str = environment.get_template("page.html.j2").render(page=_page(report))
     if any(measured.settings.get("signal") for measured in report.measurements):
         text = words.of_signals(text)
-    # JSON may hold half a surrogate pair, which no file can.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    # JSON may hold half a surrogate pair, which no file can, and names may hold what HTML forbids.
+    return printable(text, "\N{REPLACEMENT CHARACTER}")
 
 
 def _page(report: Report) -> dict[str, Any]:

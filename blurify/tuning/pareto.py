@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from blurify.graph.inputs import traced
 from blurify.metrics.agreement import agreements
 from blurify.metrics.aliasing import aliasing
 from blurify.metrics.keeping import of_model
-from blurify.metrics.kept import Kept
+from blurify.metrics.kept import Kept, anew_where_damaged
 from blurify.metrics.pareto import USUAL, ParetoPoint, ParetoTable, check_points
 from blurify.metrics.results import Agreement
 from blurify.metrics.subject import Pictures, Subject, Watch
@@ -106,7 +107,9 @@ def pareto_table(
         raise BlurifyError(f"the recipe {wanted.name} converts no site of this model: there is nothing to choose from")
     options = Options.of(wanted, plan, planned)
     if subject is not None and pictures is not None:
-        options = options.with_measured_gains(subject, pictures, watch, kept)
+        options = anew_where_damaged(
+            kept, functools.partial(options.with_measured_gains, subject, pictures, watch, kept)
+        )
     order = list(steps(options.ways, [Limit(math.inf, max(seen.macs, 1.0), lambda one: one.macs)]))
 
     def after(count: int) -> Plan:
@@ -127,7 +130,10 @@ def pareto_table(
             else _converted(subject, one.plan.recipe, example_inputs)
             for one in candidates
         ]  # fmt: skip
-        shown = _measured(subject, models, plan, pictures, batch_size, min(aliasing_images, len(pictures)), watch, kept)
+        few = min(aliasing_images, len(pictures))
+        shown = anew_where_damaged(
+            kept, functools.partial(_measured, subject, models, plan, pictures, batch_size, few, watch, kept)
+        )
     meter = _meter(model, seen)
     points = []
     for one, (agreed, share) in zip(candidates, shown.figures, strict=True):

@@ -136,6 +136,9 @@ def test_detections(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["detections"]["pixel_overlap"]["value"] == pytest.approx(11 / 13)
     out = out_of(capsys, "measure", "python:kinds_of_nets:finder", *PICTURES)
     assert "output taken for detections" in out and "shift by one pixel: boxes matched" in out
+    # Two of them, with fewer pictures in the last batch than in the others.
+    out = out_of(capsys, "measure", *["python:kinds_of_nets:finder"] * 2, *PICTURES, "--batch-size", "4")
+    assert "agreement of python:kinds_of_nets:finder is not measured" in out and "a list of boxes for each" in out
     line = error_of(capsys, "measure", "python:kinds_of_nets:finder", *PICTURES, "--least-score", "0.95")
     assert "no box of a score of 0.95" in line
     assert "--least-score 2 is no score" in error_of(

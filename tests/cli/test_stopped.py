@@ -69,15 +69,21 @@ class Runs:
         (folder / "counted.py").write_text(COUNTED)
         self.notes = folder / "notes"
 
-    def start(self, *arguments: object, wait: float = 0) -> subprocess.Popen[str]:
+    def command(self, *arguments: object) -> list[str]:
+        return [sys.executable, "-m", "blurify", *map(str, arguments)]
+
+    def around(self, wait: float = 0) -> dict[str, Any]:
         paths = [str(self.folder), os.environ.get("PYTHONPATH", ""), str(Path(cli.__file__).parents[2])]
         more = {
             "COUNTED": str(self.notes), "COUNTED_WAIT": str(wait), "BLURIFY_CACHE": str(self.folder / "cache"),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }  # fmt: skip
+        return {"env": {**os.environ, **more}, "cwd": self.folder}
+
+    def start(self, *arguments: object, wait: float = 0) -> subprocess.Popen[str]:
         return warm.Popen(
-            [sys.executable, "-m", "blurify", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env={**os.environ, **more}, preexec_fn=heed, cwd=self.folder,
+            self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed,
+            **self.around(wait),
         )  # fmt: skip
 
     def run(self, *arguments: object) -> str:
@@ -214,13 +220,50 @@ def test_what_was_measured_is_kept_until_it_is_where_it_is_to_be(
     assert "going on" in capsys.readouterr().err and not list(cache.iterdir())
 
 
-@pytest.mark.parametrize("what", ["a file in its place", "no space"])
+def test_what_is_printed_onto_a_full_disk_is_kept(runs: Runs) -> None:
+    asked = ["measure", *MODEL, "--metrics", "consistency", "--json"]
+    wanted = runs.run(*asked)
+    before = len(runs.seen())
+    assert not runs.journals
+    with open("/dev/full", "w") as disk:
+        found = subprocess.run(runs.command(*asked), stdout=disk, stderr=subprocess.PIPE, text=True, **runs.around())
+    assert found.returncode == 1 and "No space left on device" in found.stderr and found.stderr.count("\n") == 1
+    assert len(runs.journals) == 1
+    done = len(runs.seen())
+    assert runs.run(*asked) == wanted and len(runs.seen()) - done < done - before - 6 * 3
+
+
+def test_what_is_there_is_no_part_of_the_time_that_is_said_to_be_left(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from blurify.metrics import files
+
+    said: list[float] = []
+    monkeypatch.setattr(expecting, "warn", lambda found, most_shift: said.append(expecting.total(found)))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_measurements", None)
+        assert cli.main([*DEMO, "-o", str(tmp_path / "found.json")]) == 1
+    capsys.readouterr()
+    # Another command knows nothing of it, and leaves it there.
+    assert cli.main([*DEMO, "--metrics", "worst-case"]) == 0
+    assert "going on" not in capsys.readouterr().err and len(list(cache.iterdir())) == 1
+    assert cli.main([*DEMO, "-o", str(tmp_path / "found.json")]) == 0
+    assert "going on" in capsys.readouterr().err and not list(cache.iterdir())
+    assert said[0] > 0 and said[1] > 0 and said[2] == 0
+
+
+@pytest.mark.parametrize("what", ["a file in its place", "no space", "no home"])
 def test_where_nothing_can_be_kept_it_is_measured_all_the_same(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     assert cli.main([*DEMO, "--json"]) == 0
     wanted = capsys.readouterr().out
-    if what == "no space":
+    if what == "no home":
+        for name in ("BLURIFY_CACHE", "XDG_CACHE_HOME", "HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        reason = "there is no home folder"
+    elif what == "no space":
         monkeypatch.setattr(keeping, "open_journal", full)
         reason = "No space left on device"
     else:
@@ -260,6 +303,11 @@ def test_an_estimate_says_what_it_would_take_and_measures_nothing(
     parts = [metric["seconds"] for model in data["models"] for metric in model["metrics"]]
     assert data["seconds"] == pytest.approx(sum(parts)) and min(parts) > 0
     assert not cache.exists()
+    asked = [*DEMO, "--metrics", "consistency,worst-case", "--estimate"]
+    for option, at_most in (("--labels", False), ("--no-labels", True)):
+        assert cli.main([*asked, option]) == 0
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("worst-case"))
+        assert re.split(r"  +", row)[-1].startswith("up to ") == at_most
 
 
 def test_one_is_told_before_what_takes_long(

@@ -49,6 +49,13 @@ def subject(*args: Any, **more: Any) -> Subject:
     return Subject(Net(*args, **more), PLAIN, f"net {args[0]}")
 
 
+def test_outputs_that_are_more_for_more_pictures() -> None:
+    """A tensor a picture, of which there are fewer in a smaller batch."""
+    one, other = (subject(seed, out=lambda logits: [row[:4, None] for row in logits]) for seed in (1, 2))
+    with pytest.raises(BlurifyError, match="returns 4 tensors for some pictures and 1 for others"):
+        agreement(one, other, pictures(7), batch_size=4)
+
+
 def slow(one: nn.Module, other: nn.Module) -> dict[str, float]:
     """By the definitions, a picture and a class at a time, in Python's own numbers."""
     rows = []

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from blurify.metrics.expected import expected
 from blurify.metrics.journal import OLD, open_journal
 from blurify.metrics.kept import Kept
 from blurify.metrics.measuring import METRICS, measure
+from blurify.metrics.signals import open_signals
+from blurify.metrics.subject import Signal
 from blurify.tuning.pareto import pareto_table
 
 USED = Preprocessing((24, 28), (36, 40))
@@ -233,6 +236,30 @@ def test_another_model_other_pictures_or_versions_have_another_name(
     assert not set(before) & set(after)
 
 
+@pytest.mark.parametrize("change", ["samples", "path", "stretches"])
+def test_other_signals_have_another_name(tmp_path: Path, change: str) -> None:
+    used = Preprocessing((1, 8), (1, 16), 1, (0.0,), (1.0,), signal=Signal("N,C,T"))
+    one = Subject(nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).eval(), used)
+
+    def named(folder: Path, count: int = 4) -> str | None:
+        return keeping.name_of(one, open_signals(folder, used, count=count))
+
+    def write(folder: Path, value: float) -> Path:
+        folder.mkdir(exist_ok=True)
+        np.save(folder / "one.npy", np.full((64,), value, np.float32))
+        return folder / "one.npy"
+
+    path = write(tmp_path / "waves", 0.0)
+    times = path.stat()
+    before = named(path.parent)
+    assert named(path.parent) == before
+    if change == "samples":  # a file of the same size, with the times of before
+        write(path.parent, 0.5)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    where = write(tmp_path / "others", 0.0).parent if change == "path" else path.parent
+    assert named(where, 3 if change == "stretches" else 4) != before
+
+
 def test_code_of_the_models_class_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     text = "import torch\nclass Mine(torch.nn.Module):\n    def forward(self, x):\n        return x.mean((2, 3)){}\n"
@@ -243,7 +270,32 @@ def test_code_of_the_models_class_counts(tmp_path: Path, monkeypatch: pytest.Mon
     one = keeping.identity_of(mine_that_changes.Mine())
     assert keeping.identity_of(mine_that_changes.Mine()) == one
     file.write_text(text.format(" * 2"))
-    assert keeping.identity_of(mine_that_changes.Mine()) != one
+    two = keeping.identity_of(mine_that_changes.Mine())
+    assert two != one
+    # What it calls elsewhere, too.
+    other = tmp_path / "mine_that_is_called.py"
+    other.write_text("SCALE = 1.0\n")
+    import mine_that_is_called  # type: ignore[import-not-found] # noqa: F401
+
+    three = keeping.identity_of(mine_that_changes.Mine())
+    other.write_text("SCALE = 1.001\n")
+    assert len({two, three, keeping.identity_of(mine_that_changes.Mine())}) == 3
+    monkeypatch.setattr(mine_that_changes, "__version__", "2", raising=False)
+    assert keeping.identity_of(mine_that_changes.Mine()) not in (one, two, three)
+
+
+def test_floats_that_no_repr_shows_count() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, scale: float, mean: tuple[float, ...] = (0.5, 1)) -> None:
+            super().__init__()
+            self.scale, self.mean, self.calls = scale, mean, 0
+
+    one, other = Scaled(1.0), Scaled(1.001)
+    assert repr(one) == repr(other)
+    assert len({keeping.identity_of(found) for found in (one, other, Scaled(1.0, (0.6, 1)))}) == 3
+    before = keeping.identity_of(one)
+    one.calls += 1
+    assert keeping.identity_of(one) == before
 
 
 @pytest.mark.parametrize(
@@ -330,6 +382,13 @@ def test_the_share_that_is_done_is_known(tmp_path: Path) -> None:
     kept.under(model="other").steps("metric", 1).done(0, 0)
     kept.steps("metric", 4, seed=1).part(3, "a part", lambda: 0)
     assert kept.share("metric") == 3 / 4
+    assert kept.knows(["others", "metric"]) and not kept.knows(["others", "a part"])
+    # As the command line asks, of what `measure` has written down.
+    one, pictures = subject(), shown()
+    whole = kept_in(tmp_path, one, pictures)
+    measure(one, pictures, ["consistency"], batch_size=2, kept=whole)
+    of_it = keeping.of_output(whole, one)
+    assert [of_it.share(name) for name in keeping.steps_of(["consistency", "aliasing"], one)] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("how", ["full", "short"])
@@ -373,16 +432,15 @@ def test_the_last_one_who_uses_a_journal_removes_it(tmp_path: Path) -> None:
 
 
 def test_what_nobody_went_on_with_is_removed_after_a_while(tmp_path: Path) -> None:
-    old, young, used = (tmp_path / f"{name}.jsonl" for name in ("old", "young", "used"))
-    for path in (old, young, used):
+    old, young, used = (tmp_path / f"{digit * 32}.jsonl" for digit in "01a")
+    others = [tmp_path / name for name in ("of-somebody-else.txt", "data.jsonl", f"{'0' * 31}.jsonl")]
+    for path in (old, young, used, *others):
         path.touch()
-    other = tmp_path / "of-somebody-else.txt"
-    other.touch()
-    for path in (old, used, other):
+    for path in (old, used, *others):
         os.utime(path, (time.time() - OLD - 60,) * 2)
     held = open_journal(used)
     kept_in(tmp_path, subject(), shown()).journal.close(done=True)
-    assert {path.name for path in tmp_path.iterdir()} == {young.name, used.name, other.name}
+    assert {path.name for path in tmp_path.iterdir()} == {young.name, used.name, *(path.name for path in others)}
     held.close(done=False)
 
 
@@ -394,6 +452,114 @@ def test_the_cache_folder_is_where_one_looks_for_it(monkeypatch: pytest.MonkeyPa
     assert keeping.cache_folder() == tmp_path / "blurify" / "measured"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert keeping.cache_folder() == Path.home() / ".cache" / "blurify" / "measured"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # nor does the system know of one
+    with pytest.raises(OSError, match="no home folder: name one by BLURIFY_CACHE"):
+        keeping.cache_folder()
+
+
+def test_what_another_command_was_stopped_in_stays_when_one_is_done(tmp_path: Path) -> None:
+    pictures, one = shown(), subject()
+    kept = kept_in(tmp_path, one, pictures)
+    wanted = measure(one, pictures, ["equivariance"], batch_size=2, most_shift=2, kept=kept)
+    kept.journal.append(f"{list(kept.journal.entries)[-1].rpartition('/')[0]}/9", "a part", [1.5])
+    kept.close(done=False)
+    other = kept_in(tmp_path, subject(), pictures)
+    for name in ("consistency", "half-patch"):
+        measure(subject(), pictures, [name], batch_size=2, kept=other)
+    other.close(done=True)
+    again, last = subject(), subject()
+    left = kept_in(tmp_path, again, pictures)
+    assert {key.split("/")[-4] for key in left.journal.entries if "/" in key} == {"equivariance"}
+    assert [known for known in left.journal.entries.values() if "a part" in known] == [{"a part": [1.5]}]
+    again.model.last = again.model.forwards + 1  # the noise that tells what the output is
+    assert measure(again, pictures, ["equivariance"], batch_size=2, most_shift=2, kept=left) == wanted
+    left.close(done=True)
+    assert not kept_in(tmp_path, last, pictures).journal.before
+
+
+HOSTILE = (
+    None, 7, "text", [], {}, [[]], [[1e400]], {"agree": 3}, [None] * 9, "9" * 4000, [[[10**30, 10**30], "eA=="]] * 3,
+    [[0, 1], "====", {}], 10**400, {"missing": 3}, True, [["nan"]],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*METRICS, "agreement"])
+def test_lines_that_nobody_could_have_written_are_measured_again(tmp_path: Path, name: str) -> None:
+    pictures, other = shown(2), Subject(Net(1).eval(), USED, "other")
+
+    def run(one: Subject, pictures: Any, kept: Kept | None) -> Any:
+        original = other if name == "agreement" else None
+        return measure(one, pictures, [name], batch_size=1, most_shift=2, original=original, kept=kept)
+
+    wanted = run(subject(), pictures, None)
+    one = subject()
+    kept = kept_in(tmp_path, one, pictures)
+    assert run(one, pictures, kept) == wanted
+    kept.close(done=False)
+    key = [key for key in kept.journal.entries if "/" in key][1]
+    before = kept.journal.path.read_bytes()
+    for data in HOSTILE[:: 6 if name in ("stability", "worst-case") else 1]:  # they take their time
+        for hostile in ([key, "", data], [key, "0 1", data]):
+            text = json.dumps(hostile).encode()
+            lines = b"" if hostile[1] else before
+            kept.journal.path.write_bytes(before.splitlines(keepends=True)[0] + lines + line(text))
+            again = kept_in(tmp_path, subject(), pictures)
+            assert again.journal.before > 1
+            assert run(subject(), pictures, again) == wanted, hostile
+            again.close(done=False)
+
+
+def line(text: bytes) -> bytes:
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[5, 0, {}]", '["a", null, 1]', '{"a": 1}', '[["a"], "", 1]', '["model", "", 5]',
+        '["model", "", {"answer": 7}]',
+        '["model", "", {"answer": [["a"]]}]', '["model", "", {"answer": [[]]}]',
+        '["model", "", {"answer": [[1e999]]}]',
+        "[" * 100_000, '["consistency/0/0123456789abcdef/0", "", 1]', '["consistency/x/y/0", "", 1]', "7" * 5000,
+        '["consistency/3/0123456789abcdef/0/1/2", "", 1]', '["/", "", 1]', '["", "", 1]',
+    ],
+)  # fmt: skip
+def test_hostile_lines_break_nothing(tmp_path: Path, text: str) -> None:
+    pictures, one = shown(), subject()
+    kept = kept_in(tmp_path, one, pictures)
+    kept.close(done=False)
+    with open(kept.journal.path, "ab") as file:
+        file.write(line(text.encode()))
+    again = kept_in(tmp_path, one, pictures)
+    assert again.share("consistency") == 0
+    assert measure(one, pictures, ["consistency"], kept=again) == measure(one, pictures, ["consistency"])
+    again.close(done=True)
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "folder"])
+def test_a_journal_is_a_file_of_its_own(tmp_path: Path, what: str) -> None:
+    """A link that somebody laid there must not have another file written to, or emptied; a pipe is waited for."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    name = keeping.name_of(subject(), shown())
+    path = tmp_path / "kept" / f"{name}.jsonl"
+    path.parent.mkdir()
+    make = {"link": lambda: path.symlink_to(precious), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
+    make[what]()
+    with pytest.raises(OSError):
+        keeping.keep(subject(), shown(), folder=path.parent)
+    assert precious.read_text() == "mine"
+
+
+def test_an_answer_that_is_no_number_is_known_again(tmp_path: Path) -> None:
+    pictures, one = shown(), subject()
+    with torch.no_grad():
+        one.model[7].bias[0] = float("nan")
+    kept = kept_in(tmp_path, one, pictures)
+    kept.steps("metric", 1).done(0, 1)
+    kept.close(done=False)
+    assert kept_in(tmp_path, one, pictures).share("metric") == 1
 
 
 # What it is told, and what it will take
@@ -418,7 +584,13 @@ def test_the_forwards_that_are_expected_are_those_that_are_run() -> None:
         rows.clear()
         measure(one, pictures, [item.metric], batch_size=3, most_shift=2)
         assert sum(rows) == item.forwards, item.metric
-        assert item.seconds > 0
+        assert item.seconds > 0 and not item.at_most
+    # The worst case leaves pictures without a label aside, by their answers.
+    unlabelled = expected(one, TensorPictures(pictures.canvases), ["consistency", "worst-case"])
+    assert [item.at_most for item in unlabelled] == [False, True]
+    rows.clear()
+    measure(one, TensorPictures(pictures.canvases), ["worst-case"], batch_size=3)
+    assert 0 < sum(rows) < unlabelled[1].forwards
 
 
 def test_metrics_that_a_model_cannot_be_measured_by_are_not_expected() -> None:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import blurify
 from blurify.errors import BlurifyError, PictureError
-from blurify.metrics import Measurement, measure
+from blurify.metrics import Measurement, measure, signals
+from blurify.metrics.pictures import some_of, spread_choice
 from blurify.metrics.signals import holds_signals, open_signals, signal_preprocessing
 from blurify.metrics.subject import Preprocessing, Signal, Subject
 
@@ -53,6 +54,22 @@ def read(path: Path, used: Preprocessing, **more: Any) -> list[list[list[float]]
 def test_waves_of_every_width(width: int, tmp_path: Path) -> None:
     write_wave(tmp_path / "a.wav", [[value] for value in RAMP], width=width)
     assert read(tmp_path, geometry()) == [[RAMP[:4]], [RAMP[4:]]]
+
+
+def test_some_of_many_are_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", np.arange(40, dtype=np.float32)[:, None].repeat(4, 1) / 40)
+    opened = open_signals(tmp_path, geometry())
+    whole = torch.cat([batch.canvases for batch in opened.batches(8)])
+    reads: list[int] = []
+    real = signals._read
+    monkeypatch.setattr(signals, "_read", lambda one, *rest: (reads.append(one.row), real(one, *rest))[1])
+    chosen = spread_choice(40, 3, 7)
+    found = torch.cat([batch.canvases for batch in some_of(opened, 3, 7).batches(8)])
+    assert torch.equal(found, whole[chosen]) and reads == chosen
+    reads.clear()
+    rest = list(opened.batches_from(16, 2))
+    assert torch.equal(rest[0].canvases, whole[32:]) and reads == list(range(32, 40))
+    assert rest[0].indices.tolist() == reads and len(rest) == 1
 
 
 def test_two_channels(tmp_path: Path) -> None:

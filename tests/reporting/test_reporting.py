@@ -771,6 +771,11 @@ def test_command_measures_a_model_with_the_options_of_measure(
             "format 7",
         ),
         ('{"measurements": [{"format": 1, "model": "m", "data": "d", "images": 1}], "versions": 3}', "no measurements"),
+        (
+            '{"measurements": [{"format": 1, "model": "m", "data": "d", "images": 1, "settings": "text"}]}',
+            "is no record",
+        ),
+        ('{"measurements": [{"format": 1, "model": "m", "data": "d", "images": 1, "skipped": []}]}', "is no record"),
     ],
 )
 def test_command_with_a_file_that_is_none(
