@@ -585,10 +585,11 @@ def _pictures(subject: Subject, loaded: LoadedModel, choices: Choices) -> Pictur
         choices: the options.
     """
     from blurify.metrics import pictures, preprocessing, signals
+    from blurify.metrics.results import KIND_WORDS
 
     used, taken, labels = subject.preprocessing, subject.output, choices.labels
     classes = taken.shape[0] if taken.kind == "classes" else None
-    gives = f"{classes} classes" if classes is not None else _GIVES[taken.kind]
+    gives = f"{classes} classes" if classes is not None else KIND_WORDS[taken.kind]
     if labels and classes is None:
         raise BlurifyError(f"{subject.name} gives {gives}, for which folders have no labels: leave --labels out")
     if choices.data is None:
@@ -619,14 +620,6 @@ def _pictures(subject: Subject, loaded: LoadedModel, choices: Choices) -> Pictur
     if labels and not found.labelled:
         raise BlurifyError(f"--labels can't be had: {found.note.removeprefix('no labels: ')}")
     return found
-
-
-_GIVES = {
-    "label-map": "a label map",
-    "embedding": "an embedding",
-    "dense": "a map of real numbers",
-    "detections": "detections",
-}
 
 
 def entry_and_file(choices: Choices, file: Path | None, suffixes: tuple[str, ...]) -> tuple[Choices, Path | None]:

@@ -19,7 +19,17 @@ from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.outputs import as_scores, entry_in, in_order
 from blurify.metrics.results import Agreement, Estimate
 from blurify.metrics.sizes import dimensions
-from blurify.metrics.subject import Batch, Pictures, Preprocessing, Subject, Watch, logits_of, middle, no_answer
+from blurify.metrics.subject import (
+    Batch,
+    Pictures,
+    Preprocessing,
+    Subject,
+    Watch,
+    logits_of,
+    middle,
+    no_answer,
+    not_finite,
+)
 
 SURE = 0.5  # the probability of a top-1 above which the original is sure of it
 FIRST = 5  # classes: the top-5
@@ -274,7 +284,7 @@ class _Classes:
         _check_shapes([one], [other], self._models)
         for model, logits in zip(self._models, (one, other), strict=True):
             if bool(no_answer(logits)):
-                raise _not_finite(model)
+                raise not_finite(f"the output of {model.name} is")
         log_one, log_other = one.log_softmax(1), other.log_softmax(1)
         (sure, top), (sure_other, top_other) = log_one.exp().max(1), log_other.exp().max(1)
         same = (top == top_other).double()
@@ -335,7 +345,7 @@ class _Outputs:
             )
         for model, tensors in zip(self._models, (one, other), strict=True):
             if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-                raise _not_finite(model)
+                raise not_finite(f"the output of {model.name} is")
         for sums, here, there in zip(self._sums, one, other, strict=True):
             sums.add(_precise(here), _precise(there), count)
         self._images += count
@@ -454,11 +464,4 @@ def _other_outputs(models: Sequence[Subject], first: Any, second: Any) -> Blurif
     return BlurifyError(
         f"{models[0].name} returns {here} and {models[1].name} {there}: give two models with the same outputs, such "
         "as one and its conversion"
-    )
-
-
-def _not_finite(model: Subject) -> BlurifyError:
-    return BlurifyError(
-        f"the output of {model.name} is not finite (nan or infinite): give pictures and --mean and --std that suit it, "
-        "or measure it in float32"
     )

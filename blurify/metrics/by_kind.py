@@ -10,7 +10,7 @@ from blurify.metrics.consistency import consistency
 from blurify.metrics.dense import dense_drift
 from blurify.metrics.detections import LEAST_SCORE, detection_shifts
 from blurify.metrics.embeddings import embedding_drift
-from blurify.metrics.results import Consistency, DenseDrift, DetectionShifts, EmbeddingDrift, Output
+from blurify.metrics.results import KIND_WORDS, Consistency, DenseDrift, DetectionShifts, EmbeddingDrift, Output
 from blurify.metrics.subject import Pictures, Subject
 
 FIELDS = {
@@ -30,13 +30,6 @@ _KINDS = {
 }  # all others take any
 _OF_PICTURES = ("equivariance", "stability", "worst-case", "half-patch", "fractional", "lie-derivative")
 _BOXES_BATCH = 8  # detectors see large pictures
-_WORDS = {
-    "classes": "classes",
-    "label-map": "a label map",
-    "embedding": "an embedding",
-    "dense": "a map of real numbers",
-    "detections": "detections",
-}
 
 
 def check_defined(metric: str, taken: Output, subject: Subject) -> None:
@@ -45,7 +38,7 @@ def check_defined(metric: str, taken: Output, subject: Subject) -> None:
     if kinds is not None and taken.kind not in kinds:
         takes = "classifiers" if kinds == ("classes",) else "classifiers and label maps"
         raise BlurifyError(
-            f"{metric} is measured on {takes} only, {subject.name} gives {_WORDS[taken.kind]}: leave {metric} out"
+            f"{metric} is measured on {takes} only, {subject.name} gives {KIND_WORDS[taken.kind]}: leave {metric} out"
         )
     if metric in _OF_PICTURES and subject.preprocessing.signal is not None:
         raise BlurifyError(f"{metric} is measured on models of pictures only: leave {metric} out for signals")

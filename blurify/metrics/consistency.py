@@ -14,7 +14,7 @@ from blurify.errors import BlurifyError
 from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import Consistency, Estimate
 from blurify.metrics.sizes import dimensions
-from blurify.metrics.subject import Batch, Pictures, Preprocessing, Subject, Watch, no_answer
+from blurify.metrics.subject import Batch, Pictures, Preprocessing, Subject, Watch, no_answer, not_finite
 
 NO_OVERLAP = "no two crops of a picture overlap: give a smaller --canvas"
 
@@ -102,10 +102,7 @@ def consistency(
             watch("consistency", number + 1, total)
     found = steps.results
     if any(step["broken"] for step in found):
-        raise BlurifyError(
-            "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, or "
-            "measure it in float32"
-        )
+        raise not_finite("the model's output is")
     dense = found[-1]["dense"]
     agree, change, flips, sure, right = (
         [value for step in found for value in step[name]] for name in ("agree", "change", "flips", "sure", "right")

@@ -13,7 +13,7 @@ from blurify.errors import BlurifyError
 from blurify.metrics.consistency import NO_OVERLAP, amounts, on_canvas, places_of, seen_at, step_of
 from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import DenseDrift, Estimate
-from blurify.metrics.subject import Pictures, Subject, Watch
+from blurify.metrics.subject import Pictures, Subject, Watch, not_finite
 
 
 def dense_drift(
@@ -80,10 +80,7 @@ def _finite(maps: Tensor) -> Tensor:
     found = maps.detach().cpu()
     found = found if found.dtype == torch.float64 else found.float()
     if not bool(found.isfinite().all()):
-        raise BlurifyError(
-            "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, or "
-            "measure it in float32"
-        )
+        raise not_finite("the model's output is")
     return found
 
 

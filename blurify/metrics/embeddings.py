@@ -13,7 +13,7 @@ from blurify.metrics.consistency import amounts, on_canvas, places_of, seen_at
 from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.packing import pack, unpack
 from blurify.metrics.results import EmbeddingDrift, Estimate
-from blurify.metrics.subject import Pictures, Subject, Watch
+from blurify.metrics.subject import Pictures, Subject, Watch, not_finite
 
 _AT_A_TIME = 1024  # rows of the table of all distances
 
@@ -87,10 +87,7 @@ def _unit(vectors: Tensor) -> Tensor:
     """(N, D) of length 1, float64 on the CPU; zeros stay zeros. Raises BlurifyError where they are not finite."""
     precise = vectors.detach().cpu().double()
     if not bool(precise.isfinite().all()):
-        raise BlurifyError(
-            "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, or "
-            "measure it in float32"
-        )
+        raise not_finite("the model's output is")
     return F.normalize(precise, dim=1, eps=torch.finfo(torch.float64).tiny)
 
 

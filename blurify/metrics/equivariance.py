@@ -21,7 +21,7 @@ from blurify.metrics.circular import circular_padding
 from blurify.metrics.kept import Kept, check_kept, steps_for
 from blurify.metrics.pictures import some_of
 from blurify.metrics.results import Equivariance, Estimate, LayerMap
-from blurify.metrics.subject import Pictures, Subject, Watch, middle
+from blurify.metrics.subject import Pictures, Subject, Watch, middle, not_finite
 from blurify.nn import BlurPool
 from blurify.spec.edits import InsertBlur, below
 from blurify.surgery.carrying import plan_of
@@ -144,10 +144,7 @@ def equivariance(
             layer.add(summary)
     maps = tuple(layer.result(len(chosen)) for layer in found)
     if not all(math.isfinite(layer.mean) for layer in maps):
-        raise BlurifyError(
-            "the model's features are not finite (nan or infinite): give pictures and --mean and --std that suit it, "
-            "or measure it in float32"
-        )
+        raise not_finite("the model's features are")
     return Equivariance(maps, len(chosen), (subject.preprocessing.channels, *size), reach, step=step, circular=circular)
 
 

@@ -21,7 +21,7 @@ from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.resampling import seen_shifted, shifted
 from blurify.metrics.results import Fractional
 from blurify.metrics.sizes import dimensions
-from blurify.metrics.subject import Batch, Pictures, Subject, Watch, middle, no_answer
+from blurify.metrics.subject import Batch, Pictures, Subject, Watch, middle, no_answer, not_finite
 
 PARTS = 4
 """Of a pixel along each axis: shifts by quarters, 15 of them."""
@@ -89,10 +89,7 @@ def fractional(
             seen = shifted(crop, *shift) if circular else seen_shifted(canvases, geometry.crop, *shift)
             logits = subject(seen)
             if bool(no_answer(logits)):
-                raise BlurifyError(
-                    "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit "
-                    "it, or measure it in float32"
-                )
+                raise not_finite("the model's output is")
             return logits
 
         def moved(shift: Shift) -> list[list[float]]:

@@ -19,7 +19,7 @@ from blurify.metrics.consistency import compared, confidence, estimate, seen_at
 from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import HalfPatch
 from blurify.metrics.sizes import dimensions
-from blurify.metrics.subject import Batch, Pictures, Subject, Watch, no_answer
+from blurify.metrics.subject import Batch, Pictures, Subject, Watch, no_answer, not_finite
 from blurify.planning.planner import make_plan
 from blurify.spec.recipes import load_recipe
 from blurify.surgery.carrying import plan_of
@@ -159,10 +159,7 @@ def _places(patch: tuple[int, int]) -> tuple[_Shifts, _Shifts, _Shifts]:
 
 def _check_finite(logits: Tensor) -> None:
     if bool(no_answer(logits)):
-        raise BlurifyError(
-            "the model's output is not finite (nan or infinite): give pictures and --mean and --std that suit it, or "
-            "measure it in float32"
-        )
+        raise not_finite("the model's output is")
 
 
 def patch_of(subject: Subject) -> tuple[int, int]:

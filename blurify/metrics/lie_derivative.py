@@ -24,7 +24,7 @@ from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.pictures import some_of
 from blurify.metrics.resampling import shifted
 from blurify.metrics.results import LayerError, LieDerivative
-from blurify.metrics.subject import Pictures, Subject, Watch, middle
+from blurify.metrics.subject import Pictures, Subject, Watch, middle, not_finite
 
 STEP = 1 / 32
 """Pixels. Small enough that the finite difference is within 0.2% of the derivative at a stride of 2, large enough that
@@ -125,10 +125,7 @@ def lie_derivative(
         for layer, errors in zip(watched, each, strict=True)
     )
     if not all(math.isfinite(layer.error.value) for layer in results):
-        raise BlurifyError(
-            "the model's features are not finite (nan or infinite): give pictures and --mean and --std that suit it, "
-            "or measure it in float32"
-        )
+        raise not_finite("the model's features are")
     return LieDerivative(results, len(chosen), (subject.preprocessing.channels, *size), step, circular)
 
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from blurify.errors import BlurifyError
 from blurify.metrics import boxes, origins
 from blurify.metrics.origins import Origin
-from blurify.metrics.results import Output
+from blurify.metrics.results import KIND_WORDS, Output
 from blurify.metrics.sizes import dimensions
 
-KINDS = ("classes", "label-map", "embedding", "dense", "detections")
+KINDS = tuple(KIND_WORDS)
 
 _CLASSES = r"(.*_)?(logits?|probs|probabilities)|out|scores|classes"
 _EMBEDDING = r"(.*_)?(embeddings?|embeds?|embedded|descriptors?|pooler_output|pooled(_output)?|feature_vector)"

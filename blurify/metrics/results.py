@@ -345,6 +345,16 @@ class LieDerivative:
     circular: bool = True
 
 
+KIND_WORDS = {
+    "classes": "classes",
+    "label-map": "a label map",
+    "embedding": "an embedding",
+    "dense": "a map of real numbers",
+    "detections": "detections",
+}
+"""The kinds of output, in words."""
+
+
 @dataclass(frozen=True)
 class Output:
     """What a model's output was taken for.
@@ -373,9 +383,7 @@ class Output:
         shape = f" ({'x'.join(map(str, self.shape))})" if self.shape else ""
         where = f" {self.name}" if self.name else ""
         aside = f"; left aside: {', '.join(self.others)}" if self.others else ""
-        words = {"classes": "classes", "label-map": "a label map", "embedding": "an embedding"}
-        words |= {"dense": "a map of real numbers", "detections": "detections"}
-        return f"output{where}{shape} taken for {words.get(self.kind, self.kind)}: {self.why}{aside}"
+        return f"output{where}{shape} taken for {KIND_WORDS.get(self.kind, self.kind)}: {self.why}{aside}"
 
 
 @dataclass(frozen=True)

@@ -318,6 +318,14 @@ def middle(canvases: Tensor, size: tuple[int, int]) -> Tensor:
     return canvases[:, :, top : top + size[0], left : left + size[1]]
 
 
+def not_finite(what: str) -> BlurifyError:
+    """To be raised where what a model computes is no number; `what`: 'the model's output is', ..."""
+    return BlurifyError(
+        f"{what} not finite (nan or infinite): give pictures and --mean and --std that suit it, or measure it in "
+        "float32"
+    )
+
+
 def no_answer(logits: Tensor) -> Tensor:
     """Whether any of the logits (N, K, ...) say nothing, as their largest is nan or infinite: a scalar."""
     return ~logits.amax(1).isfinite().all()
