@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,11 +64,7 @@ def consistency(
     total = math.ceil(len(pictures) / batch_size)
     steps = steps_for(kept, "consistency", total, seed=seed, batch_size=batch_size, circular=circular)
     for number, batch in steps.batches(pictures, batch_size):
-        canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
-        first, second, beside = (
-            subject(seen_at(canvases, place[batch.indices], geometry, circular=circular))
-            for place in (places.first, places.second, places.beside)
-        )
+        first, second, beside = map(subject, sights(subject, batch, places, circular=circular))
         dense = first.ndim == 4
         broken = [bool(no_answer(logits)) for logits in (first, second, beside)]
         there = (places.second - places.first)[batch.indices]
@@ -83,7 +79,7 @@ def consistency(
                     f"a picture has the label {int(labels.max())}, the model only {first.shape[1]} classes: give the "
                     "pictures that it was trained for, or none of their labels"
                 )
-            centre = _centre(canvases[known.to(subject.device)], geometry)
+            centre = _centre(batch.canvases[known].to(subject.device), geometry)
             right = (subject(centre).argmax(1).cpu() == labels).double().tolist()
         steps.done(
             number,
@@ -136,6 +132,17 @@ class Places:
     first: Tensor
     second: Tensor
     beside: Tensor
+
+
+def sights(subject: Subject, batch: Batch, places: Places, *, circular: bool) -> Iterator[Tensor]:
+    """What is seen of a batch at the first places, at the second ones and beside the first: (N, C, h, w) each.
+
+    On the model's device. Raises BlurifyError where the canvases are of another size.
+    """
+    geometry = subject.preprocessing
+    canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
+    for place in (places.first, places.second, places.beside):
+        yield seen_at(canvases, place[batch.indices], geometry, circular=circular)
 
 
 def places_of(count: int, geometry: Preprocessing, seed: int, *, circular: bool) -> Places:

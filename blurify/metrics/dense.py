@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blurify.errors import BlurifyError
-from blurify.metrics.consistency import NO_OVERLAP, amounts, on_canvas, places_of, seen_at, step_of
+from blurify.metrics.consistency import NO_OVERLAP, amounts, places_of, sights, step_of
 from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import DenseDrift, Estimate
 from blurify.metrics.subject import Pictures, Subject, Watch, not_finite
@@ -54,10 +54,8 @@ def dense_drift(
     total = math.ceil(len(pictures) / batch_size)
     steps = steps_for(kept, "dense", total, seed=seed, batch_size=batch_size, circular=circular)
     for number, batch in steps.batches(pictures, batch_size):
-        canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
         first, second, beside = (
-            _finite(subject.values(seen_at(canvases, place[batch.indices], geometry, circular=circular)))
-            for place in (places.first, places.second, places.beside)
+            _finite(subject.values(seen)) for seen in sights(subject, batch, places, circular=circular)
         )
         errors: dict[str, list[float]] = {}
         for name, other, place in (("crops", second, places.second), ("pixel", beside, places.beside)):

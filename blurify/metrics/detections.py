@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from blurify.errors import BlurifyError
 from blurify.metrics.boxes import Boxes, matched, within
-from blurify.metrics.consistency import amounts, on_canvas, places_of, seen_at
+from blurify.metrics.consistency import amounts, places_of, sights
 from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.results import DetectionShifts, Estimate
 from blurify.metrics.subject import Pictures, Subject, Watch
@@ -63,13 +63,9 @@ def detection_shifts(
     steps = steps_for(kept, "detections", total, seed=seed, batch_size=batch_size, least=[least_score, least_overlap])
     for number, batch in steps.batches(pictures, batch_size):
         found: dict[str, list[float]] = {name: [] for name in (*_FIGURES, "counts")}
-        canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
         first, second, beside = (
-            [
-                boxes.some(boxes.scores >= least_score)
-                for boxes in subject.boxes(seen_at(canvases, place[batch.indices], geometry, circular=False))
-            ]
-            for place in (places.first, places.second, places.beside)
+            [boxes.some(boxes.scores >= least_score) for boxes in subject.boxes(seen)]
+            for seen in sights(subject, batch, places, circular=False)
         )
         found["counts"] += [float(len(boxes)) for boxes in first]
         for where, others, place in (("crops", second, places.second), ("pixel", beside, places.beside)):

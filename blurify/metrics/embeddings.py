@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blurify.errors import BlurifyError
-from blurify.metrics.consistency import amounts, on_canvas, places_of, seen_at
+from blurify.metrics.consistency import amounts, places_of, sights
 from blurify.metrics.kept import Kept, steps_for
 from blurify.metrics.packing import pack, unpack
 from blurify.metrics.results import EmbeddingDrift, Estimate
@@ -54,12 +54,8 @@ def embedding_drift(
     total = math.ceil(len(pictures) / batch_size)
     steps = steps_for(kept, "embedding", total, seed=seed, batch_size=batch_size, circular=circular)
     for number, batch in steps.batches(pictures, batch_size):
-        canvases = on_canvas(batch, geometry).to(subject.device, non_blocking=True)
-        seen = [
-            _unit(subject.values(seen_at(canvases, place[batch.indices], geometry, circular=circular)))
-            for place in (places.first, places.second, places.beside)
-        ]
-        steps.done(number, [[list(vectors.shape), pack(vectors.flatten().tolist())] for vectors in seen])
+        found = [_unit(subject.values(seen)) for seen in sights(subject, batch, places, circular=circular)]
+        steps.done(number, [[list(vectors.shape), pack(vectors.flatten().tolist())] for vectors in found])
         if watch is not None:
             watch("embedding drift", number + 1, total)
     first, second, beside = (torch.cat([_unpacked(*step[index]) for step in steps.results]) for index in range(3))
