@@ -733,6 +733,44 @@ def prove(model, plan, decided=None):
     return verify(model, converted, decided, given_inputs(image()), before)
 
 
+class Averages(nn.Module):
+    """Sites that the one-tap filter leaves as they are: pools as functions and slices, in both layouts."""
+
+    def __init__(self, op):
+        super().__init__()
+        self.conv, self.op = nn.Conv2d(3, 8, 3, padding=1), op
+
+    def forward(self, x):
+        return self.op(torch.relu(self.conv(x)))
+
+
+LEFT_AS_THEY_ARE = {
+    "function": lambda x: F.avg_pool2d(x, 2),
+    "function, wide": lambda x: F.avg_pool2d(x, kernel_size=7, stride=2, padding=3, count_include_pad=False),
+    "function, 4 by (4, 2)": lambda x: torch.nn.functional.avg_pool2d(x, (4, 4), stride=(4, 2), ceil_mode=True),
+    "module": nn.AvgPool2d(2),
+    "slice": lambda x: x[:, :, ::2, ::2],
+    "slice, with an ellipsis": lambda x: x[..., ::3, ::3],
+    "slice of tokens": lambda x: x.permute(0, 2, 3, 1)[:, ::2, ::2],
+}
+
+
+@pytest.mark.parametrize("op", LEFT_AS_THEY_ARE)
+def test_what_the_identity_filter_leaves_is_shown_by_where_it_looks(op):
+    torch.manual_seed(0)
+    model = Averages(LEFT_AS_THEY_ARE[op]).eval()
+    decided = decided_for(model)
+    proof = prove(model, decided.plan, decided)
+    assert proof.sites_shown == proof.sites_compared == 1 and proof.unshown == ()
+
+    def shifted(edit):
+        shift = tuple(one + 2 for one in edit.blur.shift)
+        return dataclasses.replace(edit, blur=dataclasses.replace(edit.blur, shift=shift))
+
+    with pytest.raises(VerificationError, match="samples beside where the"):
+        prove(model, changed(decided.plan, shifted), decided)
+
+
 BROKEN = {
     "a blur that does not subsample": (Map, on("wrap", blur_stride=(1, 1))),
     "a conv of the wrong stride": (Map, on(SetStride, stride=(2, 1))),

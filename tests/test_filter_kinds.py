@@ -192,5 +192,5 @@ def test_an_ideal_filter_in_place_of_a_long_average(stride):
     shifted = copy.deepcopy(converted)
     move = 1 + stride // 50
     shifted[2].register_forward_pre_hook(lambda module, given: (given[0].roll(move, -1),))
-    with pytest.raises(VerificationError, match="beside where the average pool looked"):
+    with pytest.raises(VerificationError, match="beside where the original looked"):
         check_averages(net, shifted, blurify.plan_of(converted))

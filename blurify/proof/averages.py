@@ -1,22 +1,28 @@
-"""Average pools: a filter that takes an average's place must look where the average looked.
+"""Average pools and slices: a filter that takes their place must look where they looked.
 
-The one-tap filter leaves an average pool as it is, so that the identity check says nothing of it. But a window and a
-filter are both of sum one and symmetric: of a ramp they give the place of their centre, and those must not lie apart.
+The one-tap filter leaves both as they are, so that the identity check says nothing of them. But a window, a single
+sample and a filter are all of sum one and symmetric: of a ramp they give the place of their centre, and those must not
+lie apart.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from blurify.errors import VerificationError
+from blurify.nn.arguments import POOL_PARAMETERS
 from blurify.nn.build import build
-from blurify.spec.edits import BlurPooling
+from blurify.spec.edits import Blur, BlurPooling, Rewrite
 from blurify.spec.methods import Fourier
 from blurify.spec.plan import Plan, Site
 
@@ -26,38 +32,126 @@ _RIPPLE = 0.05  # samples, and
 _CURVED = 0.003  # strides: of an ideal filter, which is shown no ramp but a wave
 
 
-def check_averages(original: nn.Module, converted: nn.Module, plan: Plan) -> frozenset[str]:
-    """The names of the sites whose average pools were compared, each with the original's own module.
+def check_averages(
+    original: nn.Module, converted: nn.Module, plan: Plan, points: Mapping[str, Sequence[Node]] | None = None
+) -> frozenset[str]:
+    """The names of the sites whose average pools or slices were compared, each with the original's own.
+
+    Args:
+        original: the model before the conversion.
+        converted: the model after it.
+        plan: what was done.
+        points: the traced calls of each site (`Decided.points`): what a pool that is a function, or a slice, was
+            called with.
 
     Raises:
         VerificationError: the filter of one looks elsewhere, or gives another size.
     """
     shown = set()
     for site in plan.converted:
+        if site.kind not in ("avgpool", "slice"):
+            continue
+        pairs: list[_Pair] = []
         for edit in site.edits:
-            if site.kind != "avgpool" or not isinstance(edit, BlurPooling):
-                continue
-            before, after = (model.get_submodule(edit.module) for model in (original, converted))
-            if getattr(before, "divisor_override", None):  # another scale
-                continue
-            pools: list[Any] = [_in_double(module) for module in (before, after)]
-            if edit.blur.phase is not None:  # of an average it is the place of the filter that counts, at one phase
-                pools[1].blurpool = build(dataclasses.replace(edit.blur, phase=None)).double()
+            if isinstance(edit, BlurPooling):
+                pairs.append(_modules(original, converted, edit))
+            elif isinstance(edit, Rewrite) and edit.op == "avgpool":
+                pairs += _calls(converted, edit, (points or {}).get(site.name, ()))
+            elif isinstance(edit, Rewrite) and edit.op == "slice":
+                pairs += _slices(converted, edit, (points or {}).get(site.name, ()))
+        for pair in pairs:
             for dim in range(len(site.stride)):
-                delay = _delay(edit, site) if dim == len(site.stride) - 1 else 0.0
-                limit, ideal = _EXACT if edit.blur.centre else _APART, isinstance(edit.blur.method, Fourier)
+                delay = _delay(pair.edit, site) if dim == len(site.stride) - 1 else 0.0
+                limit, ideal = _EXACT if pair.blur.centre else _APART, isinstance(pair.blur.method, Fourier)
                 if ideal:
                     limit += max(_RIPPLE, _CURVED * site.stride[dim])
-                _compare(site.name, pools, _ramp(site.kernel_size, site.stride, dim, smooth=ideal), delay, limit)
+                _compare(site.name, pair, _ramp(site.kernel_size, site.stride, dim, smooth=ideal), delay, limit)
+        if pairs and not any(pair.scaled for pair in pairs):
             shown.add(site.name)
     return frozenset(shown)
 
 
-def _in_double(module: nn.Module) -> nn.Module:
+@dataclass(frozen=True)
+class _Pair:
+    """An average pool, and what takes its place: functions of a tensor (N, C, *spatial) in float64 on the CPU.
+
+    Attributes:
+        edit: what put it there.
+        before, after: the two.
+        scaled: it divides by another number than that of its samples, so that it is no average.
+    """
+
+    edit: BlurPooling | Rewrite
+    before: Callable[[Tensor], Tensor]
+    after: Callable[[Tensor], Tensor]
+    scaled: bool
+
+    @property
+    def blur(self) -> Blur:
+        """The filter."""
+        assert self.edit.blur is not None
+        return self.edit.blur
+
+
+def _modules(original: nn.Module, converted: nn.Module, edit: BlurPooling) -> _Pair:
+    """A pool that is a module."""
+    before = original.get_submodule(edit.module)
+    after = _in_double(converted.get_submodule(edit.module), edit.blur)
+    return _Pair(edit, _in_double(before), after, bool(getattr(before, "divisor_override", None)))
+
+
+def _calls(converted: nn.Module, edit: Rewrite, nodes: Sequence[Node]) -> list[_Pair]:
+    """A pool that is a call, with all arguments but its input as they were traced."""
+    assert edit.blur is not None
+    stand_in = _in_double(converted.get_submodule(edit.part), edit.blur)
+    pairs = []
+    for node in nodes:
+        given = dict(zip(POOL_PARAMETERS["avg"], node.args, strict=False)) | node.kwargs
+        given.pop("input", None)
+        if not callable(node.target) or any(isinstance(value, Node) for value in given.values()):
+            continue
+        before = functools.partial(node.target, **given)
+        after = functools.partial(stand_in, node.target, **given)
+        pairs.append(_Pair(edit, before, after, bool(given.get("divisor_override"))))
+    return pairs
+
+
+def _slices(converted: nn.Module, edit: Rewrite, nodes: Sequence[Node]) -> list[_Pair]:
+    """A slice, as it was traced; of (N, *spatial, C) the channels are moved to where the others have them."""
+    assert edit.blur is not None
+    stand_in = _in_double(converted.get_submodule(edit.part), edit.blur)
+    last = edit.dims[0] == 1
+
+    def before(x: Tensor, index: Any) -> Tensor:
+        return x.movedim(1, -1)[index].movedim(-1, 1) if last else x[index]
+
+    def after(x: Tensor, index: Any) -> Tensor:
+        sliced: Tensor = stand_in(x.movedim(1, -1), index).movedim(-1, 1) if last else stand_in(x, index)
+        return sliced
+
+    return [
+        _Pair(edit, functools.partial(before, index=node.args[1]), functools.partial(after, index=node.args[1]), False)
+        for node in nodes
+        if len(node.args) == 2 and not node.kwargs and _only_steps(node.args[1], edit.blur)
+    ]
+
+
+def _only_steps(index: Any, blur: Blur) -> bool:
+    """Whether an index steps through the dimensions that are blurred, and leaves the others whole."""
+    items = [item for item in (index if isinstance(index, tuple) else (index,)) if item is not Ellipsis]
+    stepped = [item for item in items if item != slice(None)]
+    return [(item.stop, item.step) if isinstance(item, slice) else item for item in stepped] == [
+        (None, step) for step in blur.stride if step > 1
+    ]
+
+
+def _in_double(module: nn.Module, blur: Blur | None = None) -> nn.Module:
     """A copy on the CPU; of a model without data the pools and their filters need none."""
     copied = copy.deepcopy(module)
     if any(buffer.is_meta for buffer in copied.buffers()):
         copied = copied.to_empty(device="cpu")
+    if blur is not None and blur.phase is not None:  # of an average it is the filter's place that counts, at one phase
+        copied.blurpool = build(dataclasses.replace(blur, phase=None))
     return copied.to("cpu", torch.float64)
 
 
@@ -77,8 +171,9 @@ def _ramp(kernel: tuple[int, ...], stride: tuple[int, ...], dim: int, *, smooth:
     return ramp.expand(1, 1, *sizes).contiguous()
 
 
-def _delay(edit: BlurPooling, site: Site) -> float:
+def _delay(edit: BlurPooling | Rewrite, site: Site) -> float:
     """By how many samples a causal filter looks earlier than a pool whose windows end where its own do."""
+    assert edit.blur is not None
     method = edit.blur.method
     if edit.blur.padding != "causal" or isinstance(method, Fourier):
         return 0.0
@@ -88,15 +183,17 @@ def _delay(edit: BlurPooling, site: Site) -> float:
     return behind - (0.0 if own > 1 else (site.kernel_size[-1] - 1) / 2)
 
 
-def _compare(name: str, pools: list[Any], ramp: Tensor, delay: float, limit: float) -> None:
+def _compare(name: str, pair: _Pair, ramp: Tensor, delay: float, limit: float) -> None:
+    if pair.scaled:
+        return
     with torch.no_grad():
-        expected, actual = (pool(ramp) for pool in pools)
+        expected, actual = pair.before(ramp), pair.after(ramp)
     if expected.shape != actual.shape:
-        raise VerificationError(f"the filter at {name} gives another size than the average pool that was there")
+        raise VerificationError(f"the filter at {name} gives another size than what was there")
     middle = (0, 0, *(size // 2 for size in expected.shape[2:]))
     apart = (actual[middle] - expected[middle]).item() + delay
     if not abs(apart) <= limit:
         raise VerificationError(
-            f"the filter at {name} looks {apart:+.2g} samples beside where the average pool looked: please report this "
+            f"the filter at {name} looks {apart:+.2g} samples beside where the original looked: please report this "
             "model; --no-verify (verify=False) converts it all the same"
         )

@@ -53,7 +53,7 @@ def verify(original: nn.Module, converted: nn.Module, decided: Decided, inputs: 
             f"{len(left)} of the sites that the plan converts still alias, first {left[0]}: "
             "please report this model; skip the site in a recipe ([skip] names) to go on"
         )
-    averages = check_averages(original, converted, plan)
+    averages = check_averages(original, converted, plan, decided.points)
     found = identity_of(original, decided, inputs)
     if not found.within_tolerance:
         raise VerificationError(
