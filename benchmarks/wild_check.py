@@ -89,6 +89,7 @@ def scrubbed(row: dict[str, Any]) -> dict[str, Any]:
 
     def plain(text: str) -> str:
         text = re.sub(r"https?://\S+", "(an address)", text)
+        text = re.sub(r"\bhost='[^']*'?", "host=(a name)", text)
         return re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]*", "(a path)", text)
 
     return {

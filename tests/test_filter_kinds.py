@@ -13,6 +13,7 @@ import blurify
 from blurify.errors import BlurifyError, VerificationError
 from blurify.nn.fourier import FourierPool
 from blurify.proof.averages import check_averages
+from blurify.proof.filters import wrong_filters
 from blurify.spec.methods import Area, Flat, Fourier, Sinc, Wavelet
 from blurify.spec.plan import Plan
 from blurify.spec.recipes import Recipe
@@ -194,3 +195,26 @@ def test_an_ideal_filter_in_place_of_a_long_average(stride):
     shifted[2].register_forward_pre_hook(lambda module, given: (given[0].roll(move, -1),))
     with pytest.raises(VerificationError, match="beside where the original looked"):
         check_averages(net, shifted, blurify.plan_of(converted))
+
+
+def test_a_pool_that_is_global_at_the_traced_size_is_shown_a_ramp_too():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.AvgPool2d(8)).eval()
+    converted = blurify.convert(net, example_inputs=torch.zeros(1, 1, 8, 8))
+    assert blurify.plan_of(converted).converted == () and converted[2].unless_global
+    shifted = copy.deepcopy(converted)
+    shifted[2].register_forward_pre_hook(lambda module, given: (given[0].roll(2, -1),))
+    with pytest.raises(VerificationError, match="beside where the original looked"):
+        check_averages(net, shifted, blurify.plan_of(converted))
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+@pytest.mark.parametrize("rotated", [0, 1])
+def test_a_filter_too_wide_for_noise_in_both_dimensions_is_still_checked(padding, rotated):
+    """As of `AvgPool2d(1280, ceil_mode=True)` in a network for small pictures: the slow formula took minutes there."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.AvgPool2d((600, 512), ceil_mode=True)).eval()
+    converted = blurify.convert(net, Recipe(padding=padding), example_inputs=torch.zeros(1, 1, 40, 40))
+    plan = blurify.plan_of(converted)
+    assert wrong_filters(converted, plan) == []
+    taps = getattr(converted[2].blurpool, f"kernel{rotated}")
+    taps.copy_(taps.roll(1, 2 + rotated))
+    assert wrong_filters(converted, plan) == ["the blur '2.blurpool' does not compute its filter"]

@@ -460,7 +460,9 @@ LIBRARIES = [
     Library("efficientnet-pytorch", ("efficientnet-pytorch",), _efficientnet),
     Library("pretrainedmodels", ("pretrainedmodels", "munch", "six"), _pretrainedmodels),
     Library(
-        "torchreid", ("torchreid", "gdown", "beautifulsoup4", "soupsieve", "six", "tensorboard", "yacs"), _torchreid
+        "torchreid",
+        ("torchreid", "gdown", "beautifulsoup4", "soupsieve", "six", "tensorboard", "absl-py", "yacs"),
+        _torchreid,
     ),
     Library("pytorchcv", ("pytorchcv",), _pytorchcv),
     Library("vit-pytorch", ("vit-pytorch", "einops"), _vit_pytorch),

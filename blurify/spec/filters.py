@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -75,6 +76,11 @@ def compose_taps(taps: Sequence[float], factor: int) -> tuple[float, ...]:
         raise FilterTooLongError(
             f"{len(taps)} taps against a subsampling by {factor} make a filter of more than {MAX_TAPS} taps: use fewer"
         )
+    return _composed(tuple(taps), factor)
+
+
+@functools.lru_cache(maxsize=256)  # long ones take a while, and are asked for at each step of a conversion
+def _composed(taps: tuple[float, ...], factor: int) -> tuple[float, ...]:
     composed, done = [1.0], 1
     for prime in prime_factors(factor):
         stage = list(taps)
