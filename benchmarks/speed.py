@@ -5,7 +5,8 @@
 
 Everything takes turns: a round runs each once, and a figure is the ratio of two medians over the rounds, with the
 lowest and highest ratio of a round beside it. `again` is the original a second time: how far it is from 1 is what the
-machine's noise does to a ratio. CPU seconds of the process count (other jobs disturb them least); wall-clock ratios
+machine's noise does to a ratio. Rows are written as they come, and the same command goes on where it was stopped;
+--fresh starts over. CPU seconds of the process count (other jobs disturb them least); wall-clock ratios
 stand in the file too. The published package and the other libraries are used as black boxes; what is not installed is
 said so.
 """
@@ -351,6 +352,14 @@ def page(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def read(path: Path | None) -> dict[str, Any]:
+    """What an earlier run wrote; nothing where there is no such file."""
+    if path is None or not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
 def main() -> None:
     """Measure, print one line an architecture, and write the result after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -361,6 +370,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--fresh", action="store_true", help="measure again what --out has already")
     parser.add_argument("--page", action="store_true", help="only write docs/speed.md from benchmarks/speed.json")
     options = parser.parse_args()
     target = ROOT.parent / "docs" / "speed.md"
@@ -373,23 +383,28 @@ def main() -> None:
     names = list(MODELS) if options.models == "all" else options.models.split(",") if options.models else []
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {
-        "command": "python benchmarks/speed.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/speed.py " + " ".join(one for one in sys.argv[1:] if one != "--fresh"),
         "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "batch": options.batch, "size": options.size, "rounds": options.rounds, "threads": options.threads,
         "models": [], "layers": [], "summary": {},
     }  # fmt: skip
 
+    known = read(options.out) if not options.fresh else {}
+    if all(known.get(key) == report[key] for key in ("command", "versions", "machine")):
+        report["models"], report["layers"] = known["models"], known["layers"]
+
     def keep() -> None:
         report["summary"] = summary(report["models"])
-        report["unfinished"] = names[len(report["models"]) :]
+        done = {row["model"] for row in report["models"]}
+        report["unfinished"] = [name for name in names if name not in done]
         if options.out:
             options.out.write_text(json.dumps(report, indent=1) + "\n")
 
-    if "layers" in parts:
+    if "layers" in parts and not report["layers"]:
         report["layers"] = of_layers(options.rounds)
         keep()
-    for name in names:
+    for name in [name for name in names if name not in {row["model"] for row in report["models"]}]:
         row = of_model(name, parts, options.batch, options.size, options.rounds)
         report["models"].append(row)
         keep()
