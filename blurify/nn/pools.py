@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -38,6 +39,10 @@ def _pool_extend(kernel: int, stride: int, padding: int, dilation: int, ceil_mod
     dense = 2 * padding - dilation * (kernel - 1)
     # The last window starts at sample stride * (size - 1) - padding < n, that is, size <= ceil((n + padding) / stride).
     return min(dense + stride - 1, padding) if ceil_mode else dense
+
+
+# Maps of fewer numbers (with the channels innermost, of eight times as many) are pooled sooner than slices are set up.
+_TINY = 1 << 13
 
 
 def dense_max_pool(
@@ -95,6 +100,9 @@ class _DenseMax:
     def fits(self, x: Tensor) -> bool:
         """Whether maxima of slices do for x: on the CPU, where PyTorch's own pool is slow, and where a window fits."""
         if not on_the_cpu(x) or not self.stages.stages:
+            return False
+        needs_back = torch.is_grad_enabled() and x.requires_grad
+        if not needs_back and x.numel() < _TINY * (8 if is_channels_last(x) else 1):
             return False
         return min(self.stages.sizes(x.shape[2:])) > 0
 
