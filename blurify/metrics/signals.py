@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import math
 import os
-import wave
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,12 @@ from blurify.metrics.pictures import SUFFIXES as PICTURES
 from blurify.metrics.pictures import spread_choice
 from blurify.metrics.preprocessing import statistic
 from blurify.metrics.subject import Batch, Preprocessing, Signal
+from blurify.metrics.waves import read_wave, wave_head
 from blurify.surgery.carrying import plan_of
 
 SUFFIXES = frozenset((".wav", ".npy"))
 _LAYOUTS = ("N,C,T", "N,T", "N,C,T,1", "N,C,1,T")
 _CREPE = (1024, Signal("N,T", 16000, standardised=True))  # torchcrepe's frames: its core.py cuts and standardises them
-_WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # bytes a sample; 3 has no type of its own
 
 
 @dataclass(frozen=True)
@@ -199,11 +198,10 @@ def _recordings(path: Path, root: Path, channels: int) -> list[Recording]:
     parts = path.relative_to(root).parts if path != root else ()
     folder = parts[0] if len(parts) > 1 else ""
     if path.suffix.lower() == ".wav":
-        with _wave(path) as opened:
-            found = opened.getnchannels()
-            if channels not in (1, found):
-                raise BlurifyError(f"{path} has {found} channels, the model {channels}: give signals with as many")
-            return [Recording(path, folder, opened.getnframes(), found, opened.getframerate())]
+        head = wave_head(path)
+        if channels not in (1, head.channels):
+            raise BlurifyError(f"{path} has {head.channels} channels, the model {channels}: give signals with as many")
+        return [Recording(path, folder, head.samples, head.channels, head.rate)]
     array = _array(path)
     if array.ndim == 1:
         return [Recording(path, folder, len(array), 1)]
@@ -238,15 +236,6 @@ def _rates(recordings: Sequence[Recording], wanted: int | None) -> str:
     return ""
 
 
-def _wave(path: Path) -> wave.Wave_read:
-    try:
-        return wave.open(str(path), "rb")
-    except (wave.Error, EOFError, OSError, ValueError) as error:
-        raise PictureError(
-            f"{path} can't be read ({one_line(error)}): give a .wav of whole numbers (PCM), or an array as .npy"
-        ) from error
-
-
 def _array(path: Path) -> Any:
     """A .npy file, mapped into memory."""
     import numpy as np
@@ -265,29 +254,12 @@ def _array(path: Path) -> Any:
 def _read(recording: Recording, start: int, length: int, channels: int) -> Tensor:
     """A stretch as (C, length) float32."""
     if recording.path.suffix.lower() == ".wav":
-        found = _read_wave(recording, start, length)
+        found = read_wave(recording.path, start, length)
     else:
         found = _read_array(recording, start, length)
     if not bool(found.isfinite().all()):
         raise PictureError(f"{recording.path} holds values that are not finite: take it out, or mend it")
     return found.mean(0, keepdim=True) if channels == 1 else found
-
-
-def _read_wave(recording: Recording, start: int, length: int) -> Tensor:
-    with _wave(recording.path) as opened:
-        width = opened.getsampwidth()
-        opened.setpos(start)
-        data = bytearray(opened.readframes(length))
-    if len(data) != length * width * recording.channels:
-        raise PictureError(f"{recording.path} is shorter than it says: take it out, or mend it")
-    if width == 3:  # the lowest byte of 32 bits is 0
-        wide = torch.zeros(length * recording.channels, 4, dtype=torch.uint8)
-        wide[:, 1:] = torch.frombuffer(data, dtype=torch.uint8).view(-1, 3)
-        data, width = bytearray(wide.numpy().tobytes()), 4
-    numbers = torch.frombuffer(data, dtype=_WIDTHS[width]).view(length, recording.channels).T
-    if width == 1:  # unsigned, by the format
-        return (numbers.float() - 128) / 128
-    return (numbers.double() / 2 ** (8 * width - 1)).float()
 
 
 def _read_array(recording: Recording, start: int, length: int) -> Tensor:

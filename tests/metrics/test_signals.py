@@ -56,6 +56,45 @@ def test_waves_of_every_width(width: int, tmp_path: Path) -> None:
     assert read(tmp_path, geometry()) == [[RAMP[:4]], [RAMP[4:]]]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_waves_of_every_kind_as_scipy_writes_them(dtype: Any, channels: int, tmp_path: Path) -> None:
+    from scipy.io import wavfile
+
+    values = np.random.default_rng(0).uniform(-1, 1, (9, channels))
+    whole = np.issubdtype(dtype, np.integer)
+    scale = 2.0 ** (8 * np.dtype(dtype).itemsize - 1) if whole else 1.0
+    written = (np.floor(values * scale) + (128 if dtype == np.uint8 else 0)).astype(dtype) if whole else values
+    wavfile.write(tmp_path / "a.wav", 16000, written.astype(dtype))
+    found = read(tmp_path, geometry(9, 9, channels, 16000))
+    assert np.abs(np.array(found[0]).T - values).max() <= 1 / scale * whole + 1e-6
+
+
+def extensible(kind: int, width: int, data: bytes, *, size: int | None = None, odd: bytes = b"") -> bytes:
+    """A file of one channel whose format is extensible, by the format's own rules; `odd` comes before the samples."""
+    guid = struct.pack("<H", kind) + bytes.fromhex("000000001000800000aa00389b71")
+    form = struct.pack("<HHIIHHHHI", 0xFFFE, 1, 16000, 16000 * width, width, 8 * width, 22, 8 * width, 4) + guid
+    other = b"LIST" + struct.pack("<I", len(odd)) + odd + b"\0" * (len(odd) % 2) if odd else b""
+    count = len(data) if size is None else size
+    chunks = b"WAVE" + b"fmt " + struct.pack("<I", len(form)) + form + other + b"data" + struct.pack("<I", count) + data
+    return b"RIFF" + struct.pack("<I", min(len(chunks), 0xFFFFFFFF)) + chunks
+
+
+def test_waves_that_are_extensible_or_written_to_a_pipe(tmp_path: Path) -> None:
+    three = b"".join(struct.pack("<i", int(value * 2**23))[:3] for value in RAMP)
+    floats = struct.pack("<8f", *RAMP)
+    files = [
+        extensible(1, 3, three), extensible(3, 4, floats), extensible(3, 4, floats, odd=b"abc"),
+        extensible(3, 4, floats, size=0xFFFFFFFF),
+    ]  # fmt: skip
+    for number, content in enumerate(files):
+        (tmp_path / f"{number}.wav").write_bytes(content)
+        assert read(tmp_path / f"{number}.wav", geometry()) == [[RAMP[:4]], [RAMP[4:]]]
+    (tmp_path / "law.wav").write_bytes(extensible(7, 1, bytes(8)))
+    with pytest.raises(PictureError, match=r"law\.wav can't be read \(its samples are of kind 7 in 1 bytes"):
+        read(tmp_path / "law.wav", geometry())
+
+
 def test_some_of_many_are_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", np.arange(40, dtype=np.float32)[:, None].repeat(4, 1) / 40)
     opened = open_signals(tmp_path, geometry())
