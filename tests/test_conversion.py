@@ -748,7 +748,9 @@ LEFT_AS_THEY_ARE = {
     "function": lambda x: F.avg_pool2d(x, 2),
     "function, wide": lambda x: F.avg_pool2d(x, kernel_size=7, stride=2, padding=3, count_include_pad=False),
     "function, 4 by (4, 2)": lambda x: torch.nn.functional.avg_pool2d(x, (4, 4), stride=(4, 2), ceil_mode=True),
+    "function that sums": lambda x: F.avg_pool2d(x, 3, 3, divisor_override=1),
     "module": nn.AvgPool2d(2),
+    "module, one dimension without a stride": nn.AvgPool2d((4, 2), (1, 2), (1, 0)),
     "slice": lambda x: x[:, :, ::2, ::2],
     "slice, with an ellipsis": lambda x: x[..., ::3, ::3],
     "slice of tokens": lambda x: x.permute(0, 2, 3, 1)[:, ::2, ::2],
@@ -764,11 +766,24 @@ def test_what_the_identity_filter_leaves_is_shown_by_where_it_looks(op):
     assert proof.sites_shown == proof.sites_compared == 1 and proof.unshown == ()
 
     def shifted(edit):
-        shift = tuple(one + 2 for one in edit.blur.shift)
+        shift = tuple(
+            one + (2 if stride > 1 else 0) for one, stride in zip(edit.blur.shift, edit.blur.stride, strict=True)
+        )
         return dataclasses.replace(edit, blur=dataclasses.replace(edit.blur, shift=shift))
 
     with pytest.raises(VerificationError, match="samples beside where the"):
         prove(model, changed(decided.plan, shifted), decided)
+
+
+def test_a_dimension_that_an_average_does_not_subsample_is_averaged_as_before():
+    torch.manual_seed(0)
+    model = Averages(nn.AvgPool2d((5, 2), (1, 2), (1, 0))).eval()
+    for recipe in ("zhang2019", "aligned"):
+        converted = blurify.convert(model, recipe, example_inputs=image())
+        x = torch.relu(model.conv(image()))
+        rows = F.avg_pool2d(x, (5, 1), 1, (1, 0))
+        filtered = blurify.BlurPool2d((1, 2), 4, centre=(0, 0.5) if recipe == "aligned" else None)
+        torch.testing.assert_close(converted(image()), filtered(rows))
 
 
 BROKEN = {

@@ -193,13 +193,13 @@ class Rules:
         """The filter takes the average's place; of a window that smooths more than it would, the average is kept.
 
         Replacing a wide window (7 at stride 2, 75 at 15) by a narrow filter would let through noise that the network
-        never saw; so it runs densely, and what it still aliases is blurred.
+        never saw; so it runs densely, and what it still aliases is blurred. So does what it averages without a stride.
         """
         op = site.op
         padding = op.padding if isinstance(op.padding, tuple) else (0,) * op.rank
         kept = tuple(
             k
-            if s > 1 and (self._choosing if self.method.is_identity else k > s and 1 / k < self.method.smoothing(s))
+            if s == 1 or (self._choosing if self.method.is_identity else k > s and 1 / k < self.method.smoothing(s))
             else 1
             for k, s in zip(op.kernel_size, op.stride, strict=True)
         )

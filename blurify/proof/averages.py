@@ -1,8 +1,8 @@
 """Average pools and slices: a filter that takes their place must look where they looked.
 
 The one-tap filter leaves both as they are, so that the identity check says nothing of them. But a window, a single
-sample and a filter are all of sum one and symmetric: of a ramp they give the place of their centre, and those must not
-lie apart.
+sample and a filter are all of sum one (but for a divisor of the user's, which both must have) and symmetric: of a ramp
+they give the place of their centre, and those must not lie apart.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _APART = 0.51  # samples: an even window and an odd filter differ by half a samp
 _MOST_SAMPLES = 2**23
 _EXACT = 1e-6  # samples: what rounding leaves of a filter that is centred on purpose
 _RIPPLE = 0.05  # samples, and
+_RINGS = 0.2  # of one, where the borders of its average are darker; and
 _CURVED = 0.003  # strides: of an ideal filter, which is shown no ramp but a wave
 
 
@@ -66,11 +67,11 @@ def check_averages(
                 limit, ideal = _EXACT if pair.blur.centre else _APART, isinstance(pair.blur.method, Fourier)
                 if ideal:
                     limit += max(_RIPPLE, _CURVED * site.stride[dim])
-                ramp = _ramp(site, pair.blur, dim, smooth=ideal)
+                ramp = _ramp(site, pair.edit, dim, smooth=ideal)
                 if site.action == "skip" and ramp.numel() > _MOST_SAMPLES:  # it takes longer than all of its network
                     continue
                 _compare(site.name, pair, ramp.contiguous(), delay, limit)
-        if pairs and not any(pair.scaled for pair in pairs):
+        if pairs:
             shown.add(site.name)
     return frozenset(shown)
 
@@ -82,13 +83,11 @@ class _Pair:
     Attributes:
         edit: what put it there.
         before, after: the two.
-        scaled: it divides by another number than that of its samples, so that it is no average.
     """
 
     edit: BlurPooling | Rewrite
     before: Callable[[Tensor], Tensor]
     after: Callable[[Tensor], Tensor]
-    scaled: bool
 
     @property
     def blur(self) -> Blur:
@@ -101,7 +100,7 @@ def _modules(original: nn.Module, converted: nn.Module, edit: BlurPooling) -> _P
     """A pool that is a module."""
     before = original.get_submodule(edit.module)
     after = _in_double(converted.get_submodule(edit.module), edit.blur)
-    return _Pair(edit, _in_double(before), after, bool(getattr(before, "divisor_override", None)))
+    return _Pair(edit, _in_double(before), after)
 
 
 def _calls(converted: nn.Module, edit: Rewrite, nodes: Sequence[Node]) -> list[_Pair]:
@@ -116,7 +115,7 @@ def _calls(converted: nn.Module, edit: Rewrite, nodes: Sequence[Node]) -> list[_
             continue
         before = functools.partial(node.target, **given)
         after = functools.partial(stand_in, node.target, **given)
-        pairs.append(_Pair(edit, before, after, bool(given.get("divisor_override"))))
+        pairs.append(_Pair(edit, before, after))
     return pairs
 
 
@@ -134,7 +133,7 @@ def _slices(converted: nn.Module, edit: Rewrite, nodes: Sequence[Node]) -> list[
         return sliced
 
     return [
-        _Pair(edit, functools.partial(before, index=node.args[1]), functools.partial(after, index=node.args[1]), False)
+        _Pair(edit, functools.partial(before, index=node.args[1]), functools.partial(after, index=node.args[1]))
         for node in nodes
         if len(node.args) == 2 and not node.kwargs and _only_steps(node.args[1], edit.blur)
     ]
@@ -159,17 +158,20 @@ def _in_double(module: nn.Module, blur: Blur | None = None) -> nn.Module:
     return copied.to("cpu", torch.float64)
 
 
-def _ramp(site: Site, blur: Blur, dim: int, *, smooth: bool) -> Tensor:
+def _ramp(site: Site, edit: BlurPooling | Rewrite, dim: int, *, smooth: bool) -> Tensor:
     """0, 1, 2, ... along one spatial dimension, long enough that the middle is away from all borders.
 
     An ideal filter rings from the jumps at a ramp's ends to its middle, the more the higher they are. `smooth`: instead
     two waves that rise like a ramp in the middle and are flat and zero at both ends, whatever comes behind those.
     """
+    blur = edit.blur
+    assert blur is not None
     method = blur.method
     taps = [0 if isinstance(method, Fourier) else len(method.filter(factor)) for factor in blur.factor]
-    # Where it is constant it only has to be long enough for a window without a part outside: pools may be wide.
+    # Where it is constant it only has to be long enough for a window without a part outside (pools may be wide), or for
+    # those that a filter reads, where that tells the borders from the rest.
     sizes = [
-        2 * kernel + stride + (count if blur.padding == "zeros" else 0)
+        2 * kernel + stride + (2 * count if blur.padding == "zeros" or edit.kernel_size is not None else 0)
         for kernel, stride, count in zip(site.kernel_size, site.stride, taps, strict=True)
     ]
     kernel, stride = site.kernel_size[dim], site.stride[dim]
@@ -196,14 +198,18 @@ def _delay(edit: BlurPooling | Rewrite, site: Site) -> float:
 
 
 def _compare(name: str, pair: _Pair, ramp: Tensor, delay: float, limit: float) -> None:
-    if pair.scaled:
-        return
     with torch.no_grad():
         expected, actual = pair.before(ramp), pair.after(ramp)
-    if expected.shape != actual.shape:
-        raise VerificationError(f"the filter at {name} gives another size than what was there")
-    middle = (0, 0, *(size // 2 for size in expected.shape[2:]))
-    apart = (actual[middle] - expected[middle]).item() + delay
+        if expected.shape != actual.shape:
+            raise VerificationError(f"the filter at {name} gives another size than what was there")
+        middle = (0, 0, *(size // 2 for size in expected.shape[2:]))
+        scale = [pair.before(torch.ones_like(ramp))[middle].item(), pair.after(torch.ones_like(ramp))[middle].item()]
+    if not math.isclose(*scale, rel_tol=_RINGS if isinstance(pair.blur.method, Fourier) else _EXACT):
+        raise VerificationError(
+            f"what was at {name} makes {scale[0]:.4g} of one, and its filter {scale[1]:.4g}: please report this model; "
+            "--no-verify (verify=False) converts it all the same"
+        )
+    apart = (actual[middle] - expected[middle]).item() / scale[0] + delay
     if not abs(apart) <= limit:
         raise VerificationError(
             f"the filter at {name} looks {apart:+.2g} samples beside where the original looked: please report this "
