@@ -15,7 +15,7 @@ from blurify.errors import BlurifyError
 from blurify.graph.structure import tensors_in
 from blurify.metrics.consistency import Places, amounts, compared, confidence, estimate, places_of, seen_at
 from blurify.metrics.keeping import subject_identity
-from blurify.metrics.kept import Kept, steps_for
+from blurify.metrics.kept import Kept, check_kept, steps_for
 from blurify.metrics.outputs import as_scores, entry_in, in_order
 from blurify.metrics.results import Agreement, Estimate
 from blurify.metrics.sizes import dimensions
@@ -73,8 +73,8 @@ def agreement(
         circular: shift the centre crop around instead of cropping elsewhere.
         batch_size: pictures a forward.
         watch: told of each batch.
-        kept: of one of the models: where the figures of each batch are written down (see `kept`). Of classifiers
-            only: of other outputs, sums over whole outputs would have to be kept.
+        kept: of one of the models: where the figures of each batch are written down (see `kept`), or, of outputs that
+            are no classes, the sums over all so far.
 
     Raises:
         BlurifyError: there are too few pictures, the outputs differ in their shapes, or are not finite; or the canvas
@@ -116,6 +116,10 @@ def agreements(
     shifts = _Shifts.of(original, len(pictures), seed, circular=circular) if shifted else None
     outputs: list[_Outputs] = []
     moved: list[_Shares | None] = []  # of what is no classes, a batch
+    before = steps.stored()
+    if before is not None:
+        outputs = [_Outputs(original, other, ()) for other in others]
+        moved = _restored(outputs, before[1], before[2])
     for number, batch in steps.batches(pictures, batch_size):
         seen = middle(batch.canvases, original.preprocessing.crop)
         first = original.run(seen)
@@ -137,6 +141,10 @@ def agreements(
                 of_outputs.add(first, other.run(seen), len(seen))
             if shifts is not None and None not in moved:
                 moved.append(shifts.shares(original, others, batch))
+            tensors = {
+                f"{place} {name}": one for place, sums in enumerate(outputs) for name, one in sums.tensors.items()
+            }
+            steps.store(number, tensors, {"outputs": [one.data for one in outputs], "shifts": moved})
         if watch is not None:
             watch("agreement", number + 1, batches)
     comparisons: Sequence[_Outputs | _Classes] = outputs
@@ -148,6 +156,16 @@ def agreements(
         comparisons, moved = classes, [step["shifts"] for step in steps.results]
     results = [dataclasses.replace(comparison.result(), original=original.name) for comparison in comparisons]
     return _with_shifts(results, moved, yes_or_no=not outputs) if shifted else results
+
+
+def _restored(outputs: Sequence[_Outputs], tensors: Mapping[str, Tensor], data: Any) -> list[_Shares | None]:
+    """Fill comparisons with what was stored of them; the shares across shifts."""
+    check_kept(isinstance(data, dict) and len(data["outputs"]) == len(outputs))
+    for place, (one, values) in enumerate(zip(outputs, data["outputs"], strict=True)):
+        own = {name.partition(" ")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{place} ")}
+        one.restore(own, values)
+    shares: list[_Shares | None] = data["shifts"]
+    return shares
 
 
 _Shares = list[list[float]]
@@ -358,6 +376,30 @@ class _Outputs:
             found = _of_maps(*(_scores(*pair, count) for pair in zip(self._models, (first, second), strict=True)))
             self._maps = found and {name: values + found[name] for name, values in self._maps.items()}
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What `restore` needs of all pictures so far, beside `data`."""
+        return {f"{place} {name}": one for place, sums in enumerate(self._sums) for name, one in sums.tensors.items()}
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What `restore` needs besides: plain data."""
+        return {
+            "images": self._images, "sums": [sums.data for sums in self._sums], "maps": self._maps, "rows": self._rows,
+            "cosines": self._cosines,
+        }  # fmt: skip
+
+    def restore(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+        """Be what another one was when it had these."""
+        self._images, self._maps, self._rows, self._cosines = (
+            data[name] for name in ("images", "maps", "rows", "cosines")
+        )
+        self._sums = []
+        for place, values in enumerate(data["sums"]):
+            sums = _Sums(values["whole"])
+            sums.restore(tensors[f"{place} offset"], tensors[f"{place} sum"], values)
+            self._sums.append(sums)
+
     def result(self) -> Agreement:
         """The figures of all pictures so far."""
         if self._images < 2:
@@ -405,6 +447,21 @@ class _Sums:
         self._sum = self._sum + apart.sum(0, dtype=torch.float64)
         self._squares += float(apart.square().sum(dtype=torch.float64))
         self._count += len(one)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What `restore` needs, beside `data`."""
+        return {"offset": self._offset, "sum": self._sum}
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What `restore` needs besides: plain data."""
+        return {"whole": self._whole, "error": self.error, "count": self._count, "squares": self._squares}
+
+    def restore(self, offset: Tensor, total: Tensor, data: Mapping[str, Any]) -> None:
+        """Be what another one was when it had these."""
+        self.error, self._count, self._squares = data["error"], data["count"], data["squares"]
+        self._offset, self._sum = offset, total
 
     @property
     def spread(self) -> float:

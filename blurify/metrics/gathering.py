@@ -126,8 +126,11 @@ def _gathered(
     if len(subjects) > 1 and not all(known):
 
         def agreed() -> dict[str, Any]:
-            others = subjects[1:]
-            return {"agreements": tuple(agreements(subjects[0], others, pictures, batch_size=batch_size, watch=watch))}
+            found = agreements(
+                subjects[0], subjects[1:], pictures, batch_size=batch_size, watch=watch,
+                kept=None if kept is None else kept.under(evidence=True),
+            )  # fmt: skip
+            return {"agreements": tuple(found)}
 
         attempt(("agreements",), agreed)
     if site is None:

@@ -15,13 +15,14 @@ import re
 import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from blurify.errors import BlurifyError, one_line
 from blurify.files.atomic import write_bytes
+from blurify.metrics.stored import stores_of
 
 fcntl: ModuleType | None
 try:
@@ -104,6 +105,7 @@ class Journal:
         if alone:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._opened, 0)
+            _remove(stores_of(self.path))
             self.entries, self.before, self._torn = {}, 0, False
         if self._opened >= 0:
             _locked(self._opened, alone=False)
@@ -133,6 +135,7 @@ class Journal:
                     write_bytes(self.path, rest, force=True)
                 else:
                     self.path.unlink()
+                _remove(stores_of(self.path, self.used if rest else None))
         self._let_go()
 
     def _unused(self) -> bytes:
@@ -189,8 +192,15 @@ def remove_old(folder: Path) -> None:
                 try:
                     if _locked(opened, alone=True):
                         path.unlink()
+                        _remove(stores_of(path))
                 finally:
                     os.close(opened)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _journals(folder: Path) -> Iterator[Path]:

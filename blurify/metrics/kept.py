@@ -16,6 +16,11 @@ What a step says may depend on the model, the pictures (both are in the `Kept`),
 `steps_for`, and on nothing else: every argument of the metric that changes a figure belongs there. Floats come back bit
 for bit, so that a run that went on says exactly what an undisturbed one says. Without a `Kept` (None) the loop is the
 same, and nothing is written down.
+
+Of sums over whole outputs, which are too large for lines, what there is after each step replaces the one before:
+
+    before = steps.stored()            # (steps, tensors, plain data), or None
+    steps.store(number, tensors, data)   # instead of `done`
 """
 
 from __future__ import annotations
@@ -25,13 +30,15 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from blurify.errors import BlurifyError
 from blurify.metrics.journal import Journal
+from blurify.metrics.stored import Store, Stored
 from blurify.metrics.subject import Batch, Pictures
 
 Result = TypeVar("Result")
@@ -87,6 +94,9 @@ class Kept:
         return any(key.startswith(f"{self._under}{name}/") for key in self.journal.entries for name in names)
 
 
+_STORED = "in a file of its own"
+
+
 class Steps:
     """The results of a metric, step by step: of before, and of now."""
 
@@ -97,9 +107,16 @@ class Steps:
         self._journal = journal
         self._key = key
         self._mine: dict[int, Any] = {}  # where nothing is written down
+        self._store = None if journal is None else Store(journal.path, key)
+        self._stored: Stored | None = None
 
     def __contains__(self, number: int) -> bool:
-        return number in self._mine if self._journal is None else "" in self._known(number)
+        if self._journal is None:
+            return number in self._mine
+        known = self._known(number)
+        if "" in known and known[""] == _STORED:
+            return self._stored is not None and number < self._stored[0]
+        return "" in known
 
     def batches(self, pictures: Pictures, size: int) -> Iterator[tuple[int, Batch]]:
         """The batches that are not done, each with its number, which is the step's."""
@@ -116,6 +133,27 @@ class Steps:
             self._mine[number] = result
         else:
             self._journal.append(f"{self._key}/{number}", "", result)
+
+    def stored(self) -> Stored | None:
+        """What `store` was given last: after how many steps, tensors, plain data. The steps in it are done."""
+        if self._journal is not None and any(known.get("") == _STORED for known in map(self._known, range(self.total))):
+            self._stored = self._store.read() if self._store is not None else None
+        return self._stored
+
+    def store(self, number: int, tensors: Mapping[str, Tensor], data: Any) -> None:
+        """Write down what there is after a step and all before it, in place of what there was: on the CPU."""
+        if self._journal is None or self._store is None:
+            self._mine[number] = None
+            return
+        if self._journal.trouble:
+            return
+        try:
+            self._store.write(number + 1, tensors, data)
+        except OSError as error:
+            self._journal.trouble = error.strerror or str(error)
+            return
+        self._stored = (number + 1, {}, None)
+        self._journal.append(f"{self._key}/{number}", "", _STORED)
 
     def part(self, number: int, name: str, compute: Callable[[], Result]) -> Result:
         """A part of a step that is not done: the known one, else what `compute` gives, plain data, written down."""

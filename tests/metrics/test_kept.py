@@ -102,6 +102,93 @@ def test_a_run_that_was_ended_three_times_says_exactly_what_an_undisturbed_one_s
     assert forwards <= total <= forwards + again
 
 
+class Maps(Net):
+    """A label map, a map of features or an embedding, and something of whole numbers beside it."""
+
+    def __init__(self, kind: str, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.kind = kind
+        if kind == "embedding":
+            del self[7]
+        else:
+            del self[5:]
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return {"labels": y, "embedding": y, "structure": {"features": y, "count": y.new_ones(1), "sum": y.sum()}}[
+            self.kind
+        ]
+
+
+def maps(kind: str, seed: int = 0) -> Subject:
+    found = Subject(Maps(kind, seed).eval(), USED, "net")
+    if kind == "embedding":
+        assert found.output.kind == "embedding"  # and no classes from now on
+    return found
+
+
+@pytest.mark.parametrize("kind", ["labels", "embedding", "structure"])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_the_agreement_of_other_outputs_that_was_ended_is_gone_on_with(
+    tmp_path: Path, kind: str, shifted: bool
+) -> None:
+    pictures, other = shown(), maps(kind, 1)
+
+    def run(one: Subject, kept: Kept | None) -> Any:
+        return agreement.agreement(one, other, pictures, batch_size=1, shifted=shifted, kept=kept)
+
+    undisturbed = maps(kind)
+    undisturbed.model.forwards = 0
+    wanted = run(undisturbed, None)
+    assert wanted.relative_error is not None and wanted.relative_error > 0
+    forwards, total = undisturbed.model.forwards, 0
+    for end in (forwards // 2, 3 * forwards // 4, None):
+        one = maps(kind)
+        kept = kept_in(tmp_path, one, pictures)
+        one.model.forwards = 0
+        one.model.last = -1 if end is None else end - total
+        try:
+            found = run(one, kept)
+        except KeyboardInterrupt:
+            assert end is not None
+        assert 0 < kept.share("agreement") <= 1
+        kept.close(done=False)
+        total += one.model.forwards
+    assert found == wanted
+    assert total <= forwards + 2 * (1 + 2 * shifted)  # of the batches in which it was ended
+    assert len(list(tmp_path.iterdir())) == 2
+    again = maps(kind)
+    kept = kept_in(tmp_path, again, pictures)
+    again.model.forwards = 0
+    assert run(again, kept) == wanted and again.model.forwards == 0
+    store = next(path for path in tmp_path.iterdir() if path.suffix == ".safetensors")
+    for damage in (b"", b"no tensors", store.read_bytes()[:-3]):  # all is measured again
+        store.write_bytes(damage)
+        again.model.forwards = 0
+        assert run(again, kept_in(tmp_path, again, pictures)) == wanted and again.model.forwards >= forwards
+    store.unlink()
+    again.model.forwards = 0
+    assert run(again, kept_in(tmp_path, again, pictures)) == wanted and again.model.forwards >= forwards
+    assert store.is_file()
+    kept.close(done=True)
+
+
+def test_what_was_stored_goes_with_its_lines(tmp_path: Path) -> None:
+    pictures, one, other = shown(), *(maps("embedding", seed) for seed in (0, 1))
+    kept = kept_in(tmp_path, one, pictures)
+    agreement.agreement(one, other, pictures, batch_size=2, kept=kept)
+    kept.close(done=True)
+    assert list(tmp_path.iterdir()) == []
+    kept = kept_in(tmp_path, one, pictures)
+    agreement.agreement(one, other, pictures, batch_size=2, kept=kept)
+    kept.close(done=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - OLD - 1,) * 2)
+    kept_in(tmp_path, maps("embedding", 3), pictures).close(done=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_pareto_table_that_was_ended_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, calls = shown(), [0, -1]
     real = Subject.run
