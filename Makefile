@@ -68,7 +68,8 @@ $(OTHERS)/.installed: $(DEV)
 	@touch $@
 
 bench: $(OTHERS)/.installed ## time and memory of all 23 published models, converted and theirs; time of measuring (hours)
-	PYTHONPATH=$(OTHERS) $(BIN)/python benchmarks/speed.py --models all --out benchmarks/speed.json
+	PYTHONPATH=$(OTHERS) $(BIN)/python benchmarks/speed.py --models all --parts nchw,channels_last,kept,layers \
+		--six-parts compiled,training --out benchmarks/speed.json
 	$(BIN)/python benchmarks/speed.py --page
 	$(BIN)/python benchmarks/consistency.py --out benchmarks/consistency.json
 

@@ -365,6 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=SIX, help="names, or 'all' for the 23 published ones")
     parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--six-parts", default="", help=f"those of {SIX} alone, which take long")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=7)
@@ -378,7 +379,8 @@ def main() -> None:
         target.write_text(page(json.loads((ROOT / "speed.json").read_text())))
         return
     parts = options.parts.split(",")
-    if unknown := set(parts) - set(PARTS):
+    long = options.six_parts.split(",") if options.six_parts else []
+    if unknown := {*parts, *long} - set(PARTS):
         raise SystemExit(f"no such part: {', '.join(sorted(unknown))}: give some of {', '.join(PARTS)}")
     names = list(MODELS) if options.models == "all" else options.models.split(",") if options.models else []
     torch.set_num_threads(options.threads)
@@ -405,7 +407,8 @@ def main() -> None:
         report["layers"] = of_layers(options.rounds)
         keep()
     for name in [name for name in names if name not in {row["model"] for row in report["models"]}]:
-        row = of_model(name, parts, options.batch, options.size, options.rounds)
+        own = parts + (long if name in SIX.split(",") else [])
+        row = of_model(name, own, options.batch, options.size, options.rounds)
         report["models"].append(row)
         keep()
         cells = {part: row[part].get("blurify/published") for part in PARTS[:-1] if part in row}
