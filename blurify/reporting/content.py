@@ -81,6 +81,11 @@ class Report:
         return ("original", "converted", "adapted") if related and stages == [0, 0, 1] else ("first", "second", "third")
 
     @property
+    def of_signals(self) -> bool:
+        """Whether the models take signals, not pictures."""
+        return any(measured.settings.get("signal") for measured in self.measurements)
+
+    @property
     def in_order(self) -> Report:
         """The same, of three: original, converted, adapted, where each is one of these."""
         if len(self.measurements) != MOST or not self.adapted:

@@ -358,6 +358,16 @@ def test_a_page_of_signals_speaks_of_signals() -> None:
     assert "Pictures whose answer flips" in unchanged and "one-pixel shift" in unchanged
 
 
+def test_figures_of_signals_speak_of_signals(tmp_path: Path) -> None:
+    heard = tuple(
+        replace(one, model="net", settings={**one.settings, "signal": {"layout": "N,T"}}) for one in (BEFORE, AFTER)
+    )
+    for path in write_figures(Report(heard, plan(), evidence=evidence(2, name="a.wav")), tmp_path):
+        if path.suffix == ".svg":
+            drawn = re.sub(r"<[^>]*>", " ", path.read_text())
+            assert not re.findall(r"\b(?:pictures?|pixels?|crops?|px)\b", drawn, re.IGNORECASE), path.name
+
+
 def test_what_is_measured_of_embeddings_is_named_and_not_called_missing() -> None:
     drift = Estimate.of([0.1] * 100, yes_or_no=False)
     found = EmbeddingDrift(drift, drift, drift, drift, drift)
