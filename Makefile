@@ -16,7 +16,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test nets lint format parity bench costs evidence evidence-real zoo-check wild-check formats large-file fuzz architectures pickle-names pickle-check kills wheel clean
+.PHONY: help install install-dev demo test nets lint format parity bench costs evidence evidence-real zoo-check zoo-recipes wild-check formats large-file fuzz architectures pickle-names pickle-check kills wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -84,6 +84,11 @@ evidence-real: $(DEV) ## convert and adapt real trained networks; fetches some 5
 
 zoo-check: $(DEV) ## convert and verify every architecture of timm and torchvision
 	$(BIN)/python benchmarks/zoo_check.py
+	$(BIN)/python benchmarks/zoo_page.py
+
+zoo-recipes: $(DEV) ## the same with recipes 'aligned' and 'light'; with the first the drift of all feature maps is measured, too
+	$(BIN)/python benchmarks/zoo_check.py --recipe aligned --positions --work .cache/zoo-aligned --out benchmarks/zoo-recipes/aligned
+	$(BIN)/python benchmarks/zoo_check.py --recipe light --work .cache/zoo-light --out benchmarks/zoo-recipes/light
 	$(BIN)/python benchmarks/zoo_page.py
 
 # Other libraries want other versions of torch and of each other: they get an environment of their own that sees this one,

@@ -34,12 +34,18 @@ This page is made from [zoo.json](../benchmarks/zoo.json) and [zoo.csv](../bench
 """
 
 
-def page(data: dict[str, Any], rows: Sequence[Row]) -> str:
-    """The page as Markdown."""
+OTHERS = HERE / "zoo-recipes"
+"""Audits by other recipes: a folder for each, with its zoo.json and zoo.csv."""
+
+
+def page(data: dict[str, Any], rows: Sequence[Row], others: dict[str, dict[str, Any]] | None = None) -> str:
+    """The page as Markdown; `others` are audits by other recipes than the default, by name."""
     but = f", but for the {len(data['failed'])} under Exceptions" * bool(data["failed"])
     parts = [HEAD.format(command=data["command"], but=but, **data["versions"])]
     parts.append("## In numbers\n\n" + _libraries(data))
     parts.append("## The proof\n\n" + _proof(data))
+    if others:
+        parts.append("## Other recipes\n\n" + _others(others))
     parts.append("## Why sites are left alone\n\n" + _reasons(data))
     parts.append("## Exceptions\n\n" + _exceptions(data))
     parts.append("## By family\n\n" + _families(rows))
@@ -77,6 +83,52 @@ def _proof(data: dict[str, Any]) -> str:
         f"Converted sites that a second look still finds: {proofs['sites_left']}.\n"
     )
     return table(("compared in", "models", "largest error", "of"), rows) + note
+
+
+def _others(others: dict[str, dict[str, Any]]) -> str:
+    rows, notes = [], []
+    for name, data in others.items():
+        total, proofs, drift = data["totals"].values(), data["proofs"], data["drift"]
+        count = {key: sum(one[key] for one in total) for key in ("models", "converted", "failed", "sites_converted")}
+        errors = ", ".join(f"{one['largest_error']:.1e} ({how})" for how, one in proofs["identity"].items())
+        moved = "not measured"
+        if drift["measured"]:
+            moved = f"{_pixels(drift['largest_measured'])} ({drift['measured']:,} models)"
+        rows.append((
+            f"`{name}`", f"{count['models']:,}", f"{count['converted']:,}", f"{count['failed']:,}",
+            f"{count['sites_converted']:,}", errors, f"{proofs['sites_shown']:,} of {proofs['sites_compared']:,}",
+            _pixels(drift["largest_predicted"]), moved,
+        ))  # fmt: skip
+        notes.append(f"- `{name}`: `{data['command']}`" + _causes(data["failed"], drift))
+    columns = (
+        "recipe", "models", "converted and proven", "failed", "blurred", "largest error", "shown",
+        "largest drift predicted", "measured",
+    )  # fmt: skip
+    return (
+        table(columns, rows)
+        + "\nThe same audit with other recipes; drift in input pixels, between where a feature lies and where the "
+        "original has it. It is measured by running both on coordinates, without the graph that it is predicted from "
+        "(`blurify/proof/positions.py`).\n\n" + "\n".join(notes) + "\n"
+    )
+
+
+def _causes(failed: dict[str, str], drift: dict[str, Any]) -> str:
+    lines = [f"    - `{model}` failed: {error}" for model, error in failed.items()]
+    by_cause: dict[str, list[str]] = defaultdict(list)
+    for model, error in drift["not_measured"].items():
+        by_cause[error].append(model)
+    lines += [
+        f"    - drift not measured of {len(models)} (`{models[0]}`{', ...' * (len(models) > 1)}): {error}"
+        for error, models in sorted(by_cause.items(), key=lambda item: -len(item[1]))
+    ]
+    if drift["not_followed"]:
+        names = drift["not_followed"]
+        lines.append(f"    - drift not predicted of {len(names)} (`{names[0]}`{', ...' * (len(names) > 1)})")
+    return "".join(f"\n{line}" for line in lines)
+
+
+def _pixels(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}" if value >= 1e-4 else "0" if value == 0 else f"{value:.0e}"
 
 
 def _reasons(data: dict[str, Any]) -> str:
@@ -156,6 +208,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
+def others(data: Path = HERE) -> dict[str, dict[str, Any]]:
+    """The audits by other recipes that lie beside the data."""
+    found = sorted((data / OTHERS.name).glob("*/zoo.json"))
+    return {path.parent.name: json.loads(path.read_text()) for path in found}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="only compare the page with the data")
@@ -163,7 +221,9 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=PAGE, help="what to write (default docs/zoo.md)")
     options = parser.parse_args()
     with open(options.data / "zoo.csv", newline="", encoding="utf-8") as file:
-        text = page(json.loads((options.data / "zoo.json").read_text()), list(csv.DictReader(file)))
+        text = page(
+            json.loads((options.data / "zoo.json").read_text()), list(csv.DictReader(file)), others(options.data)
+        )
     if options.check:
         same = options.page.is_file() and options.page.read_text(encoding="utf-8") == text
         print(f"{options.page} is {'what the data say' if same else 'out of date: run python benchmarks/zoo_page.py'}")

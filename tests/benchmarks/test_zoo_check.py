@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,13 +67,22 @@ def test_the_page_of_the_audit(audited: Path, tmp_path: Path) -> None:
     assert warm.run([*command, "--check"], cwd=ROOT).returncode == 0
     page.write_text(text + "more\n")
     assert warm.run([*command, "--check"], cwd=ROOT).returncode == 1
+    data, rows = json.loads((audited / "zoo.json").read_text()), []
+    assert "Other recipes" not in text and "Other recipes" not in zoo_page.page(data, rows)
+    why = dict.fromkeys(("timm/x", "timm/y"), "no")
+    data["drift"] |= {"measured": 1, "largest_predicted": 0.0, "largest_measured": 3e-7, "not_measured": why}
+    text = zoo_page.page(data, rows, {"aligned": data})
+    assert re.search(
+        r"\| `aligned` \| 2 \| 1 \| 0 \| \d+ \| \S+ \(float32\) \| \d+ of \d+ \| 0 \| 3e-07 \(1 models\) \|", text
+    )
+    assert "    - drift not measured of 2 (`timm/x`, ...): no" in text
 
 
 def test_the_committed_page_is_what_the_committed_data_say() -> None:
     data = json.loads((ROOT / "benchmarks" / "zoo.json").read_text())
     with open(ROOT / "benchmarks" / "zoo.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8") == zoo_page.page(data, rows)
+    assert (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8") == zoo_page.page(data, rows, zoo_page.others())
     assert {row["status"] for row in rows} <= {"inspected", "converted", *(["failed"] if data["failed"] else [])}
     for row in rows:  # nothing in the totals that is not in the rows
         if row["status"] == "converted":
