@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from blurify.zoo.storage import Storage
 
 _POSITIONS_SIDE = 128  # at a stride of 32, four samples are left: more than the usual filters have
+_PERIOD = 64  # sides that differ by it are halved five times in the same way
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384)
 
 
@@ -97,7 +98,7 @@ def _carry_out(task: Task, record: Record, clock: _Clock, storage: Storage | Non
 
     with clock("build"), reproducible(task.model):
         loaded = opening.open_model(task.model, pretrained=task.pretrained)
-    positions = _Positions(loaded.model, inputs, clock) if task.positions else None
+    positions = _Positions(loaded.model, inputs, proof_inputs, clock) if task.positions else None
     with clock("convert"), reproducible(task.model):
         converted = convert(loaded.model, recipe, example_inputs=proof_inputs, inplace=True)
     proof, applied = proof_of(converted), plan_of(converted)
@@ -226,15 +227,16 @@ def described(plan: Plan) -> Record:
 class _Positions:
     """Where the features of a model are, to be compared with where they are once it is converted.
 
-    Measured on a small input where the model takes one: the positions are the same on any.
+    Measured on a small input where the model takes one: the positions are the same on any. But not where padding depends
+    on the size, as TensorFlow's 'SAME' does: that the plan knows for sizes like the one that it was made for.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, clock: _Clock) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, planned: Inputs, clock: _Clock) -> None:
         from blurify.proof.positions import positions_of
 
         self.clock = clock
         self.error = ""
-        for self.inputs in (resized(inputs, _POSITIONS_SIDE), inputs):
+        for self.inputs in (resized(inputs, _positions_side(planned)), inputs):
             try:
                 with clock("positions"):
                     self.before = positions_of(model, self.inputs)
@@ -255,6 +257,15 @@ class _Positions:
         if found is None:
             return {"drift_measured": None, "drift_modules": 0, "drift_error": self.error}
         return {"drift_measured": round(found.largest, 6), "drift_modules": len(found.drifts), "drift_error": None}
+
+
+def _positions_side(planned: Inputs) -> int:
+    """Of the sides whose maps are odd where those of the planned input are, the first that is large enough."""
+    from blurify.graph.structure import tensors_in
+
+    sides = {side for tensor in tensors_in(planned) if tensor.ndim >= 3 for side in tensor.shape[-2:]}
+    rest = sides.pop() % _PERIOD if len(sides) == 1 else 0
+    return _POSITIONS_SIDE + (rest - _POSITIONS_SIDE) % _PERIOD
 
 
 def _bare_forward(model: nn.Module, inputs: Inputs, clock: _Clock) -> None:

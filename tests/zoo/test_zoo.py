@@ -29,6 +29,7 @@ from blurify import zoo
 from blurify.cli import main
 from blurify.errors import BlurifyError
 from blurify.graph.inputs import given_inputs
+from blurify.proof.positions import drift_between
 from blurify.zoo import names as zoo_names
 from blurify.zoo import task as zoo_task
 from blurify.zoo.engines import child
@@ -627,3 +628,24 @@ def test_no_smaller_input_is_looked_for_where_it_would_save_nothing(monkeypatch:
         plan = blurify.inspect(model, inputs)
         (found,), _ = zoo_task._smallest(model, plan.recipe, plan, inputs)
         assert tuple(found.shape) == (1, 3, wanted, wanted) and tried == [32]
+
+
+@pytest.mark.parametrize("side", [32, 48, 96, 160, 192, 224, 240, 256, 300])
+def test_positions_are_measured_at_a_size_whose_maps_are_odd_where_the_plan_s_are(side: int) -> None:
+    """Of TensorFlow's padding a plan knows what it is for such sizes."""
+    found = zoo_task._positions_side(((torch.zeros(1, 3, side, side),), {}))
+    assert 128 <= found < 192
+
+    def odd(n: int) -> list[bool]:
+        sizes = [n]
+        for _ in range(5):
+            sizes.append(-(-sizes[-1] // 2))
+        return [size % 2 == 1 for size in sizes]
+
+    assert odd(found)[:5] == odd(side)[:5]
+    planned, taken = (torch.zeros(1, 3, one, one) for one in (side, found))
+    import timm
+
+    net = timm.create_model("tf_mobilenetv3_small_minimal_100").eval()
+    converted = blurify.convert(net, "aligned", example_inputs=planned, verify=False)
+    assert drift_between(net, converted, ((taken,), {})).largest < 1e-4
