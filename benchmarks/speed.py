@@ -14,6 +14,7 @@ said so.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import math
@@ -168,7 +169,9 @@ def of_model(name: str, parts: list[str], batch: int, size: int, rounds: int) ->
         torch.compiler.reset()
         compiled = {key: torch.compile(model) for key, model in models.items()}
         row["compiled"] = turns({key: forward(model, x) for key, model in compiled.items()})
+        del compiled  # with what the compiler holds of the models
         torch.compiler.reset()
+        gc.collect()
     if "kept" in parts:
         kept = {key: kept_for_backward(model, x[:2]) for key, model in models.items()}
         row["kept"] = {"original_mib": round(kept["original"] / 2**20, 1)} | {
@@ -411,6 +414,7 @@ def main() -> None:
         row = of_model(name, own, options.batch, options.size, options.rounds)
         report["models"].append(row)
         keep()
+        gc.collect()
         cells = {part: row[part].get("blurify/published") for part in PARTS[:-1] if part in row}
         shown = {part: cell["ratio"] if isinstance(cell, dict) else cell for part, cell in cells.items()}
         print(f"{name:18} blurify/published: {shown}", flush=True)
