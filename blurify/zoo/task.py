@@ -227,8 +227,8 @@ def described(plan: Plan) -> Record:
 class _Positions:
     """Where the features of a model are, to be compared with where they are once it is converted.
 
-    Measured on a small input where the model takes one: the positions are the same on any. But not where padding depends
-    on the size, as TensorFlow's 'SAME' does: that the plan knows for sizes like the one that it was made for.
+    Measured on a small input where the model takes one: the positions are the same on any. But not where padding
+    depends on the size, as TensorFlow's 'SAME' does: that the plan knows for sizes like its own.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, planned: Inputs, clock: _Clock) -> None:
