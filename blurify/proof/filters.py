@@ -155,7 +155,7 @@ def _agrees(own: BlurPool, blur: Blur, sizes: list[int], noisy: list[int]) -> bo
     weights = [_weights(*one) for one in zip(filters, origins, shifts, centres, strict=True)]
     expected = x[0, 0]
     for dim, chosen in enumerate(weights):  # the first dimension each time
-        total = torch.zeros(expected.shape[1:], dtype=torch.float64)
+        total = torch.zeros(expected.shape[1:], dtype=torch.float64, device="cpu")
         for at, weight in chosen.items():
             place = blur.stride[dim] * middle[dim] + at
             if noisy[dim] < sizes[dim]:  # constant, and so is what lies outside, unless that is zero
