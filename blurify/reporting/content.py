@@ -14,6 +14,7 @@ from blurify.metrics.evidence import Evidence
 from blurify.metrics.pareto import ParetoTable
 from blurify.metrics.results import Agreement, Consistency, Estimate, LayerMap, Measurement, WorstCase
 from blurify.metrics.trade_off import Ranking
+from blurify.reporting import words
 from blurify.spec.adapted import Adapted
 from blurify.spec.plan import Plan
 
@@ -80,10 +81,10 @@ class Report:
         stages = [record is not None for record in self.adapted]
         return ("original", "converted", "adapted") if related and stages == [0, 0, 1] else ("first", "second", "third")
 
-    @property
-    def of_signals(self) -> bool:
-        """Whether the models take signals, not pictures."""
-        return any(measured.settings.get("signal") for measured in self.measurements)
+    def told(self, text: str) -> str:
+        """A text, or a page, in the words of what the models take: of pictures as it stands, or of signals."""
+        signals = any(measured.settings.get("signal") for measured in self.measurements)
+        return words.of_signals(text) if signals else text
 
     @property
     def in_order(self) -> Report:

@@ -48,19 +48,18 @@ def _flips(report: Report) -> Figure | None:
     grid = figure.subplots(bands, 2 * columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    told = words.of_signals if report.of_signals else str
     for number, flip in enumerate(shown):
         band, column = divmod(number, columns)
         for index, (address, place) in enumerate(zip(flip.shown, flip.places, strict=True)):
             axes = grid[band, 2 * column + index]
             axes.imshow(_pixels(address))
-            lines = [f"{short(flip.picture, 26)}" if index == 0 else "", told(evidence_page.place_words(place))]
+            lines = [f"{short(flip.picture, 26)}" if index == 0 else "", report.told(evidence_page.place_words(place))]
             for role, pair in zip(report.roles, flip.answers, strict=True):
                 one = pair[index]
                 who = f"{role}: " if len(report.roles) > 1 and index == 0 else ""
                 lines.append(f"{who}{short(one.words, 20)} {words.percent(one.probability)}")
             title(axes, "\n".join(lines), fontsize=7)
-    figure.suptitle(told("Pictures whose answer flips under a shift of one pixel"), x=0.01, ha="left")
+    figure.suptitle(report.told("Pictures whose answer flips under a shift of one pixel"), x=0.01, ha="left")
     return figure
 
 
@@ -68,7 +67,6 @@ def _curves(report: Report) -> Figure | None:
     found = report.evidence.curves if report.evidence is not None else ()
     if not found:
         return None
-    told = words.of_signals if report.of_signals else str
     figure = new_figure(3.2 * len(found) + 0.4, 3.0)
     for axes, curve in zip(figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found, strict=True):
         for series, values in enumerate(curve.probabilities):
@@ -76,7 +74,7 @@ def _curves(report: Report) -> Figure | None:
         axes.set_ylim(-0.02, 1.02)
         axes.grid(axis="y")
         axes.set_xticks(sorted({curve.shifts[0], 0, curve.shifts[-1]}))
-        axes.set_xlabel(told(f"window moved {'right' if curve.axis == 'x' else 'down'}, pixels"))
+        axes.set_xlabel(report.told(f"window moved {'right' if curve.axis == 'x' else 'down'}, pixels"))
         answers = "\n".join(short(found.words, 34) for found in curve.answers)
         title(axes, f"{short(curve.picture, 30)}\n{answers}", fontsize=8)
     figure.axes[0].set_ylabel("probability of its answer")
@@ -123,9 +121,8 @@ def _features(report: Report) -> Figure | None:
             error = f", all channels {words.percent(maps.error)}" if name == "difference" else ""
             who = f"{role}, " if len(report.roles) > 1 else ""
             title(axes, f"{who}{name}{error}", fontsize=7)
-    told = words.of_signals if report.of_signals else str
     text = f"under a shift of {found.shift} pixels"
-    text = f"Channel {found.channel} at {short(found.site)} {told(text)}"
+    text = f"Channel {found.channel} at {short(found.site)} {report.told(text)}"
     figure.suptitle(text, x=0.01, ha="left", parse_math=False)
     return figure
 

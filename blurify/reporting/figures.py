@@ -130,8 +130,7 @@ def _dots(report: Report, rows: Sequence[Row], heading: str) -> Figure:
                 )
                 highest = max(highest, item.high)
     # Which way is good, beside each: one figure may hold both kinds.
-    told = words.of_signals if report.of_signals else str
-    labels = [f"{short(told(row.label), 60)} {_BETTER[row.better]}" for row in rows]
+    labels = [f"{short(report.told(row.label), 60)} {_BETTER[row.better]}" for row in rows]
     axes.set_yticks(range(len(rows)), labels, parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     ticks = charts.ticks_to(highest)

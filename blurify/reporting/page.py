@@ -61,8 +61,7 @@ def render(report: Report) -> str:
     )
     environment.filters.update(place=lambda number: f"{number:.2f}", words=" and ".join)
     text: str = environment.get_template("page.html.j2").render(page=_page(report))
-    if report.of_signals:
-        text = words.of_signals(text)
+    text = report.told(text)
     # JSON may hold half a surrogate pair, which no file can, and names may hold what HTML forbids.
     return printable(text, "\N{REPLACEMENT CHARACTER}")
 
