@@ -207,7 +207,7 @@ def test_a_pool_that_is_global_at_the_traced_size_is_shown_a_ramp_too():
         check_averages(net, shifted, blurify.plan_of(converted))
 
 
-@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+@pytest.mark.parametrize("padding", ["reflect", "zeros", "causal"])
 @pytest.mark.parametrize("rotated", [0, 1])
 def test_a_filter_too_wide_for_noise_in_both_dimensions_is_still_checked(padding, rotated):
     """As of `AvgPool2d(1280, ceil_mode=True)` in a network for small pictures: the slow formula took minutes there."""

@@ -71,8 +71,7 @@ def check_averages(
                 if site.action == "skip" and ramp.numel() > _MOST_SAMPLES:  # it takes longer than all of its network
                     continue
                 _compare(site.name, pair, ramp.contiguous(), delay, limit)
-        if pairs:
-            shown.add(site.name)
+                shown.add(site.name)
     return frozenset(shown)
 
 

@@ -132,7 +132,10 @@ def _is_right(layer: BlurPool, blur: Blur) -> bool:
 def _agrees(own: BlurPool, blur: Blur, sizes: list[int], noisy: list[int]) -> bool:
     """Whether a layer gives the slow formula's value amid noise, which is constant where `noisy` is of one sample."""
     generator = torch.Generator(device="cpu").manual_seed(0)
-    x = torch.rand((1, 1, *noisy), generator=generator, dtype=torch.float64, device="cpu").expand(1, 1, *sizes)
+    x = torch.rand((1, 1, *noisy), generator=generator, dtype=torch.float64, device="cpu")
+    if noisy != sizes:  # a wide filter hardly tells noise from the same a sample further, but a slope
+        x = x + torch.linspace(0, 1, x.numel(), dtype=torch.float64, device="cpu").view(x.shape)
+    x = x.expand(1, 1, *sizes)
     like = next(iter(own.buffers()), x)
     if like.is_meta:  # there is nothing to compute with
         return True
@@ -159,9 +162,10 @@ def _agrees(own: BlurPool, blur: Blur, sizes: list[int], noisy: list[int]) -> bo
         for at, weight in chosen.items():
             place = blur.stride[dim] * middle[dim] + at
             if noisy[dim] < sizes[dim]:  # constant, and so is what lies outside, unless that is zero
-                inside = 0 <= place < sizes[dim] or blur.padding not in ("zeros", "causal")
-                place = 0 if inside else -1
-            total += weight * expected[place] if place >= 0 else 0.0
+                if blur.padding == "zeros" and not 0 <= place < sizes[dim]:
+                    continue
+                place = 0
+            total += weight * expected[place]
         expected = total
     return abs(actual - expected.item()) <= limit
 
