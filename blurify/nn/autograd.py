@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.fx import Proxy
 
@@ -25,6 +25,7 @@ class Input(NamedTuple):
 
 
 Back = Callable[[Tensor, Input], Tensor | None]
+CodedBack = Callable[[Tensor, Input, Tensor], Tensor]
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 """The memory format with channels innermost, by the number of spatial dimensions."""
 
@@ -61,9 +62,7 @@ class _Lean(torch.autograd.Function):
                 found = ctx.back(grad, Input(ctx.shape, ctx.channels_last, x))
             if found is not None:
                 return found, None, None, None, None
-        if x is None:  # any x has the same derivative
-            layout = CHANNELS_LAST[len(ctx.shape) - 2] if ctx.channels_last else torch.contiguous_format
-            x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+        x = _any_input(ctx, grad) if x is None else x
         with torch.autocast(grad.device.type, enabled=False):
             return torch.func.vjp(ctx.function, x)[1](grad)[0], None, None, None, None
 
@@ -72,6 +71,59 @@ class _Lean(torch.autograd.Function):
         if ctx.linear:
             return ctx.function(tangent)
         return torch.func.jvp(ctx.function, ctx.saved_tensors, (tangent,))[1]
+
+
+class _Coded(torch.autograd.Function):
+    """Run a function of one tensor, of plain memory; for the backward keep a code of it and not the tensor.
+
+    Given the code, the function is linear: `select(code)` is that function.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        run: Callable[[Tensor], tuple[Tensor, Tensor]],
+        select: Callable[[Tensor], TensorFunction],
+        back: CodedBack,
+    ) -> Tensor:
+        y, code = run(x)
+        ctx.select, ctx.back = select, back
+        ctx.shape, ctx.channels_last, ctx.dtype = x.shape, is_channels_last(x), x.dtype
+        ctx.save_for_backward(code)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (code,) = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            if not torch.is_grad_enabled() and is_plain(grad) and grad.dtype == ctx.dtype:
+                return ctx.back(grad, Input(ctx.shape, ctx.channels_last, None), code), None, None, None
+            x = _any_input(ctx, grad)
+            return torch.func.vjp(ctx.select(code), x)[1](grad)[0], None, None, None
+
+
+def _any_input(ctx: Any, grad: Tensor) -> Tensor:
+    """A tensor like the input of a linear function, which has the same derivative everywhere."""
+    layout = CHANNELS_LAST[len(ctx.shape) - 2] if ctx.channels_last else torch.contiguous_format
+    return torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+
+
+def coded(
+    x: Tensor,
+    run: Callable[[Tensor], tuple[Tensor, Tensor]],
+    select: Callable[[Tensor], TensorFunction],
+    back: CodedBack,
+) -> Tensor:
+    """`run(x)`'s first result, where its second one is all that the gradient depends on.
+
+    Args:
+        x: plain memory (see `is_plain`).
+        run: gives the result and its code.
+        select: gives the linear function that `run` is, given the code, out of operators that autograd knows.
+        back: the gradient of x from that of the result and the code, of plain tensors.
+    """
+    return cast(Tensor, _Coded.apply(x, run, select, back))
 
 
 def lean(
@@ -106,6 +158,7 @@ def is_plain(x: Tensor) -> bool:
         or x.layout != torch.strided
         or x.is_quantized
         or is_functorch_wrapped_tensor(x)
+        or is_legacy_batchedtensor(x)  # torch.autograd.grad(is_grads_batched=True)
     ):
         return False
     return not torch._C._len_torch_function_stack() and not _len_torch_dispatch_stack()
@@ -138,9 +191,10 @@ def is_exported(x: Tensor) -> bool:
 
 
 def is_watched(module: torch.nn.Module) -> bool:
-    """Whether somebody is told when a module runs, and what it was given."""
+    """Whether somebody is told when a module runs, and what it was given, or has it run in another way."""
     every = torch.nn.modules.module
     return bool(
+        "forward" in vars(module) or module._compiled_call_impl is not None or
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         or every._global_forward_hooks or every._global_forward_pre_hooks or every._global_backward_hooks
         or every._global_backward_pre_hooks

@@ -8,15 +8,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from blurify.nn.lines import Line, Step, source, spread_of, steps, unit
+from blurify.nn.padding import flat_pads
 
 BLOCK = 1 << 18
 """Numbers of a block, for each thread: about a megabyte (make bench)."""
+
+
+class Clamp(NamedTuple):
+    """An activation that cuts values off, and below and above lets no gradient through: ReLU, ReLU6, Hardtanh."""
+
+    low: float
+    high: float
+
+    def plain(self, x: Tensor) -> Tensor:
+        """It of a tensor."""
+        return x.clamp_min(self.low) if math.isinf(self.high) else x.clamp(self.low, self.high)
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        """The same, written where the caller wants it."""
+        if x.dtype != out.dtype:
+            x = out.copy_(x)
+        if math.isinf(self.high):
+            torch.clamp_min(x, self.low, out=out)
+        else:
+            torch.clamp(x, self.low, self.high, out=out)
+
+    def open(self, x: Tensor, room: Tensor) -> Tensor:
+        """1 where a gradient passes, else 0, in numbers of the dtype of x: comparisons of bytes are slow (make bench).
+
+        Args:
+            x: what it is given; what it returns does as well, of a value cut off at `low` or `high`.
+            room: two more tensors like x, at the first place of a new dimension; the first one is the result.
+        """
+        torch.gt(x, self.low, out=room[0])
+        if not math.isinf(self.high):
+            torch.lt(x, self.high, out=room[1])
+            room[0].mul_(room[1])
+        return room[0]
 
 
 class Max:
@@ -55,32 +90,90 @@ def rows(x: Tensor, channels_last: bool) -> Tensor:
     return x.contiguous().view(x.shape[0] * x.shape[1], *x.shape[2:], 1)
 
 
-def like_rows(n: int, channels: int, sizes: Sequence[int], x: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """A new tensor (N, C, *sizes) of the dtype of x, and the same memory as `rows` has it."""
+def like_rows(
+    n: int, channels: int, sizes: Sequence[int], x: Tensor, channels_last: bool, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """A new tensor (N, C, *sizes) of the dtype of x, if no other is given, and the same memory as `rows` has it."""
     if channels_last:
-        flat = x.new_empty(n, *sizes, channels)
+        flat = x.new_empty((n, *sizes, channels), dtype=dtype)
         return flat.movedim(-1, 1), flat
-    out = x.new_empty(n, channels, *sizes)
+    out = x.new_empty((n, channels, *sizes), dtype=dtype)
     return out, out.view(n * channels, *sizes, 1)
 
 
-def filtered(x: Tensor, lines: Sequence[Line], pool: Max | None, channels_last: bool) -> Tensor:
-    """Max pool (if any), filter and subsample (N, C, *spatial)."""
+def filtered(
+    x: Tensor,
+    lines: Sequence[Line],
+    pool: Max | None,
+    channels_last: bool,
+    clamp: Clamp | None = None,
+    code: Tensor | None = None,
+) -> Tensor:
+    """Cut off (if asked to), max pool (if asked to), filter and subsample (N, C, *spatial).
+
+    Args:
+        x: (N, C, *spatial).
+        lines, pool, clamp: what is done.
+        channels_last: whether x has its channels innermost.
+        code: a tensor of `code_for`, to be filled.
+    """
     flat = rows(x, channels_last)
     dense = pool.sizes(flat.shape[1:-1]) if pool else list(flat.shape[1:-1])
     sizes = [line.size(n) for line, n in zip(lines, dense, strict=True)] if lines else dense
     out, target = like_rows(x.shape[0], x.shape[1], sizes, x, channels_last)
+    codes = () if code is None else (rows(code, channels_last),)
     made: dict[int, _Forward] = {}
-    for block, into in _blocks(flat, target):
+    for block, into, *codings in _blocks(flat, target, *codes):
         size = block.shape[0]
         if size not in made:
-            made[size] = _Forward(block, lines, pool, dense)
-        made[size].run(block, into)
+            made[size] = _Forward(block, lines, pool, dense, clamp, None if code is None else code.dtype)
+        made[size].run(block, into, *codings)
     return out
 
 
+def code_for(x: Tensor, pool: Max | None, channels_last: bool) -> Tensor:
+    """Room for what the gradient of a cut-off x depends on, in place of x: (N, C, *spatial) of whole numbers.
+
+    Without a pool it is 1 where a gradient passes, else 0. With a pool, bit i says where the first of the two slices of
+    stage i has the larger sample, and one bit more where what the pool gives lets a gradient pass: one byte a sample.
+    """
+    if pool is None:
+        return like_rows(x.shape[0], x.shape[1], x.shape[2:], x, channels_last, torch.uint8)[0]
+    sizes = [n + left + right for n, (left, right) in zip(x.shape[2:], pool.pads, strict=True)]
+    dim, offset = pool.stages[0]
+    sizes[dim - 1] -= offset
+    bits = len(pool.stages) + 1
+    dtype = torch.uint8 if bits <= 8 else torch.int16 if bits <= 15 else torch.int32
+    return like_rows(x.shape[0], x.shape[1], sizes, x, channels_last, dtype)[0]
+
+
+def selected(x: Tensor, pool: Max | None, code: Tensor) -> Tensor:
+    """The samples of (N, C, *spatial) that a code has chosen, 0 where no gradient passes: linear, and for autograd."""
+    if pool is None:
+        return x * code.to(x.dtype)
+    x = F.pad(x, flat_pads(pool.pads))
+    for i, (dim, offset) in enumerate(pool.stages):
+        length = x.shape[dim + 1] - offset
+        a, b = x.narrow(dim + 1, 0, length), x.narrow(dim + 1, offset, length)
+        x = torch.where(_part(code, a.shape, 2).bitwise_right_shift(i).bitwise_and(1).bool(), a, b)
+    return x * _part(code, x.shape, 2).bitwise_right_shift(len(pool.stages)).bitwise_and(1).to(x.dtype)
+
+
+def _part(code: Tensor, shape: Sequence[int], first: int = 1) -> Tensor:
+    """The beginning of a code, in each dimension from `first` on, of this shape."""
+    for dim in range(first, len(shape)):
+        code = code.narrow(dim, 0, shape[dim]) if code.shape[dim] != shape[dim] else code
+    return code
+
+
 def spread(
-    grad: Tensor, lines: Sequence[Line], pool: Max | None, sizes: Sequence[int], x: Tensor | None, channels_last: bool
+    grad: Tensor,
+    lines: Sequence[Line],
+    pool: Max | None,
+    sizes: Sequence[int],
+    x: Tensor | None,
+    channels_last: bool,
+    code: Tensor | None = None,
 ) -> Tensor:
     """The gradient of the input of `filtered`.
 
@@ -88,17 +181,19 @@ def spread(
         grad: (N, C, *spatial), of its output.
         lines, pool, channels_last: as given to `filtered`.
         sizes: the spatial size of its input.
-        x: its input, where there is a pool.
+        x: its input, where there is a pool and no code.
+        code: what it filled in, of a cut-off input.
     """
     flat = rows(grad, channels_last)
     dense = pool.sizes(sizes) if pool else list(sizes)
     out, target = like_rows(grad.shape[0], grad.shape[1], sizes, grad, channels_last)
-    kept = rows(x, channels_last) if x is not None else target
+    given = x if code is None else code
+    kept = target if given is None else rows(given, channels_last)
     made: dict[int, _Backward] = {}
     for read, into, block in _blocks(target, flat, kept):
         size = read.shape[0]
         if size not in made:
-            made[size] = _Backward(into, read, lines, pool, dense)
+            made[size] = _Backward(into, read, lines, pool, dense, None if code is None else code.dtype)
         made[size].run(into, read, block)
     return out
 
@@ -128,7 +223,15 @@ def _run(program: tuple[Step, ...], slots: list[Any]) -> None:
 class _Forward:
     """The buffers of one size of block, and what is done with them."""
 
-    def __init__(self, block: Tensor, lines: Sequence[Line], pool: Max | None, dense: list[int]) -> None:
+    def __init__(
+        self,
+        block: Tensor,
+        lines: Sequence[Line],
+        pool: Max | None,
+        dense: list[int],
+        clamp: Clamp | None,
+        coded: torch.dtype | None,
+    ) -> None:
         dtype, like = _room(block), block.shape
         self.exact = dtype == block.dtype
         todo = [(dim, line) for dim, line in enumerate(lines, start=1) if not line.is_nothing]
@@ -163,14 +266,28 @@ class _Forward:
             self.passes.append((copies, steps(line.taps, unit(line.taps)), [*slices, None, room]))
         self.scale = scale
         self.result = None if self.exact or not todo else block.new_empty(shape, dtype=dtype)
-        self.pool = _MaxForward(block, pool) if pool else None
+        self.pool = _MaxForward(block, pool, coded) if pool else None
+        self.clamp = clamp
+        if coded is not None:
+            self.open = block.new_empty([2, like[0], *dense, like[-1]], dtype=dtype)
+            self.bits = block.new_empty(self.open.shape[1:], dtype=coded)
 
-    def run(self, block: Tensor, into: Tensor) -> None:
+    def run(self, block: Tensor, into: Tensor, code: Tensor | None = None) -> None:
         enter = self.enter if self.passes else into
-        if self.pool:
-            self.pool.run(block, enter)
+        if self.pool:  # the largest sample cut off is the largest of those cut off
+            self.pool.run(block, enter, code)
+            if self.clamp is not None:
+                self.clamp.into(enter, enter)
+        elif self.clamp is not None:
+            self.clamp.into(block, enter)
         else:
             enter.copy_(block)
+        if code is not None and self.clamp is not None:
+            opened = self.clamp.open(enter, self.open)
+            if self.pool:
+                _part(code, opened.shape).add_(self.bits.copy_(opened), alpha=1 << len(self.pool.stages))
+            else:
+                code.copy_(opened)
         if not self.passes:
             return
         out = into if self.result is None else self.result
@@ -188,7 +305,7 @@ class _Forward:
 class _MaxForward:
     """Maxima of a block; the last one is written where the caller wants it."""
 
-    def __init__(self, block: Tensor, pool: Max) -> None:
+    def __init__(self, block: Tensor, pool: Max, coded: torch.dtype | None = None) -> None:
         self.padded: Tensor | None = None
         shape = list(block.shape)
         if any(map(any, pool.pads)):
@@ -203,9 +320,12 @@ class _MaxForward:
         for dim, offset in pool.stages:
             shape[dim] -= offset
             self.made.append(block.new_empty(shape))
+        if coded is not None:
+            self.wins = [torch.empty_like(made) for made in self.made]
+            self.bits = [torch.empty_like(made, dtype=coded) for made in self.made]
 
-    def run(self, block: Tensor, into: Tensor | None) -> None:
-        """All maxima; the last one into `into`, or kept as the others are."""
+    def run(self, block: Tensor, into: Tensor | None, code: Tensor | None = None) -> None:
+        """All maxima; the last one into `into`, or kept as the others are; who won, into `code`."""
         if self.padded is not None:
             self.inside.copy_(block)
             block = self.padded
@@ -214,8 +334,15 @@ class _MaxForward:
             into.copy_(block)
         for i, (dim, offset) in enumerate(self.stages):
             length = block.shape[dim] - offset
+            a, b = block.narrow(dim, 0, length), block.narrow(dim, offset, length)
+            if code is not None:
+                torch.ge(a, b, out=self.wins[i])
+                if i:
+                    _part(code, a.shape).add_(self.bits[i].copy_(self.wins[i]), alpha=1 << i)
+                else:
+                    code.copy_(self.wins[i])
             out = self.made[i] if into is None or i < last or into.dtype != block.dtype else into
-            torch.maximum(block.narrow(dim, 0, length), block.narrow(dim, offset, length), out=out)
+            torch.maximum(a, b, out=out)
             if i == last and into is not None and out is not into:
                 into.copy_(out)
             block = out
@@ -224,7 +351,15 @@ class _MaxForward:
 class _Backward:
     """The buffers of one size of block for its backward."""
 
-    def __init__(self, grad: Tensor, target: Tensor, lines: Sequence[Line], pool: Max | None, dense: list[int]) -> None:
+    def __init__(
+        self,
+        grad: Tensor,
+        target: Tensor,
+        lines: Sequence[Line],
+        pool: Max | None,
+        dense: list[int],
+        coded: torch.dtype | None,
+    ) -> None:
         dtype = _room(grad)
         todo = [(dim, line) for dim, line in enumerate(lines, start=1) if not line.is_nothing]
         shape = list(grad.shape)
@@ -240,8 +375,10 @@ class _Backward:
             self.passes.append(_spreading(padded, dim, line.stride, way))
             shape[dim] = n
         self.scale = scale
-        self.pool = _MaxBackward(target, pool, shape, dtype) if pool else None
-        self.result = None if self.pool is None and dtype == grad.dtype else grad.new_empty(shape, dtype=dtype)
+        self.pool = _MaxBackward(target, pool, shape, dtype, coded) if pool else None
+        direct = self.pool is None and dtype == grad.dtype and coded is None
+        self.result = None if direct else grad.new_empty(shape, dtype=dtype)
+        self.open = None if coded is None else _Bit(grad.new_empty(shape, dtype=dtype), coded)
 
     def run(self, grad: Tensor, into: Tensor, block: Tensor) -> None:
         if not self.passes:  # a pool alone
@@ -254,6 +391,10 @@ class _Backward:
             out = into if self.result is None else self.result
         for one, to in zip(self.passes, (*self.inside[1:], out), strict=bool(self.passes)):
             one(to)
+        if self.open is not None:
+            opened = self.open.of(block, len(self.pool.stages) if self.pool else None)
+            assert self.result is not None
+            out = torch.mul(out, opened, out=into if self.pool is None and into.dtype == out.dtype else self.result)
         if self.pool:
             self.pool.run(out, block, into)
         elif out is not into:
@@ -284,36 +425,59 @@ def _spreading(padded: Tensor, dim: int, stride: int, way: Any) -> Callable[[Ten
     return run
 
 
+class _Bit:
+    """One bit of a code as numbers to multiply by."""
+
+    def __init__(self, wins: Tensor, coded: torch.dtype) -> None:
+        self.wins, self.bits = wins, torch.empty_like(wins, dtype=coded)
+
+    def of(self, code: Tensor, bit: int | None) -> Tensor:
+        """1 where the bit is set, else 0; with None the code itself."""
+        code = _part(code, self.wins.shape)
+        if bit is None:
+            return self.wins.copy_(code)
+        torch.bitwise_right_shift(code, bit, out=self.bits)
+        return self.wins.copy_(self.bits.bitwise_and_(1))
+
+
 class _MaxBackward:
     """From the gradient of a dense max pool to that of its input: each goes to the first of its largest samples."""
 
-    def __init__(self, block: Tensor, pool: Max, dense: list[int], dtype: torch.dtype) -> None:
-        self.again = _MaxForward(block, pool)
+    def __init__(
+        self, block: Tensor, pool: Max, dense: list[int], dtype: torch.dtype, coded: torch.dtype | None
+    ) -> None:
+        self.again = _MaxForward(block, pool) if coded is None else None
         self.stages = pool.stages
-        self.grads, self.wins = [], []
+        self.grads, self.wins, self.bits = [], [], []
         shape = list(dense)
         for dim, offset in reversed(pool.stages):
             self.wins.append(block.new_empty(shape, dtype=dtype))
+            self.bits.append(None if coded is None else _Bit(self.wins[-1], coded))
             shape = list(shape)
             shape[dim] += offset
             self.grads.append(block.new_empty(shape, dtype=dtype))
         self.pads = pool.pads
-        self.direct = self.again.padded is None and bool(self.stages) and dtype == block.dtype
+        self.direct = not any(map(any, pool.pads)) and bool(self.stages) and dtype == block.dtype
 
     def run(self, grad: Tensor, block: Tensor, into: Tensor) -> None:
+        """Args: grad, of the pool's output; block, its input or its code; into, the gradient of its input."""
         again = self.again
-        if self.stages and (len(self.stages) > 1 or again.padded is not None):
-            again.run(block, None)
-        values = [again.padded if again.padded is not None else block, *again.made]
+        values: list[Tensor] = []
+        if again is not None:
+            if self.stages and (len(self.stages) > 1 or again.padded is not None):
+                again.run(block, None)
+            values = [again.padded if again.padded is not None else block, *again.made]
         for i, (dim, offset) in enumerate(reversed(self.stages)):
-            value = values[len(self.stages) - 1 - i]
-            length = value.shape[dim] - offset
-            a, b = value.narrow(dim, 0, length), value.narrow(dim, offset, length)
-            wins = self.wins[i]
-            if wins.dtype == value.dtype:
-                torch.ge(a, b, out=wins)
+            wins, bit, stage = self.wins[i], self.bits[i], len(self.stages) - 1 - i
+            length = wins.shape[dim]
+            if bit is not None:
+                bit.of(block, stage)
             else:
-                wins.copy_(torch.ge(a, b))
+                a, b = (values[stage].narrow(dim, begin, length) for begin in (0, offset))
+                if wins.dtype == a.dtype:
+                    torch.ge(a, b, out=wins)
+                else:
+                    wins.copy_(torch.ge(a, b))
             last = i == len(self.stages) - 1
             to = into if last and self.direct else self.grads[i]
             first = to.narrow(dim, 0, length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Protocol, cast
 
@@ -25,14 +25,16 @@ from blurify.nn.autograd import (
     CHANNELS_LAST,
     Input,
     TensorFunction,
+    coded,
     is_channels_last,
     is_exported,
     is_plain_on,
     is_traced,
+    is_watched,
     lean,
     on_the_cpu,
 )
-from blurify.nn.blocks import Max, filtered, spread
+from blurify.nn.blocks import Clamp, Max, code_for, filtered, selected, spread
 from blurify.nn.lines import Line, lines_of, source
 from blurify.nn.padding import PADDINGS, extend_by, flat_pads, fold_by
 from blurify.spec.filters import binomial_taps, centred_taps, compose_taps, is_box, resolve_taps
@@ -51,6 +53,9 @@ _FEW = 4
 _MOST_SUMMED = 16
 # Longer filters are left to convolutions.
 _LONGEST = 64
+
+_RELU = Clamp(0.0, math.inf)
+_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _AVG_POOL: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -246,6 +251,50 @@ class BlurPool(nn.Module):
         apart = last and len(self._groups) == 1 and self._is_wide(x)
         back = partial(self._back, lines=lines, pool=None)
         return lean(blur, x, linear=True, run=uncopied if apart else None, back=back)
+
+    def after(self, function: Callable[[Any], Any], x: Any) -> Any:
+        """`self(function(x))`, in one pass where that is faster or keeps less for the backward.
+
+        An activation that writes in place then leaves x as it is: of what a blur subsamples nobody else has the tensor.
+        """
+        if on_the_cpu(x) and max(self.stride) > 1 and x.dim() == self.ndim + 2 and not is_watched(self):
+            clamp = clamp_of(function)
+            y = None if clamp is None else self._joined(x, (0,) * self.ndim, None, clamp)
+            if y is not None:
+                return y
+        return self(function(x))
+
+    def _joined(self, x: Tensor, extend: tuple[int, ...], pool: DenseMax | None, clamp: Clamp) -> Tensor | None:
+        """Cut off, max pool densely (if asked to), filter and subsample; None where one after the other does better."""
+        if type(self) not in (BlurPool1d, BlurPool2d, BlurPool3d) or not self._groups or self.of_tokens:
+            return None
+        if not on_the_cpu(x) or not x.is_floating_point() or (pool is not None and not pool.fits(x)):
+            return None
+        last = is_channels_last(x)
+        needs_back = torch.is_grad_enabled() and x.requires_grad
+        blocks = pool is not None or x.dtype == torch.float16 or (not last and x.numel() >= _LARGE)
+        lines = self._lines(x, extend) if blocks or needs_back else None
+        if lines is None:
+            return None
+        stages = None if pool is None else pool.stages
+        if not needs_back:
+            return filtered(x, lines, stages, last, clamp)
+
+        def run(x: Tensor) -> tuple[Tensor, Tensor]:
+            code = code_for(x, stages, last)
+            if blocks:
+                return filtered(x, lines, stages, last, clamp, code), code
+            cut = clamp.plain(x)
+            code.copy_(clamp.open(cut, cut.new_empty((2, *cut.shape))))
+            return self._run(cut, extend), code
+
+        def select(code: Tensor) -> TensorFunction:
+            return lambda x: self._blur(selected(x, stages, code), extend)
+
+        def back(grad: Tensor, of: Input, code: Tensor) -> Tensor:
+            return spread(grad, lines, stages, of.shape[2:], None, of.channels_last, code)
+
+        return coded(x, run, select, back)
 
     def _is_wide(self, x: Tensor) -> bool:
         """Whether a padded copy of x would cost more than to do the borders apart."""
@@ -497,6 +546,17 @@ class BlurPool(nn.Module):
         parts += ["channels_last=True"] * self.of_tokens
         parts += [f"centre={short(centre)}" for centre in (self._said("centre"),) if centre is not None]
         return ", ".join(parts)
+
+
+def clamp_of(function: Any) -> Clamp | None:
+    """What an activation of torch cuts off; None for another function, and for a module that somebody watches."""
+    if isinstance(function, nn.Module):
+        if type(function) not in (nn.ReLU, nn.ReLU6, nn.Hardtanh) or is_watched(function):
+            return None
+        if type(function) is nn.ReLU:
+            return _RELU
+        return Clamp(float(function.min_val), float(function.max_val))  # type: ignore[arg-type]
+    return _RELU if any(function is one for one in _RELUS) else None
 
 
 def _kernels(x: Tensor) -> Any:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from blurify.errors import BlurifyError
-from blurify.nn.rewriting import Expression, Rewritten, rewrite
+from blurify.nn.joining import Joined, after
+from blurify.nn.rewriting import AFTER, Expression, Rewritten, rewrite
 from blurify.nn.sequential import WithBlurs
 from blurify.nn.source import CannotRewriteError
 
@@ -24,10 +25,12 @@ Change = tuple[Any, ...]
 - ('expression', path, child, form, index): see `rewriting.Expression`;
 - ('input', child, index): the positional argument `index` of the forward goes through a child first;
 - ('output', child): what the forward returns goes through a child;
-- ('member', child): a child of a Sequential is one of its blurs.
+- ('member', child): a child of a Sequential is one of its blurs;
+- ('joined',): members of a Sequential run in pairs (see `joining`).
 """
 
-_KINDS = {"expression": 5, "input": 3, "output": 2, "member": 2}
+JOINED: Change = ("joined",)
+_KINDS = {"expression": 5, "input": 3, "output": 2, "member": 2, "joined": 1}
 _OUTER = "_blurify_forward"  # a forward that was set on the instance, below the blurs of its output
 
 _running: contextvars.ContextVar[tuple[int, ...]] = contextvars.ContextVar("_running", default=())
@@ -84,6 +87,7 @@ def edited_class(
         "__doc__": base.__doc__,
         "_blurify_base": base,
         "_blurify_changes": changes,
+        AFTER: staticmethod(after),
     }
     inputs = tuple((index, child) for kind, child, *rest in _those(changes, "input") for index in rest)
     outputs = tuple(child for _, child in _those(changes, "output"))
@@ -94,7 +98,7 @@ def edited_class(
     if guarded:
         namespace["__setattr__"] = _guard(base, guarded, rewritten, keeps=bool(inputs or outputs))
     blurs = frozenset(child for _, child in _those(changes, "member"))
-    bases: tuple[type, ...] = (WithBlurs, base) if blurs else (base,)
+    bases = (*(Joined,) * (JOINED in changes), *(WithBlurs,) * bool(blurs), base)
     if blurs:
         namespace["_blurify_blurs"] = blurs
     # What the class was made of beyond its base: nothing, for most.
@@ -137,6 +141,8 @@ def edited_instance(
 def _is_change(change: Any) -> bool:
     if not isinstance(change, tuple) or not change or _KINDS.get(change[0]) != len(change):
         return False
+    if change == JOINED:
+        return True
     child = change[2] if change[0] == "expression" else change[1]
     return isinstance(child, str) and child.isidentifier()
 

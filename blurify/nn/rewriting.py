@@ -32,6 +32,8 @@ from blurify.nn.wrapped import WRAPPED, held_functions, holding
 
 Path = tuple[tuple[str, str, int], ...]
 _CLONE, _OWED = "_blurify_", "_blurify_owed"
+AFTER = "_blurify_after"
+"""The name by which a rewritten function finds `joining.after`."""
 
 
 class Expression(NamedTuple):
@@ -41,10 +43,11 @@ class Expression(NamedTuple):
         path: the functions from the forward to it, outermost first: (name, source text, which of the equal ones). The
             text `wrapped.WRAPPED` stands for what a decorator does with the function that it holds.
         child: the name of the child module.
-        form: 'wrap' `f(x)` -> `self.child(f(x))`; 'input' `f(x)` -> `f(self.child(x))`; 'call' `f(x)` ->
-            `self.child(f, x)` and `x[i]` -> `self.child(x, i)`. In a loop over modules, 'member' makes of `f(x)`
-            `self.child.run(owed, self, f, x)` and 'owed' of `g(y)` `self.child(g(y), owed)`, where `owed` is a list
-            that is made anew in every run of the function: it is of one run, and so of one thread.
+        form: 'wrap' `f(x)` -> `after(self.child, f, x)`, other expressions `y` -> `self.child(y)`; 'input' `f(x)` ->
+            `f(self.child(x))`; 'call' `f(x)` -> `self.child(f, x)` and `x[i]` -> `self.child(x, i)`. In a loop over
+            modules, 'member' makes of `f(x)` `self.child.run(owed, self, f, x)` and 'owed' of `g(y)`
+            `self.child(g(y), owed)`, where `owed` is a list that is made anew in every run of the function: it is of
+            one run, and so of one thread.
         argument: the positional one that 'input' is about.
     """
 
@@ -247,8 +250,11 @@ def _routed(this: ast.expr, expression: Expression, node: Any, function: Functio
         name = written_name(node.value, function)
         assert name is not None  # or the statement would not have been chosen
         return _assigned(name, child, owed, node, value=node.value)
-    if expression.form in _VALUES:
-        new: ast.expr = ast.Call(child, [node, *owed], [])
+    new: ast.expr
+    if expression.form == "wrap" and isinstance(node, ast.Call) and _takes_one(node):
+        new = ast.Call(_attribute(this, AFTER), [child, node.func, *node.args], [])
+    elif expression.form in _VALUES:
+        new = ast.Call(child, [node, *owed], [])
     elif expression.form == "input":
         node.args[expression.argument] = ast.Call(child, [node.args[expression.argument]], [])
         return node
@@ -260,6 +266,11 @@ def _routed(this: ast.expr, expression: Expression, node: Any, function: Functio
     else:
         new = ast.Call(child, [node.func, *node.args], node.keywords)
     return ast.copy_location(new, node)
+
+
+def _takes_one(node: ast.Call) -> bool:
+    """Whether a call has one positional argument and nothing else."""
+    return len(node.args) == 1 and not node.keywords and not isinstance(node.args[0], ast.Starred)
 
 
 _VALUES = ("wrap", "owed")  # what goes through a child once it is computed

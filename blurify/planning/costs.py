@@ -8,11 +8,15 @@ it, and together they are the model's.
 
 from __future__ import annotations
 
+import ast
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -21,11 +25,13 @@ from blurify.graph.recorder import Key
 from blurify.graph.resampling import Resampler
 from blurify.graph.sites import Op
 from blurify.nn.aps import ApsPool
+from blurify.nn.blurpool import blurpool, clamp_of
 from blurify.nn.build import build
+from blurify.nn.joining import runs_in_pairs
 from blurify.nn.pools import avg_blur_pool, max_blur_pool
 from blurify.planning.placement import conv_size
 from blurify.planning.planner import Decided
-from blurify.spec.edits import Blur
+from blurify.spec.edits import Blur, BlurPooling, Edit, InsertBlur, Rewrite
 from blurify.spec.plan import Plan, Site
 
 _AFTER = ("after-activation", "split")
@@ -54,7 +60,7 @@ def _priced(model: nn.Module, decided: Decided) -> Plan:
     sites = []
     for site in decided.plan.sites:
         if site.action == "blur":
-            _enter(books, site, decided)
+            _enter(books, site, decided, model)
         now = books.total()
         written, kept = now[0] - last[0], now[1] - last[1]
         sites.append(dataclasses.replace(site, extra_written=written, extra_kept=kept if training else None))
@@ -111,6 +117,12 @@ class _Books:
             for one in memory.stored:
                 one.kept_by.discard(key)
 
+    def let_go(self, place: Place) -> None:
+        """A call keeps nothing any more for the backward: the layer behind it does."""
+        for memory in self._both:
+            for one in memory.stored:
+                one.kept_by.discard(place)  # type: ignore[arg-type]
+
     def layer(self, place: Place, cost: LayerBytes) -> None:
         """A layer reads what came of a place."""
         for memory in self._both:
@@ -163,7 +175,7 @@ class _Books:
         return self._layers[key]
 
 
-def _enter(books: _Books, site: Site, decided: Decided) -> None:
+def _enter(books: _Books, site: Site, decided: Decided, model: nn.Module) -> None:
     """Enter a site's edits."""
     edit = next(edit for edit in site.edits if edit.blur is not None)
     assert edit.blur is not None
@@ -174,23 +186,28 @@ def _enter(books: _Books, site: Site, decided: Decided) -> None:
             if point.graph is graph:
                 _after(books, None, point, edit.blur)
         return
+    joined = _joined(model, edit)
     for number, op in enumerate(decided.found[site.name].ops):
         if op.node.graph is not graph:
             continue
         if site.rule in _AFTER:
-            _after(books, op, points[number], edit.blur)
+            _after(books, op, points[number], edit.blur, joined)
         elif op.kind in _POOLS and not isinstance(op, Resampler):
             if site.blur_paths <= decided.plan.idle_blurs:
                 continue
-            _pooled(books, op, edit)
+            _pooled(books, op, edit, joined)
         elif isinstance(op, Resampler) and op.is_upsampling:
             _after(books, None, op.node, edit.blur)
         else:
             _before(books, op, edit.blur, edit.blur_path)
 
 
-def _after(books: _Books, op: Op | None, point: Node, blur: Blur) -> None:
-    """The blur of what comes of a point, up to which all is dense from an op on, if there is one."""
+def _after(books: _Books, op: Op | None, point: Node, blur: Blur, joined: Any = None) -> None:
+    """The blur of what comes of a point, up to which all is dense from an op on, if there is one.
+
+    Args:
+        joined: the activation that runs in one pass with the blur, if it does.
+    """
     key, shape = point.meta["key"], tuple(point.meta["shape"])
     keys = {key}
     if op is not None:
@@ -202,30 +219,39 @@ def _after(books: _Books, op: Op | None, point: Node, blur: Blur) -> None:
     if key in books.blurred:  # branches that are added share their blur
         return
     books.blurred.add(key)
-    cost = _asked(books, blur, shape, point)
+
+    def run(x: Tensor, layer: Any) -> Any:  # a tracer that counts what is written sees one after the other
+        return layer.after(joined, x) if joined is not None and torch.is_grad_enabled() else layer(x)
+
+    cost = _asked(books, blur, shape, point, run, joined and str(joined))
+    if joined is not None:
+        books.let_go(key)
     books.put_between(key, lambda kept_by: kept_by - keys, cost, all_of_it=True)
 
 
-def _pooled(books: _Books, op: Op, edit: Any) -> None:
-    """A pool, or a slice, that another layer takes the place of."""
+def _pooled(books: _Books, op: Op, edit: Any, joined: Any = None) -> None:
+    """A pool, or a slice, that another layer takes the place of, with the activation before it that it runs with."""
 
     def run(x: Tensor, layer: Any) -> Any:
         if op.kind == "slice":
             return layer(x)
         given = (x, op.kernel_size, op.stride, op.padding)
         if op.kind == "maxpool":
-            return max_blur_pool(*given, op.dilation, op.ceil_mode, layer, edit.kernel_size)  # type: ignore[arg-type]
+            before = joined if torch.is_grad_enabled() else None
+            return max_blur_pool(*given, op.dilation, op.ceil_mode, layer, edit.kernel_size, before)  # type: ignore[arg-type]
         more = {"dense_kernel_size": edit.kernel_size, "unless_global": edit.unless_global}
         return avg_blur_pool(*given, op.ceil_mode, layer, **more)  # type: ignore[arg-type]
 
     key = op.node.meta["key"]
-    pool = (op.kind, op.kernel_size, op.stride, op.padding, op.dilation, op.ceil_mode, edit.kernel_size)
+    pool = (op.kind, op.kernel_size, op.stride, op.padding, op.dilation, op.ceil_mode, edit.kernel_size, str(joined))
     cost = _asked(books, edit.blur, op.input_shape, op.source, run, pool, op.dims)
     if op.kind == "slice":  # a view, of which others keep the whole
         readers = {user.meta.get("key") for user in op.node.users}
         books.put_between(_place(op.source), lambda kept_by: kept_by & readers, cost, all_of_it=False)
         return
     books.drop(key)
+    if joined is not None:
+        books.let_go(_place(op.source))
     books.layer(_place(op.source), cost)
 
 
@@ -265,6 +291,33 @@ def _asked(
         return bytes_of_layer(layer, whole, shape, dtype, channel)
 
     return books.ask((blur, shape, dtype, what), ask)
+
+
+def _joined(model: nn.Module, edit: Edit) -> Any:
+    """The activation that runs in one pass with the blur of an edit (see `nn.joining`), None where there is none."""
+    found: Any = None
+    if isinstance(edit, Rewrite) and edit.op == "wrap":
+        call = ast.parse(edit.path[-1][1], mode="eval").body
+        owner: Any = model.get_submodule(edit.module)
+        if isinstance(call, ast.Call) and len(call.args) == 1 and not call.keywords:
+            name = ast.unparse(call.func).removeprefix("self.")
+            found = dict(owner.named_modules()).get(name, {"F.relu": F.relu, "torch.relu": torch.relu}.get(name))
+    elif isinstance(edit, InsertBlur | BlurPooling):
+        path, _, name = edit.module.rpartition(".")
+        path, name = (edit.module, edit.member) if isinstance(edit, InsertBlur) else (path, name)
+        owner = model.get_submodule(path)
+        if runs_in_pairs(owner):
+            members = list(owner._modules)
+            at = members.index(name) - isinstance(edit, BlurPooling)
+            behind = isinstance(edit, BlurPooling) or edit.after
+            found = owner._modules[members[at]] if behind and at >= 0 else None
+    blur = edit.blur
+    if found is None or clamp_of(found) is None or blur is None or type(build(blur)) is not blurpool(len(blur.stride)):
+        return None
+    found = copy.copy(found)
+    if hasattr(found, "inplace"):
+        found.inplace = False  # of a tensor that is somebody else's
+    return found
 
 
 def _between(first: Node, last: Node) -> list[Node]:

@@ -13,7 +13,8 @@ from blurify.nn.aps import ApsPool, SharedPhase
 from blurify.nn.arguments import set_stride
 from blurify.nn.build import build
 from blurify.nn.calls import BlurredAvgPool, BlurredConv, BlurredMaxPool, BlurredSlice, DenseConv, MemberBlur
-from blurify.nn.edited import Change, changes_of, edit_class, set_changes
+from blurify.nn.edited import JOINED, Change, changes_of, edit_class, set_changes
+from blurify.nn.joining import has_pairs
 from blurify.nn.sequential import place
 from blurify.spec.edits import BlurInput, BlurOutput, BlurPooling, Edit, InsertBlur, Rewrite, SetStride
 from blurify.spec.plan import Plan
@@ -63,9 +64,19 @@ def _apply_plan(model: nn.Module, plan: Plan) -> None:
         raise
     for edit in plan.edits:
         _apply(modules[edit.module], edit, _device_of(modules[edit.module], model))
+    _join(model, plan)
     _share_phases(model, plan)
     carry_plan(model, plan)
     mark_blurs(model, plan)
+
+
+def _join(model: nn.Module, plan: Plan) -> None:
+    """Let activations run in one pass with the blurs behind them, in a Sequential."""
+    for edit in plan.edits:
+        path = edit.module if isinstance(edit, InsertBlur) else edit.module.rpartition(".")[0]
+        module = model.get_submodule(path)
+        if edit.blur is not None and has_pairs(module) and JOINED not in changes_of(module):
+            edit_class(module, [JOINED])
 
 
 def _share_phases(model: nn.Module, plan: Plan) -> None:

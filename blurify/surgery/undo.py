@@ -10,7 +10,7 @@ from torch import nn
 
 from blurify.errors import BlurifyError
 from blurify.nn.arguments import set_stride
-from blurify.nn.edited import set_changes
+from blurify.nn.edited import JOINED, changes_of, set_changes
 from blurify.spec.edits import BlurPooling, Edit, SetStride
 from blurify.spec.plan import Plan
 from blurify.surgery.apply import ANTIALIASED, apply_plan, changes_in
@@ -39,6 +39,9 @@ def undo(model: nn.Module) -> None:
         _undo(modules[edit.module], edit)
     for name in changes_in(plan):
         set_changes(modules[name], ())
+    for module in model.modules():
+        if JOINED in changes_of(module):
+            set_changes(module, ())
     drop_plan(model)
     mark_configuration(model, None)
     carry_adapted(model, None)

@@ -1,0 +1,72 @@
+"""An activation and the blur, or the max pool and blur, behind it in one pass, where nobody looks on.
+
+A ReLU keeps its whole result for the backward, and takes a pass over it in each direction. Together with the layer that
+reads it, all that need be kept is a byte a sample that says which gradients pass (`blocks.code_for`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from blurify.nn.autograd import is_watched, on_the_cpu
+from blurify.nn.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d, clamp_of
+from blurify.nn.pools import MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d
+
+_LAYERS = (BlurPool1d, BlurPool2d, BlurPool3d, MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d)
+
+
+def after(blur: nn.Module, function: Callable[[Any], Any], x: Any) -> Any:
+    """`blur(function(x))`, whatever stands where the blur was."""
+    return blur.after(function, x) if isinstance(blur, BlurPool) else blur(function(x))
+
+
+class Joined:
+    """Mixed in before the class of a Sequential that has such pairs (see `has_pairs`).
+
+    It runs like any Sequential; members that somebody watches, that were replaced or that a compiler or tracer sees run
+    one after the other.
+    """
+
+    def forward(self, input: Any) -> Any:
+        """Run the members one after the other."""
+        if not isinstance(input, Tensor) or not on_the_cpu(input):
+            return cast(Any, super()).forward(input)
+        members = list(cast(nn.Module, self)._modules.values())
+        given, skip = input, False
+        for member, behind in zip(members, [*members[1:], None], strict=True):
+            if skip:
+                skip = False
+            elif behind is not None and _may_join(member, behind, input, given):
+                input, skip = cast(Any, behind).after(member, input), True
+            else:
+                input = cast(nn.Module, member)(input)
+        return input
+
+
+def runs_in_pairs(module: nn.Module) -> bool:
+    """Whether a module is a Sequential that torch itself runs, one member after the other."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def has_pairs(module: nn.Module) -> bool:
+    """Whether a module is such a Sequential, and an activation stands in it before a layer that it can join."""
+    members = list(module._modules.values())
+    return runs_in_pairs(module) and any(map(_is_pair, members, members[1:]))
+
+
+def _is_pair(member: nn.Module | None, behind: nn.Module | None) -> bool:
+    return member is not None and type(behind) in _LAYERS and clamp_of(member) is not None
+
+
+def _may_join(member: nn.Module | None, behind: nn.Module, x: Any, given: Tensor) -> bool:
+    """Whether two members may run in one pass on x, where the Sequential was given `given`."""
+    if not _is_pair(member, behind) or not isinstance(x, Tensor) or not on_the_cpu(x):
+        return False
+    if is_watched(behind):
+        return False
+    # What an activation writes in place is seen by whoever else has the tensor: not of one that was made in here.
+    writes = bool(getattr(member, "inplace", False))
+    return not writes or x.untyped_storage().data_ptr() != given.untyped_storage().data_ptr()
