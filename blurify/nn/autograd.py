@@ -150,11 +150,15 @@ def lean(
 
 def is_plain(x: Tensor) -> bool:
     """Whether x is memory and nothing more, and nobody looks on: no tracer, no mode, no transform, no subclass."""
+    return _is_unseen(x) and not x.is_meta
+
+
+def _is_unseen(x: Tensor) -> bool:
+    """The same, but that it may have no memory."""
     if type(x) not in (Tensor, torch.nn.Parameter) or is_traced(x):
         return False
     if (
         forward_ad._current_level >= 0
-        or x.is_meta
         or x.layout != torch.strided
         or x.is_quantized
         or is_functorch_wrapped_tensor(x)
@@ -171,6 +175,13 @@ def is_plain_on(x: Tensor, device: str) -> bool:
     if torch.is_autocast_enabled(device):
         return x.dtype in (torch.get_autocast_dtype(device), torch.float64)
     return True
+
+
+def may_be_coded(x: Tensor) -> bool:
+    """Whether a code may be kept of x, and not x: it is plain, or on the meta device, where bytes are only counted."""
+    if isinstance(x, Tensor) and x.is_meta:
+        return _is_unseen(x) and x.is_floating_point() and x.numel() > 0
+    return isinstance(x, Tensor) and x.device.type in ("cpu", "cuda") and is_plain_on(x, x.device.type)
 
 
 def on_the_cpu(x: Tensor) -> bool:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blurify.nn.autograd import is_channels_last
 from blurify.nn.lines import Line, Step, source, spread_of, steps, unit
 from blurify.nn.padding import flat_pads
 
@@ -145,6 +146,40 @@ def code_for(x: Tensor, pool: Max | None, channels_last: bool) -> Tensor:
     bits = len(pool.stages) + 1
     dtype = torch.uint8 if bits <= 8 else torch.int16 if bits <= 15 else torch.int32
     return like_rows(x.shape[0], x.shape[1], sizes, x, channels_last, dtype)[0]
+
+
+def coded_maxima(x: Tensor, pool: Max, clamp: Clamp) -> tuple[Tensor, Tensor]:
+    """The maxima of (N, C, *spatial), not yet cut off, and their code, by torch's operators: on any device."""
+    code = code_for(x, pool, is_channels_last(x))
+    x = F.pad(x, flat_pads(pool.pads), value=-math.inf) if any(map(any, pool.pads)) else x
+    for i, (dim, offset) in enumerate(pool.stages):
+        length = x.shape[dim + 1] - offset
+        a, b = x.narrow(dim + 1, 0, length), x.narrow(dim + 1, offset, length)
+        wins = a.ge(b).to(code.dtype)
+        _part(code, a.shape, 2).add_(wins, alpha=1 << i) if i else code.copy_(wins)
+        x = torch.maximum(a, b)
+    opened = clamp.open(x, x.new_empty((2, *x.shape))).to(code.dtype)
+    _part(code, x.shape, 2).add_(opened, alpha=1 << len(pool.stages))
+    return x, code
+
+
+def unselected(grad: Tensor, pool: Max | None, code: Tensor) -> Tensor:
+    """The transpose of `selected`, by torch's operators: on any device."""
+    if pool is None:
+        return grad * code
+    grad = grad * _part(code, grad.shape, 2).bitwise_right_shift(len(pool.stages)).bitwise_and(1)
+    for i, (dim, offset) in reversed(list(enumerate(pool.stages))):
+        length = grad.shape[dim + 1]
+        first = grad * _part(code, grad.shape, 2).bitwise_right_shift(i).bitwise_and(1)
+        wide = list(grad.shape)
+        wide[dim + 1] += offset
+        out = grad.new_zeros(wide)
+        out.narrow(dim + 1, 0, length).copy_(first)
+        out.narrow(dim + 1, offset, length).add_(grad - first)
+        grad = out
+    for dim, (left, right) in enumerate(pool.pads, start=2):
+        grad = grad.narrow(dim, left, grad.shape[dim] - left - right)
+    return grad
 
 
 def selected(x: Tensor, pool: Max | None, code: Tensor) -> Tensor:

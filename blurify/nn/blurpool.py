@@ -32,9 +32,10 @@ from blurify.nn.autograd import (
     is_traced,
     is_watched,
     lean,
+    may_be_coded,
     on_the_cpu,
 )
-from blurify.nn.blocks import Clamp, Max, code_for, filtered, selected, spread
+from blurify.nn.blocks import Clamp, Max, code_for, coded_maxima, filtered, selected, spread, unselected
 from blurify.nn.lines import Line, lines_of, source
 from blurify.nn.padding import PADDINGS, extend_by, flat_pads, fold_by
 from blurify.spec.filters import binomial_taps, centred_taps, compose_taps, is_box, resolve_taps
@@ -257,7 +258,7 @@ class BlurPool(nn.Module):
 
         An activation that writes in place then leaves x as it is: of what a blur subsamples nobody else has the tensor.
         """
-        if on_the_cpu(x) and max(self.stride) > 1 and x.dim() == self.ndim + 2 and not is_watched(self):
+        if may_be_coded(x) and max(self.stride) > 1 and x.dim() == self.ndim + 2 and not is_watched(self):
             clamp = clamp_of(function)
             y = None if clamp is None else self._joined(x, (0,) * self.ndim, None, clamp)
             if y is not None:
@@ -268,31 +269,40 @@ class BlurPool(nn.Module):
         """Cut off, max pool densely (if asked to), filter and subsample; None where one after the other does better."""
         if type(self) not in (BlurPool1d, BlurPool2d, BlurPool3d) or not self._groups or self.of_tokens:
             return None
-        if not on_the_cpu(x) or not x.is_floating_point() or (pool is not None and not pool.fits(x)):
+        stages = None if pool is None else pool.stages
+        if not may_be_coded(x) or (stages and (not stages.stages or min(stages.sizes(x.shape[2:])) < 1)):
             return None
-        last = is_channels_last(x)
+        last, cpu = is_channels_last(x), on_the_cpu(x)
         needs_back = torch.is_grad_enabled() and x.requires_grad
-        blocks = pool is not None or x.dtype == torch.float16 or (not last and x.numel() >= _LARGE)
-        lines = self._lines(x, extend) if blocks or needs_back else None
+        large = x.dtype == torch.float16 or (not last and x.numel() >= _LARGE)
+        in_blocks = cpu and (large if pool is None else pool.fits(x))
+        lines = self._lines(x, extend) if in_blocks or needs_back else None
         if lines is None:
             return None
-        stages = None if pool is None else pool.stages
         if not needs_back:
             return filtered(x, lines, stages, last, clamp)
 
         def run(x: Tensor) -> tuple[Tensor, Tensor]:
-            code = code_for(x, stages, last)
-            if blocks:
+            if in_blocks:
+                code = code_for(x, stages, last)
                 return filtered(x, lines, stages, last, clamp, code), code
-            cut = clamp.plain(x)
-            code.copy_(clamp.open(cut, cut.new_empty((2, *cut.shape))))
-            return self._run(cut, extend), code
+            if stages is None:
+                code = code_for(x, stages, last)
+                code.copy_(clamp.open(x, x.new_empty((2, *x.shape))))
+            else:
+                x, code = coded_maxima(x, stages, clamp)
+            return self._run(clamp.plain(x), extend), code
 
         def select(code: Tensor) -> TensorFunction:
             return lambda x: self._blur(selected(x, stages, code), extend)
 
         def back(grad: Tensor, of: Input, code: Tensor) -> Tensor:
-            return spread(grad, lines, stages, of.shape[2:], None, of.channels_last, code)
+            if cpu:
+                return spread(grad, lines, stages, of.shape[2:], None, of.channels_last, code)
+            sizes = of.shape[2:] if stages is None else stages.sizes(of.shape[2:])
+            dense = Input(torch.Size([*of.shape[:2], *sizes]), of.channels_last, None)
+            grad = unselected(self._spread(grad, dense, lines), stages, code)
+            return grad.contiguous(memory_format=CHANNELS_LAST[self.ndim]) if last else grad
 
         return coded(x, run, select, back)
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from blurify.nn.autograd import is_watched, on_the_cpu
+from blurify.nn.autograd import is_watched, may_be_coded
 from blurify.nn.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d, clamp_of
 from blurify.nn.pools import MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d
 
@@ -32,7 +32,7 @@ class Joined:
 
     def forward(self, input: Any) -> Any:
         """Run the members one after the other."""
-        if not isinstance(input, Tensor) or not on_the_cpu(input):
+        if not may_be_coded(input):
             return cast(Any, super()).forward(input)
         members = list(cast(nn.Module, self)._modules.values())
         given, skip = input, False
@@ -63,10 +63,10 @@ def _is_pair(member: nn.Module | None, behind: nn.Module | None) -> bool:
 
 def _may_join(member: nn.Module | None, behind: nn.Module, x: Any, given: Tensor) -> bool:
     """Whether two members may run in one pass on x, where the Sequential was given `given`."""
-    if not _is_pair(member, behind) or not isinstance(x, Tensor) or not on_the_cpu(x):
+    if not _is_pair(member, behind) or not may_be_coded(x):
         return False
     if is_watched(behind):
         return False
     # What an activation writes in place is seen by whoever else has the tensor: not of one that was made in here.
     writes = bool(getattr(member, "inplace", False))
-    return not writes or x.untyped_storage().data_ptr() != given.untyped_storage().data_ptr()
+    return not writes or x.untyped_storage()._cdata != given.untyped_storage()._cdata

@@ -168,3 +168,14 @@ def test_the_first_of_equal_samples_gets_the_gradient() -> None:
     wanted = torch.autograd.grad(nn.MaxPool2d(3, 1, 1)(x).sum(), x)[0]
     found = spread(torch.ones(1, 1, 4, 4), (), Max((3, 3), (1, 1), (1, 1), (0, 0)), (4, 4), x.detach(), False)
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("layer", [BlurPool2d(), MaxBlurPool2d(3, 2, 1)], ids=str)
+def test_many_gradients_at_once(layer: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 9, 10, requires_grad=True)
+    y = layer(x)
+    many = torch.randn(3, *y.shape)
+    (together,) = torch.autograd.grad(y, x, many, is_grads_batched=True, retain_graph=True)
+    alone = [torch.autograd.grad(y, x, one, retain_graph=True)[0] for one in many]
+    torch.testing.assert_close(together, torch.stack(alone))

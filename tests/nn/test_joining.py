@@ -75,6 +75,32 @@ def test_result_and_gradient_are_those_of_one_after_the_other(seed: int, monkeyp
         torch.testing.assert_close(layer.after(activation, x * 1), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_other_devices_do_it_by_torchs_operators(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU runs it, on the CPU; and on the meta device, where bytes are counted, codes have the same shapes."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    layer, sizes = drawn(draw)
+    activation = draw.choice(ACTIVATIONS)
+    x = torch.randn(2, 3, *sizes, dtype=torch.float64, requires_grad=True)
+    given = x * 1
+    if len(sizes) > 1 and draw.random() < 0.5:
+        given = given.contiguous(memory_format=LAYOUTS[len(sizes)])
+    ours = layer.after(activation, given)
+    grad = torch.randn_like(ours)
+    (wanted,) = torch.autograd.grad(ours, x, grad)
+    monkeypatch.setattr(sys.modules["blurify.nn.blurpool"], "on_the_cpu", lambda _: False)
+    theirs = layer.after(activation, x * 1)
+    torch.testing.assert_close(theirs, ours, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(theirs, x, grad)[0], wanted, rtol=1e-12, atol=1e-12)
+    monkeypatch.undo()
+
+    def codes(x: Tensor) -> list[Any]:
+        return [(one.shape, one.dtype) for one in kept(lambda x: layer.after(activation, x * 1), x)]
+
+    assert codes(x.detach().to("meta").requires_grad_()) == codes(x)
+
+
 @pytest.mark.parametrize("layer", [BlurPool2d(), MaxBlurPool2d(2), MaxBlurPool2d(3, 2, 1)], ids=str)
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6()], ids=str)
 def test_derivatives_of_the_gradient(layer: Any, activation: nn.Module) -> None:
@@ -133,16 +159,16 @@ def plain(model: nn.Module) -> nn.Module:
 
 def kept(model: Any, x: Tensor) -> list[Tensor]:
     """What autograd saves of a forward, each storage once, parameters and buffers left out."""
-    own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
+    own = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     found: dict[int, Tensor] = {}
 
     def pack(one: Tensor) -> Tensor:
-        found.setdefault(one.untyped_storage().data_ptr(), one)
+        found.setdefault(one.untyped_storage()._cdata, one)
         return one
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one):
         model(x)
-    return [one for place, one in found.items() if place not in own]
+    return [one for place, one in found.items() if place not in {one.untyped_storage()._cdata for one in own}]
 
 
 def size(tensors: list[Tensor]) -> int:
