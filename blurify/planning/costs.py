@@ -186,7 +186,7 @@ def _enter(books: _Books, site: Site, decided: Decided, model: nn.Module) -> Non
             if point.graph is graph:
                 _after(books, None, point, edit.blur)
         return
-    joined = _joined(model, edit)
+    joined = _joined(model, edit, decided.plan)
     for number, op in enumerate(decided.found[site.name].ops):
         if op.node.graph is not graph:
             continue
@@ -293,15 +293,16 @@ def _asked(
     return books.ask((blur, shape, dtype, what), ask)
 
 
-def _joined(model: nn.Module, edit: Edit) -> Any:
+def _joined(model: nn.Module, edit: Edit, plan: Plan) -> Any:
     """The activation that runs in one pass with the blur of an edit (see `nn.joining`), None where there is none."""
     found: Any = None
     if isinstance(edit, Rewrite) and edit.op == "wrap":
         call = ast.parse(edit.path[-1][1], mode="eval").body
         owner: Any = model.get_submodule(edit.module)
         if isinstance(call, ast.Call) and len(call.args) == 1 and not call.keywords:
-            name = ast.unparse(call.func).removeprefix("self.")
-            found = dict(owner.named_modules()).get(name, {"F.relu": F.relu, "torch.relu": torch.relu}.get(name))
+            name = ast.unparse(call.func)
+            known = {"F.relu": F.relu, "nn.functional.relu": F.relu, "torch.relu": torch.relu}
+            found = known.get(name, dict(owner.named_modules()).get(name.partition(".")[2]))  # behind `self.`
     elif isinstance(edit, InsertBlur | BlurPooling):
         path, _, name = edit.module.rpartition(".")
         path, name = (edit.module, edit.member) if isinstance(edit, InsertBlur) else (path, name)
@@ -311,6 +312,13 @@ def _joined(model: nn.Module, edit: Edit) -> Any:
             at = members.index(name) - isinstance(edit, BlurPooling)
             behind = isinstance(edit, BlurPooling) or edit.after
             found = owner._modules[members[at]] if behind and at >= 0 else None
+            between = {
+                (one.module, one.member) for one in plan.edits if isinstance(one, InsertBlur) and one is not edit
+            }
+            before = [owner._modules[member] for member in members[: max(at, 0)]]
+            given = all(isinstance(one, nn.Identity | nn.modules.dropout._DropoutNd) for one in before)
+            if {(path, members[at]), (path, name)} & between or (given and getattr(found, "inplace", False)):
+                found = None  # another blur comes between them; or it writes to what others may read
     blur = edit.blur
     if found is None or clamp_of(found) is None or blur is None or type(build(blur)) is not blurpool(len(blur.stride)):
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -181,3 +183,33 @@ def test_a_blur_goes_before_a_concatenation_which_then_writes_less() -> None:
     assert plan.macs + plan.extra_macs == behind.macs
     # concatenated densely, 8 channels of 16 x 16 are written and not of 8 x 8
     assert behind.written - (plan.written + plan.extra_written) == pytest.approx(FLOAT * 8 * (16**2 - 8**2), abs=64)
+
+
+class Odd(nn.Module):
+    """Activations of which some can't run with what reads them, or only look as if they could."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(4, 8, 3, 1, 1), nn.ReLU()
+        self.given = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+        self.twice = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.Hardtanh(), nn.MaxPool2d(2))
+        self.last = nn.Conv2d(8, 8, 3, 2, 1)
+
+    def forward(this, x: Tensor) -> Tensor:
+        y = this.conv(x)
+        y = this.given(y) + nn.functional.avg_pool2d(y, 2)
+        return torch.relu(this.last(this.twice(this.relu(y)))) + this.relu(this.last(this.twice(y)))
+
+
+def test_which_activations_run_with_their_blur_is_known_before() -> None:
+    model, x = Odd(), torch.randn(2, 4, 32, 32)
+    plan = blurify.inspect(model, x, memory=True)
+    kept: dict[int, Any] = {}
+    converted = blurify.convert(model, example_inputs=x)
+    own = {one.untyped_storage()._cdata for one in (*converted.parameters(), *converted.buffers())}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda one: (kept.update({one.untyped_storage()._cdata: one.untyped_storage()}), one)[1], lambda one: one
+    ):
+        converted(x)
+    assert plan.kept is not None and plan.extra_kept is not None
+    assert plan.kept + plan.extra_kept == sum(one.nbytes() for place, one in kept.items() if place not in own)
