@@ -179,6 +179,8 @@ def is_plain_on(x: Tensor, device: str) -> bool:
 
 def may_be_coded(x: Tensor) -> bool:
     """Whether a code may be kept of x, and not x: it is plain, or on the meta device, where bytes are only counted."""
+    if torch._C._are_functorch_transforms_active():  # of something else than x, perhaps
+        return False
     if isinstance(x, Tensor) and x.is_meta:
         return _is_unseen(x) and x.is_floating_point() and x.numel() > 0
     return isinstance(x, Tensor) and x.device.type in ("cpu", "cuda") and is_plain_on(x, x.device.type)

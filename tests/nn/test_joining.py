@@ -250,6 +250,19 @@ def test_it_travels() -> None:
     assert type(original) is nn.Sequential and not any(isinstance(one, Joined) for one in original.modules())
 
 
+def test_a_transform_of_something_else() -> None:
+    model = converted(nn.ReLU()).eval()
+    x = torch.randn(2, 3, 32, 32)
+
+    def loss(weight: Tensor, model: nn.Module) -> Tensor:
+        return torch.func.functional_call(model, {"6.weight": weight}, (x,)).square().sum()  # type: ignore[no-any-return]
+
+    weight = model[6].weight.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(weight, model), torch.func.grad(loss)(weight, plain(model)))
+    one = torch.func.vmap(lambda weight: loss(weight, model))(torch.stack([weight, 2 * weight]))
+    torch.testing.assert_close(one, torch.stack([loss(weight, plain(model)), loss(2 * weight, plain(model))]))
+
+
 def test_tracers_and_compilers_see_one_after_the_other() -> None:
     model = converted(nn.ReLU()).eval()
     x = torch.randn(2, 3, 32, 32)
