@@ -8,6 +8,7 @@ import io
 from torch import Tensor
 
 from blurify.metrics.pictures import FolderPictures
+from blurify.metrics.signals import Signals
 from blurify.metrics.subject import Pictures
 
 _LARGEST = 224  # pixels of the longer side
@@ -27,8 +28,13 @@ def address(picture: Tensor) -> str:
 
 
 def name_of(pictures: Pictures, index: int) -> str:
-    """What a picture is called: its file's name, with its class folder, else its number."""
+    """What a picture or signal is called: its file's name, with its class folder, else its number."""
     if isinstance(pictures, FolderPictures):
         file = pictures.files[index]
         return f"{file.folder}/{file.path.name}" if file.folder else file.path.name
+    if isinstance(pictures, Signals):
+        recording, start = pictures.stretches[index]
+        name = f"{recording.folder}/{recording.path.name}" if recording.folder else recording.path.name
+        row = "" if recording.row is None else f", row {recording.row}"
+        return f"{name}{row}, from sample {start}" if start else f"{name}{row}"
     return f"picture {index + 1}"

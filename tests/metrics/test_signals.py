@@ -22,6 +22,7 @@ from blurify.metrics import Measurement, measure, signals
 from blurify.metrics.pictures import some_of, spread_choice
 from blurify.metrics.signals import holds_signals, open_signals, signal_preprocessing
 from blurify.metrics.subject import Preprocessing, Signal, Subject
+from blurify.metrics.thumbnails import name_of
 
 RAMP = [-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 0.875]
 
@@ -155,6 +156,18 @@ def test_class_folders(tmp_path: Path) -> None:
     assert signals.labelled and torch.cat([batch.labels for batch in signals.batches(3)]).tolist() == [0, 0, 1, 1]
     assert "sorted order" in signals.note
     assert not open_signals(tmp_path, geometry()).labelled
+
+
+def test_a_signal_is_called_by_its_file_and_place(tmp_path: Path) -> None:
+    (tmp_path / "low").mkdir()
+    np.save(tmp_path / "low" / "a.npy", np.array(RAMP))
+    np.save(tmp_path / "b.npy", np.array([RAMP, RAMP]))
+    signals = open_signals(tmp_path, geometry())
+    names = {name_of(signals, index) for index in range(len(signals))}
+    assert names == {
+        "low/a.npy", "low/a.npy, from sample 4",
+        "b.npy, row 0", "b.npy, row 0, from sample 4", "b.npy, row 1", "b.npy, row 1, from sample 4",
+    }  # fmt: skip
 
 
 def test_rates(tmp_path: Path) -> None:
