@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from blurify.nn.autograd import is_watched, may_be_coded
 from blurify.nn.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d, clamp_of
 from blurify.nn.pools import MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d
 
 _LAYERS = (BlurPool1d, BlurPool2d, BlurPool3d, MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d)
+
+_FRESH = frozenset(f"torch.nn.modules.{name}" for name in ("conv", "batchnorm", "instancenorm", "normalization"))
+"""Where the modules are whose results nobody else has: they give a new tensor, and keep none."""
 
 
 def after(blur: nn.Module, function: Callable[[Any], Any], x: Any) -> Any:
@@ -35,11 +38,11 @@ class Joined:
         if not may_be_coded(input):
             return cast(Any, super()).forward(input)
         members = list(cast(nn.Module, self)._modules.values())
-        given, skip = input, False
-        for member, behind in zip(members, [*members[1:], None], strict=True):
+        skip = False
+        for before, member, behind in zip([None, *members[:-1]], members, [*members[1:], None], strict=True):
             if skip:
                 skip = False
-            elif behind is not None and _may_join(member, behind, input, given):
+            elif behind is not None and _may_join(before, member, behind, input):
                 input, skip = cast(Any, behind).after(member, input), True
             else:
                 input = cast(nn.Module, member)(input)
@@ -61,12 +64,20 @@ def _is_pair(member: nn.Module | None, behind: nn.Module | None) -> bool:
     return member is not None and type(behind) in _LAYERS and clamp_of(member) is not None
 
 
-def _may_join(member: nn.Module | None, behind: nn.Module, x: Any, given: Tensor) -> bool:
-    """Whether two members may run in one pass on x, where the Sequential was given `given`."""
+def may_stay(before: nn.Module | None, activation: Any) -> bool:
+    """Whether nobody sees that an activation does not write to its input: it never does, or that is all its own.
+
+    Args:
+        before: what made its input; None where that is not known.
+        activation: a module or function.
+    """
+    if not getattr(activation, "inplace", False):
+        return True
+    return before is not None and type(before).__module__ in _FRESH and not is_watched(before)
+
+
+def _may_join(before: nn.Module | None, member: nn.Module | None, behind: nn.Module, x: Any) -> bool:
+    """Whether two members may run in one pass on x, which the one before them returned."""
     if not _is_pair(member, behind) or not may_be_coded(x):
         return False
-    if is_watched(behind):
-        return False
-    # What an activation writes in place is seen by whoever else has the tensor: not of one that was made in here.
-    writes = bool(getattr(member, "inplace", False))
-    return not writes or x.untyped_storage()._cdata != given.untyped_storage()._cdata
+    return not is_watched(behind) and may_stay(before, member)

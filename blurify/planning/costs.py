@@ -27,7 +27,7 @@ from blurify.graph.sites import Op
 from blurify.nn.aps import ApsPool
 from blurify.nn.blurpool import blurpool, clamp_of
 from blurify.nn.build import build
-from blurify.nn.joining import runs_in_pairs
+from blurify.nn.joining import may_stay, runs_in_pairs
 from blurify.nn.pools import avg_blur_pool, max_blur_pool
 from blurify.planning.placement import conv_size
 from blurify.planning.planner import Decided
@@ -315,9 +315,8 @@ def _joined(model: nn.Module, edit: Edit, plan: Plan) -> Any:
             between = {
                 (one.module, one.member) for one in plan.edits if isinstance(one, InsertBlur) and one is not edit
             }
-            before = [owner._modules[member] for member in members[: max(at, 0)]]
-            given = all(isinstance(one, nn.Identity | nn.modules.dropout._DropoutNd) for one in before)
-            if {(path, members[at]), (path, name)} & between or (given and getattr(found, "inplace", False)):
+            before = owner._modules[members[at - 1]] if at > 0 else None
+            if {(path, members[at]), (path, name)} & between or not may_stay(before, found):
                 found = None  # another blur comes between them; or it writes to what others may read
     blur = edit.blur
     if found is None or clamp_of(found) is None or blur is None or type(build(blur)) is not blurpool(len(blur.stride)):

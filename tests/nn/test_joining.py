@@ -220,6 +220,28 @@ def test_in_place_on_what_the_sequential_was_given_is_seen_outside() -> None:
     torch.testing.assert_close(model(x)[1], model.conv(x).relu().mean())
 
 
+class Tap(nn.Module):
+    """Keeps what passes, as feature extractors and skip connections do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x
+        return x
+
+
+def test_in_place_on_what_somebody_keeps_is_seen_there() -> None:
+    model = blurify.convert(
+        nn.Sequential(nn.Conv2d(3, 4, 1), Tap(), nn.Dropout(0.0), nn.ReLU(inplace=True), nn.MaxPool2d(2)).eval(),
+        example_inputs=torch.zeros(1, 3, 16, 16),
+    )
+    model(torch.randn(2, 3, 16, 16))
+    assert model[1].seen.min() >= 0
+    model = converted(nn.ReLU(inplace=True))
+    seen: list[Tensor] = []
+    model[0].register_forward_hook(lambda *given: seen.append(given[2]))
+    model(torch.randn(2, 3, 32, 32))
+    assert seen[0].min() >= 0
+
+
 def test_a_watched_member_runs_by_itself() -> None:
     model = converted(nn.ReLU())
     seen: list[Tensor] = []
