@@ -82,8 +82,6 @@ def edit_again(model: nn.Module, edited: Sequence[nn.Module], path: Path) -> Non
         parts = dict(module.named_modules())
         for edit in plan.edits:
             unsaid.pop(id(parts.get(edit.module)), None)
-            # The Sequential of a pool, whose members may run in pairs (see `nn.joining`).
-            unsaid.pop(id(parts.get(edit.module.rpartition(".")[0])), None)
         sites = tuple(
             dataclasses.replace(site, edits=tuple(edit for edit in site.edits if edit not in lost))
             for site in plan.sites

@@ -150,11 +150,11 @@ def lean(
 
 def is_plain(x: Tensor) -> bool:
     """Whether x is memory and nothing more, and nobody looks on: no tracer, no mode, no transform, no subclass."""
-    return _is_unseen(x) and not x.is_meta
+    return is_unseen(x) and not x.is_meta
 
 
-def _is_unseen(x: Tensor) -> bool:
-    """The same, but that it may have no memory."""
+def is_unseen(x: Any) -> bool:
+    """Whether x is a tensor and nobody looks on, be it memory or on the meta device."""
     if type(x) not in (Tensor, torch.nn.Parameter) or is_traced(x):
         return False
     if (
@@ -182,7 +182,7 @@ def may_be_coded(x: Tensor) -> bool:
     if torch._C._are_functorch_transforms_active():  # of something else than x, perhaps
         return False
     if isinstance(x, Tensor) and x.is_meta:
-        return _is_unseen(x) and x.is_floating_point() and x.numel() > 0
+        return is_unseen(x) and x.is_floating_point() and x.numel() > 0
     return isinstance(x, Tensor) and x.device.type in ("cpu", "cuda") and is_plain_on(x, x.device.type)
 
 

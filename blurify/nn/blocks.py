@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blurify.nn.autograd import is_channels_last
+from blurify.nn.autograd import CHANNELS_LAST, is_channels_last
 from blurify.nn.lines import Line, Step, source, spread_of, steps, unit
 from blurify.nn.padding import flat_pads
 
@@ -95,9 +95,10 @@ def like_rows(
     n: int, channels: int, sizes: Sequence[int], x: Tensor, channels_last: bool, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """A new tensor (N, C, *sizes) of the dtype of x, if no other is given, and the same memory as `rows` has it."""
-    if channels_last:
-        flat = x.new_empty((n, *sizes, channels), dtype=dtype)
-        return flat.movedim(-1, 1), flat
+    if channels_last:  # no view of another tensor: that could not be written in place outside of an autograd function
+        layout = CHANNELS_LAST[len(sizes)]
+        out = torch.empty((n, channels, *sizes), dtype=dtype or x.dtype, device=x.device, memory_format=layout)
+        return out, out.movedim(1, -1)
     out = x.new_empty((n, channels, *sizes), dtype=dtype)
     return out, out.view(n * channels, *sizes, 1)
 

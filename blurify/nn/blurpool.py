@@ -56,6 +56,7 @@ _MOST_SUMMED = 16
 _LONGEST = 64
 
 _RELU = Clamp(0.0, math.inf)
+_CLAMPS: dict[type, Any] = {cls: cls.forward for cls in (nn.ReLU, nn.ReLU6, nn.Hardtanh)}
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -561,7 +562,7 @@ class BlurPool(nn.Module):
 def clamp_of(function: Any) -> Clamp | None:
     """What an activation of torch cuts off; None for another function, and for a module that somebody watches."""
     if isinstance(function, nn.Module):
-        if type(function) not in (nn.ReLU, nn.ReLU6, nn.Hardtanh) or is_watched(function):
+        if type(function).forward is not _CLAMPS.get(type(function)) or is_watched(function):
             return None
         if type(function) is nn.ReLU:
             return _RELU

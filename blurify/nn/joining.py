@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from blurify.nn.autograd import is_watched, may_be_coded
+from blurify.nn.autograd import is_unseen, is_watched, may_be_coded
 from blurify.nn.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d, clamp_of
 from blurify.nn.pools import MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d
 
@@ -35,7 +35,7 @@ class Joined:
 
     def forward(self, input: Any) -> Any:
         """Run the members one after the other."""
-        if not may_be_coded(input):
+        if not is_unseen(input):
             return cast(Any, super()).forward(input)
         members = list(cast(nn.Module, self)._modules.values())
         skip = False
@@ -51,7 +51,10 @@ class Joined:
 
 def runs_in_pairs(module: nn.Module) -> bool:
     """Whether a module is a Sequential that torch itself runs, one member after the other."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    cls: Any = type(module)
+    if not isinstance(module, nn.Sequential) or cls.__iter__ is not nn.Sequential.__iter__:
+        return False
+    return bool(cls.forward in (nn.Sequential.forward, Joined.forward))
 
 
 def has_pairs(module: nn.Module) -> bool:

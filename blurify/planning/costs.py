@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 
 from blurify.graph.memory import LayerBytes, Memory, Place, Stored, bytes_of_layer, memory_of
-from blurify.graph.recorder import Key
+from blurify.graph.recorder import Call, Frame, Key
 from blurify.graph.resampling import Resampler
 from blurify.graph.sites import Op
 from blurify.nn.aps import ApsPool
@@ -29,6 +28,7 @@ from blurify.nn.blurpool import blurpool, clamp_of
 from blurify.nn.build import build
 from blurify.nn.joining import may_stay, runs_in_pairs
 from blurify.nn.pools import avg_blur_pool, max_blur_pool
+from blurify.nn.source import expression_at, function_tree
 from blurify.planning.placement import conv_size
 from blurify.planning.planner import Decided
 from blurify.spec.edits import Blur, BlurPooling, Edit, InsertBlur, Rewrite
@@ -60,7 +60,7 @@ def _priced(model: nn.Module, decided: Decided) -> Plan:
     sites = []
     for site in decided.plan.sites:
         if site.action == "blur":
-            _enter(books, site, decided, model)
+            _enter(books, site, decided)
         now = books.total()
         written, kept = now[0] - last[0], now[1] - last[1]
         sites.append(dataclasses.replace(site, extra_written=written, extra_kept=kept if training else None))
@@ -175,7 +175,7 @@ class _Books:
         return self._layers[key]
 
 
-def _enter(books: _Books, site: Site, decided: Decided, model: nn.Module) -> None:
+def _enter(books: _Books, site: Site, decided: Decided) -> None:
     """Enter a site's edits."""
     edit = next(edit for edit in site.edits if edit.blur is not None)
     assert edit.blur is not None
@@ -186,16 +186,15 @@ def _enter(books: _Books, site: Site, decided: Decided, model: nn.Module) -> Non
             if point.graph is graph:
                 _after(books, None, point, edit.blur)
         return
-    joined = _joined(model, edit, decided.plan)
     for number, op in enumerate(decided.found[site.name].ops):
         if op.node.graph is not graph:
             continue
         if site.rule in _AFTER:
-            _after(books, op, points[number], edit.blur, joined)
+            _after(books, op, points[number], edit.blur, _joined(edit, decided.plan, points[number], None))
         elif op.kind in _POOLS and not isinstance(op, Resampler):
             if site.blur_paths <= decided.plan.idle_blurs:
                 continue
-            _pooled(books, op, edit, joined)
+            _pooled(books, op, edit, _joined(edit, decided.plan, op.source, op))
         elif isinstance(op, Resampler) and op.is_upsampling:
             _after(books, None, op.node, edit.blur)
         else:
@@ -293,38 +292,62 @@ def _asked(
     return books.ask((blur, shape, dtype, what), ask)
 
 
-def _joined(model: nn.Module, edit: Edit, plan: Plan) -> Any:
-    """The activation that runs in one pass with the blur of an edit (see `nn.joining`), None where there is none."""
-    found: Any = None
-    if isinstance(edit, Rewrite) and edit.op == "wrap":
-        call = ast.parse(edit.path[-1][1], mode="eval").body
-        owner: Any = model.get_submodule(edit.module)
-        if isinstance(call, ast.Call) and len(call.args) == 1 and not call.keywords:
-            name = ast.unparse(call.func)
-            known = {"F.relu": F.relu, "nn.functional.relu": F.relu, "torch.relu": torch.relu}
-            found = known.get(name, dict(owner.named_modules()).get(name.partition(".")[2]))  # behind `self.`
-    elif isinstance(edit, InsertBlur | BlurPooling):
-        path, _, name = edit.module.rpartition(".")
-        path, name = (edit.module, edit.member) if isinstance(edit, InsertBlur) else (path, name)
-        owner = model.get_submodule(path)
-        if runs_in_pairs(owner):
-            members = list(owner._modules)
-            at = members.index(name) - isinstance(edit, BlurPooling)
-            behind = isinstance(edit, BlurPooling) or edit.after
-            found = owner._modules[members[at]] if behind and at >= 0 else None
-            between = {
-                (one.module, one.member) for one in plan.edits if isinstance(one, InsertBlur) and one is not edit
-            }
-            before = owner._modules[members[at - 1]] if at > 0 else None
-            if {(path, members[at]), (path, name)} & between or not may_stay(before, found):
-                found = None  # another blur comes between them; or it writes to what others may read
-    blur = edit.blur
-    if found is None or clamp_of(found) is None or blur is None or type(build(blur)) is not blurpool(len(blur.stride)):
+def _joined(edit: Edit, plan: Plan, made: Node, op: Op | None) -> Any:
+    """The activation that runs in one pass with the blur of an edit (see `nn.joining`), None where there is none.
+
+    Args:
+        edit: of the plan.
+        made: what the blur, or the pool that it belongs to, reads.
+        op: the pool, where there is one.
+    """
+    call = made.meta.get("call")
+    if call is None or edit.blur is None or type(build(edit.blur)) is not blurpool(len(edit.blur.stride)):
         return None
-    found = copy.copy(found)
-    if hasattr(found, "inplace"):
-        found.inplace = False  # of a tensor that is somebody else's
-    return found
+    called = clamp_of(call.module) is not None
+    activation = call.module if called else made.target
+    if clamp_of(activation) is None:
+        return None
+    if isinstance(edit, Rewrite):
+        owner = call.parent if called else call
+        frames = call.frames if called else made.meta["frames"]
+        joins = edit.op == "wrap" and owner is not None and owner.path == edit.module and _is_at(edit, frames)
+    else:
+        joins = called and _is_paired(edit, plan, call, op)
+    if not joins:
+        return None
+    activation = copy.copy(activation)
+    if hasattr(activation, "inplace"):
+        activation.inplace = False  # of a tensor that is somebody else's
+    return activation
+
+
+def _is_at(edit: Rewrite, frames: list[Frame]) -> bool:
+    """Whether the expression of an edit is the call itself that frames lead to, with one argument."""
+    code, position, _ = frames[-1]
+    found = expression_at(function_tree(code), position)
+    same = edit.path[-1][0] == code.co_name and edit.path[-1][1] == ast.unparse(found)
+    return same and isinstance(found, ast.Call) and len(found.args) == 1 and not found.keywords
+
+
+def _is_paired(edit: Edit, plan: Plan, call: Call, op: Op | None) -> bool:
+    """Whether a Sequential runs an activation and then the blur or the max pool of an edit."""
+    around = call.parent
+    if around is None or not runs_in_pairs(around.module):
+        return False
+    names, members = zip(*around.module._modules.items(), strict=True)
+    at = members.index(call.module)
+    between = {(one.module, one.member) for one in plan.edits if isinstance(one, InsertBlur) and one is not edit}
+    if isinstance(edit, InsertBlur):
+        follows = edit.module == around.path and edit.after and edit.member == names[at]
+    elif op is None or op.kind != "maxpool" or not isinstance(edit, BlurPooling):
+        return False
+    else:
+        pool = op.node.meta["call"]
+        follows = pool.parent is around and at + 1 < len(members) and members[at + 1] is pool.module
+        follows = follows and (around.path, names[at + 1]) not in between
+    return bool(
+        follows and (around.path, names[at]) not in between and may_stay(members[at - 1] if at else None, call.module)
+    )
 
 
 def _between(first: Node, last: Node) -> list[Node]:

@@ -11,6 +11,7 @@ from torch import nn
 from blurify.errors import BlurifyError
 from blurify.nn.arguments import set_stride
 from blurify.nn.edited import JOINED, changes_of, set_changes
+from blurify.nn.joining import has_pairs
 from blurify.spec.edits import BlurPooling, Edit, SetStride
 from blurify.spec.plan import Plan
 from blurify.surgery.apply import ANTIALIASED, apply_plan, changes_in
@@ -39,9 +40,10 @@ def undo(model: nn.Module) -> None:
         _undo(modules[edit.module], edit)
     for name in changes_in(plan):
         set_changes(modules[name], ())
-    for module in model.modules():
-        if JOINED in changes_of(module):
-            set_changes(module, ())
+    for name in sorted({edit.module.rpartition(".")[0] for edit in plan.edits}):
+        around = modules.get(name)
+        if around is not None and JOINED in changes_of(around) and not has_pairs(around):  # else of a part's own plan
+            set_changes(around, tuple(change for change in changes_of(around) if change != JOINED))
     drop_plan(model)
     mark_configuration(model, None)
     carry_adapted(model, None)

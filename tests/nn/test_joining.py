@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import blurify
+from blurify import cli
 from blurify.nn import BlurPool2d, MaxBlurPool1d, MaxBlurPool2d, MaxBlurPool3d, blocks, blurpool
 from blurify.nn.joining import Joined, after
 from blurify.nn.padding import PADDINGS
@@ -240,6 +241,82 @@ def test_in_place_on_what_somebody_keeps_is_seen_there() -> None:
     model[0].register_forward_hook(lambda *given: seen.append(given[2]))
     model(torch.randn(2, 3, 32, 32))
     assert seen[0].min() >= 0
+
+
+class Backwards(nn.Sequential):
+    """Runs some of its members."""
+
+    def __iter__(self) -> Any:
+        return iter([one for one in self._modules.values() if not isinstance(one, nn.Tanh)])
+
+
+def test_a_sequential_that_runs_its_members_in_its_own_way() -> None:
+    model = blurify.convert(
+        Backwards(nn.Conv2d(3, 4, 1), nn.Tanh(), nn.ReLU(), nn.MaxPool2d(2)), example_inputs=torch.zeros(1, 3, 16, 16)
+    )
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model(x), model[3](model[0](x).relu()))
+
+
+class Holds(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.pool = part, nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.part(x))  # type: ignore[no-any-return]
+
+
+def test_a_part_with_a_plan_of_its_own_stays_as_it_is() -> None:
+    x = torch.zeros(1, 3, 64, 64)
+    part = blurify.convert(network(nn.ReLU()), example_inputs=x)
+    whole = blurify.convert(Holds(part), example_inputs=x)
+    before = whole(x)
+    original = blurify.revert(whole)
+    assert type(original.pool) is nn.MaxPool2d and isinstance(original.part, Joined) and len(original.part) == 7
+    assert blurify.check(original.part).problems == ()
+    torch.testing.assert_close(whole(x), before)
+    assert type(blurify.revert(original.part)) is nn.Sequential
+
+
+def test_a_part_of_a_converted_model_is_read(tmp_path: Any) -> None:
+    model = blurify.convert(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1)),
+        example_inputs=torch.zeros(1, 3, 16, 16),
+    )
+    torch.save(model[:3], tmp_path / "part.pt")
+    assert cli.main(["inspect", str(tmp_path / "part.pt"), "--input-shape", "1,3,16,16"]) == 0
+
+
+@pytest.mark.parametrize("layer", [BlurPool2d(), MaxBlurPool2d(3, 2, 1)], ids=str)
+@pytest.mark.parametrize("joined", [False, True])
+def test_what_comes_out_may_be_written_to(layer: Any, joined: bool) -> None:
+    x = torch.randn(1, 4, 12, 12, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    x = x.requires_grad_() * 1
+    y = layer.after(nn.ReLU(), x) if joined else layer(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    y.relu_().sum().backward()
+
+
+def test_pairs_behind_other_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float() / 255
+
+    model = nn.Sequential(Scaled(), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.MaxPool2d(2))
+    model = blurify.convert(model, example_inputs=torch.zeros(1, 3, 16, 16))
+    x = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
+    assert any(one.dtype == torch.uint8 and one.shape == (2, 4, 16, 15) for one in kept(model, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert any(one.dtype == torch.uint8 and one.shape == (2, 4, 16, 15) for one in kept(model, x))
+
+
+def test_a_class_that_was_patched_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = converted(nn.ReLU())
+    x = torch.randn(2, 3, 32, 32)
+    before = model(x)
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: x)
+    assert not torch.allclose(model(x), before)
 
 
 def test_a_watched_member_runs_by_itself() -> None:

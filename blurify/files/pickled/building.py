@@ -32,6 +32,7 @@ from blurify.files.pickled.names import (
     known,
 )
 from blurify.files.pickled.tree import Call, DictNode, ListNode, Name, SetNode, Stored, UnreadableError, walk
+from blurify.nn.edited import JOINED
 
 MAX_DEPTH = 100
 """How deep plain data and modules may be nested: code that runs later goes down them one by one."""
@@ -166,7 +167,7 @@ class Builder:
             raise RefusedError(f"the class {cls.__name__}, which makes its instances itself")
         module: nn.Module = cls.__new__(cls, *[self.value(one) for one in node.args] if not edited else ())
         self._made[id(node), ""] = module  # what is inside may refer to it
-        if edited:
+        if edited and node.args[1:] != ((JOINED,),):  # which no plan says: it changes nothing but how members are run
             self.edited.append(module)
         items = self.items(node.state[0]) if node.state else None
         setstate: Any = cls.__setstate__
