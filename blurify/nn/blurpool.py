@@ -562,7 +562,8 @@ class BlurPool(nn.Module):
 def clamp_of(function: Any) -> Clamp | None:
     """What an activation of torch cuts off; None for another function, and for a module that somebody watches."""
     if isinstance(function, nn.Module):
-        if type(function).forward is not _CLAMPS.get(type(function)) or is_watched(function):
+        cls = type(function)
+        if cls not in _CLAMPS or cls.forward is not _CLAMPS[cls] or is_watched(function):
             return None
         if type(function) is nn.ReLU:
             return _RELU

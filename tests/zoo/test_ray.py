@@ -20,6 +20,7 @@ import pytest
 from blurify import zoo
 from blurify.zoo.settings import Settings
 from tests.zoo.object_store import left_in, object_store
+from tests.zoo.test_zoo import alive
 
 pytestmark = [
     pytest.mark.skipif(
@@ -105,7 +106,11 @@ def test_a_lost_node_costs_no_model(
         if not lost and len(notes(gate)) == 2:
             lost = True
             assert len(set(notes(gate))) == 2  # one a node
+            workers = [int(path.name.partition("-")[2]) for path in gate.glob("*-*")]
             cluster.remove_node(second, allow_graceful=False)
+            until = time.monotonic() + 60  # its worker ends a little later than it, and must not go on before that
+            while all(map(alive, workers)) and time.monotonic() < until:
+                time.sleep(0.05)
             (gate / "open").touch()
 
     key = f"bucket/{tmp_path.name}"
