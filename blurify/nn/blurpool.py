@@ -259,19 +259,17 @@ class BlurPool(nn.Module):
 
         An activation that writes in place then leaves x as it is: of what a blur subsamples nobody else has the tensor.
         """
-        if may_be_coded(x) and max(self.stride) > 1 and x.dim() == self.ndim + 2 and not is_watched(self):
-            clamp = clamp_of(function)
-            y = None if clamp is None else self._joined(x, (0,) * self.ndim, None, clamp)
-            if y is not None:
-                return y
-        return self(function(x))
+        y = self._joined(function, x, (0,) * self.ndim, None) if max(self.stride) > 1 else None
+        return self(function(x)) if y is None else y
 
-    def _joined(self, x: Tensor, extend: tuple[int, ...], pool: DenseMax | None, clamp: Clamp) -> Tensor | None:
-        """Cut off, max pool densely (if asked to), filter and subsample; None where one after the other does better."""
+    def _joined(self, function: Any, x: Any, extend: tuple[int, ...], pool: DenseMax | None) -> Tensor | None:
+        """Cut off, max pool densely (if asked to), filter and subsample; None where one after the other must run."""
         if type(self) not in (BlurPool1d, BlurPool2d, BlurPool3d) or not self._groups or self.of_tokens:
             return None
-        stages = None if pool is None else pool.stages
-        if not may_be_coded(x) or (stages and (not stages.stages or min(stages.sizes(x.shape[2:])) < 1)):
+        if not may_be_coded(x) or x.dim() != self.ndim + 2 or is_watched(self):
+            return None
+        stages, clamp = None if pool is None else pool.stages, clamp_of(function)
+        if clamp is None or (stages and (not stages.stages or min(stages.sizes(x.shape[2:])) < 1)):
             return None
         last, cpu = is_channels_last(x), on_the_cpu(x)
         needs_back = torch.is_grad_enabled() and x.requires_grad

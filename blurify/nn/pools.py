@@ -16,7 +16,7 @@ from blurify.errors import BlurifyError
 from blurify.nn.arguments import per_dim, short
 from blurify.nn.autograd import Input, is_channels_last, is_traced, is_watched, lean, on_the_cpu
 from blurify.nn.blocks import Max, filtered, spread
-from blurify.nn.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d, blurpool, clamp_of
+from blurify.nn.blurpool import BlurPool, BlurPool1d, BlurPool2d, BlurPool3d, blurpool
 from blurify.nn.padding import extend_by, flat_pads
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -118,16 +118,16 @@ def _blurred_max(
     activation: nn.Module | None = None,
 ) -> Tensor:
     """An activation (if there is one), a dense max pool and a blur, in one pass where that can be."""
-    whole = type(layer) in (BlurPool1d, BlurPool2d, BlurPool3d) and layer._groups and not layer.of_tokens
-    seen = not whole or is_traced(x) or is_watched(layer)  # by somebody who wants what is between the two
+    extent = tuple(extend or (0,) * layer.ndim)
     if activation is not None:
-        clamp = None if seen or x.dim() != layer.ndim + 2 else clamp_of(activation)
-        y = None if clamp is None else layer._joined(x, tuple(extend or (0,) * layer.ndim), pool, clamp)
+        y = layer._joined(activation, x, extent, pool)
         if y is not None:
             return y
         x = activation(x)
+    whole = type(layer) in (BlurPool1d, BlurPool2d, BlurPool3d) and layer._groups and not layer.of_tokens
+    seen = not whole or is_traced(x) or is_watched(layer)  # by somebody who wants what is between the two
     if not seen and x.dim() == layer.ndim + 2 and layer.pools(x, pool):
-        return layer._run(x, tuple(extend or (0,) * layer.ndim), pool)
+        return layer._run(x, extent, pool)
     x = dense_max_pool(x, pool.kernel, pool.padding, pool.dilation, pool.extra)
     return cast(Tensor, layer(x) if extend is None else layer(x, extend=extend))
 

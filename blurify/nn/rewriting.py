@@ -13,7 +13,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from torch import nn
 
@@ -251,7 +251,7 @@ def _routed(this: ast.expr, expression: Expression, node: Any, function: Functio
         assert name is not None  # or the statement would not have been chosen
         return _assigned(name, child, owed, node, value=node.value)
     new: ast.expr
-    if expression.form == "wrap" and isinstance(node, ast.Call) and _takes_one(node):
+    if expression.form == "wrap" and takes_one(node):
         new = ast.Call(_attribute(this, AFTER), [child, node.func, *node.args], [])
     elif expression.form in _VALUES:
         new = ast.Call(child, [node, *owed], [])
@@ -268,9 +268,11 @@ def _routed(this: ast.expr, expression: Expression, node: Any, function: Functio
     return ast.copy_location(new, node)
 
 
-def _takes_one(node: ast.Call) -> bool:
-    """Whether a call has one positional argument and nothing else."""
-    return len(node.args) == 1 and not node.keywords and not isinstance(node.args[0], ast.Starred)
+def takes_one(node: ast.AST) -> TypeGuard[ast.Call]:
+    """Whether an expression is a call with one positional argument and nothing else."""
+    if not isinstance(node, ast.Call) or len(node.args) != 1 or node.keywords:
+        return False
+    return not isinstance(node.args[0], ast.Starred)
 
 
 _VALUES = ("wrap", "owed")  # what goes through a child once it is computed

@@ -28,6 +28,7 @@ from blurify.nn.blurpool import blurpool, clamp_of
 from blurify.nn.build import build
 from blurify.nn.joining import may_stay, runs_in_pairs
 from blurify.nn.pools import avg_blur_pool, max_blur_pool
+from blurify.nn.rewriting import takes_one
 from blurify.nn.source import expression_at, function_tree
 from blurify.planning.placement import conv_size
 from blurify.planning.planner import Decided
@@ -111,11 +112,10 @@ class _Books:
 
     def drop(self, key: Key) -> None:
         """A call is gone: what it made comes of somewhere else, what it kept is not kept by it."""
-        for made, memory in zip(self._made, self._both, strict=True):
+        for made in self._made:
             for one in made.get(key, ()):
                 one.written = False
-            for one in memory.stored:
-                one.kept_by.discard(key)
+        self.let_go(key)
 
     def let_go(self, place: Place) -> None:
         """A call keeps nothing any more for the backward: the layer behind it does."""
@@ -325,8 +325,7 @@ def _is_at(edit: Rewrite, frames: list[Frame]) -> bool:
     """Whether the expression of an edit is the call itself that frames lead to, with one argument."""
     code, position, _ = frames[-1]
     found = expression_at(function_tree(code), position)
-    same = edit.path[-1][0] == code.co_name and edit.path[-1][1] == ast.unparse(found)
-    return same and isinstance(found, ast.Call) and len(found.args) == 1 and not found.keywords
+    return edit.path[-1][0] == code.co_name and edit.path[-1][1] == ast.unparse(found) and takes_one(found)
 
 
 def _is_paired(edit: Edit, plan: Plan, call: Call, op: Op | None) -> bool:
